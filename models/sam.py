@@ -1,0 +1,72 @@
+"""Segment Anything models whose architecture is read off their weights."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import partial
+
+from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+from torch import Tensor, nn
+
+PIXEL_MEAN = (123.675, 116.28, 103.53)
+PIXEL_STD = (58.395, 57.12, 57.375)
+
+
+def build_sam(state: Mapping[str, Tensor]) -> Sam:
+    """An untrained Sam with the sizes a state dict asks for; the caller loads the weights.
+
+    What weights do not show is taken from the public models: 8 heads in the decoder, the pixel mean and deviation.
+
+    Raises:
+        KeyError: a key every Sam has is missing.
+    """
+    encoder = "image_encoder."
+    dim, _, patch, _ = state[f"{encoder}patch_embed.proj.weight"].shape
+    grid = state[f"{encoder}pos_embed"].shape[1]
+    depth = _count(state, rf"{encoder}blocks\.(\d+)\.")
+    # A block's relative positions reach 2 * size - 1 steps: size is the grid for global attention, else the window.
+    reach = [(len(state[f"{encoder}blocks.{i}.attn.rel_pos_h"]) + 1) // 2 for i in range(depth)]
+    head_dim = state[f"{encoder}blocks.0.attn.rel_pos_h"].shape[1]
+    out_chans = state[f"{encoder}neck.0.weight"].shape[0]
+    token_layer = "mask_decoder.transformer.layers.0."
+    return Sam(
+        image_encoder=ImageEncoderViT(
+            img_size=grid * patch,
+            patch_size=patch,
+            embed_dim=dim,
+            depth=depth,
+            num_heads=dim // head_dim,
+            mlp_ratio=state[f"{encoder}blocks.0.mlp.lin1.weight"].shape[0] / dim,
+            norm_layer=partial(nn.LayerNorm, eps=1e-6),
+            qkv_bias=f"{encoder}blocks.0.attn.qkv.bias" in state,
+            use_rel_pos=True,
+            global_attn_indexes=tuple(i for i, size in enumerate(reach) if size == grid),
+            window_size=min(reach),
+            out_chans=out_chans,
+        ),
+        prompt_encoder=PromptEncoder(
+            embed_dim=out_chans,
+            image_embedding_size=(grid, grid),
+            input_image_size=(grid * patch, grid * patch),
+            mask_in_chans=state["prompt_encoder.mask_downscaling.3.weight"].shape[0],
+        ),
+        mask_decoder=MaskDecoder(
+            num_multimask_outputs=len(state["mask_decoder.mask_tokens.weight"]) - 1,
+            transformer=TwoWayTransformer(
+                depth=_count(state, r"mask_decoder\.transformer\.layers\.(\d+)\."),
+                embedding_dim=out_chans,
+                mlp_dim=state[f"{token_layer}mlp.lin1.weight"].shape[0],
+                num_heads=8,
+            ),
+            transformer_dim=out_chans,
+            iou_head_depth=_count(state, r"mask_decoder\.iou_prediction_head\.layers\.(\d+)\."),
+            iou_head_hidden_dim=state["mask_decoder.iou_prediction_head.layers.0.weight"].shape[0],
+        ),
+        pixel_mean=list(PIXEL_MEAN),
+        pixel_std=list(PIXEL_STD),
+    )
+
+
+def _count(state: Mapping[str, Tensor], pattern: str) -> int:
+    return max((int(match[1]) for key in state if (match := re.match(pattern, key))), default=-1) + 1

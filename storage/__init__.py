@@ -1,0 +1,22 @@
+"""Masks as atoms, and the mask store: reading, writing, verifying."""
+
+from samdeblur.storage.atoms import AtomMap, TooManyAtoms
+from samdeblur.storage.layout import StoreError
+from samdeblur.storage.store import (
+    ImageNotReady,
+    MaskStore,
+    StoreDamaged,
+    UnknownImage,
+    open_store,
+)
+
+__all__ = [
+    "AtomMap",
+    "ImageNotReady",
+    "MaskStore",
+    "StoreDamaged",
+    "StoreError",
+    "TooManyAtoms",
+    "UnknownImage",
+    "open_store",
+]

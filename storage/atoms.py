@@ -1,0 +1,210 @@
+"""Atoms: a stack of overlapping masks as one label plane and a short table.
+
+An atom is a maximal set of pixels covered by exactly the same set of masks. The label plane of atom numbers and the
+table of (atom, mask) pairs together hold the same information as the stack of boolean masks, in the space of one plane.
+
+Shapes: H W pixels, M masks, K atoms, P (atom, mask) pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+MAX_ATOMS = 65535
+MAX_MASKS = 65535
+
+
+class TooManyAtoms(ValueError):
+    """The masks split the image into more atoms, or are more, than 16-bit numbers can name."""
+
+
+@dataclass(frozen=True, eq=False)
+class AtomMap:
+    """Overlapping masks of one image (or of one window of it).
+
+    Attributes:
+        atoms: (H, W) uint16, the atom of each pixel; 0 = covered by no mask. Numbers 1..K count the atoms in raster
+            order of their first pixel, so equal masks give equal maps.
+        pairs: (P, 2) uint16 rows (atom, mask), sorted; mask is a position in 0..M-1.
+        mask_ids: (M,) int32, the number each mask has in its full image; 0..M-1 unless the map is a crop.
+    """
+
+    atoms: NDArray[np.uint16]
+    pairs: NDArray[np.uint16]
+    mask_ids: NDArray[np.int32]
+
+    @property
+    def n_masks(self) -> int:
+        return len(self.mask_ids)
+
+    @property
+    def n_atoms(self) -> int:
+        """K. Every atom but 0 is covered by at least one mask, so the sorted table ends with the last one."""
+        return int(self.pairs[-1, 0]) if len(self.pairs) else 0
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        height, width = self.atoms.shape
+        return height, width
+
+    @classmethod
+    def from_masks(
+        cls, masks: ArrayLike | Sequence[NDArray[np.bool_]], shape: tuple[int, int] | None = None
+    ) -> AtomMap:
+        """Encode a stack of masks; lossless, `to_masks` gives them back.
+
+        Args:
+            masks: (M, H, W) bool, or a sequence of M planes (H, W). May overlap, repeat and be empty.
+            shape: (H, W), needed only when `masks` is an empty sequence.
+
+        Raises:
+            TooManyAtoms: more than 65,535 atoms or masks.
+            ValueError: the planes are not 2-D or differ in shape.
+        """
+        planes = [np.asarray(mask, dtype=bool) for mask in masks]  # type: ignore[union-attr]
+        if shape is None:
+            shape = planes[0].shape if planes else np.shape(masks)[1:]
+        if shape is None or len(shape) != 2 or any(plane.shape != tuple(shape) for plane in planes):
+            raise ValueError(f"masks must be planes (H, W) of one shape, got {sorted({p.shape for p in planes})}")
+        if len(planes) > MAX_MASKS:
+            raise TooManyAtoms(f"{len(planes)} masks, at most {MAX_MASKS} can be stored")
+        if not planes or not np.prod(shape):
+            return cls.empty(shape, len(planes))
+        areas = np.array([np.count_nonzero(plane) for plane in planes])
+        for seed in range(8):
+            encoded = _encode(planes, areas, seed)
+            if encoded is not None:
+                return encoded
+        raise RuntimeError("eight independent sets of 64-bit words collided; this cannot happen by chance")
+
+    @classmethod
+    def empty(cls, shape: tuple[int, int], n_masks: int = 0) -> AtomMap:
+        """A map of (H, W) pixels that no mask covers."""
+        return cls(np.zeros(shape, np.uint16), np.zeros((0, 2), np.uint16), np.arange(n_masks, dtype=np.int32))
+
+    def to_masks(self) -> NDArray[np.bool_]:
+        """The masks, (M, H, W) bool, in their order."""
+        return self.mask_table().T[:, self.atoms]
+
+    def mask_table(self) -> NDArray[np.bool_]:
+        """(K + 1, M) bool, true where the mask covers the atom; row 0, the uncovered pixels, is false."""
+        table = np.zeros((self.n_atoms + 1, self.n_masks), bool)
+        table[self.pairs[:, 0], self.pairs[:, 1]] = True
+        return table
+
+    def atom_areas(self) -> NDArray[np.int64]:
+        """(K + 1,) pixels of each atom, the uncovered pixels first."""
+        return np.bincount(self.atoms.ravel(), minlength=self.n_atoms + 1)
+
+    def mask_areas(self) -> NDArray[np.int64]:
+        """(M,) pixels of each mask."""
+        areas = np.zeros(self.n_masks, np.int64)
+        np.add.at(areas, self.pairs[:, 1], self.atom_areas()[self.pairs[:, 0]])
+        return areas
+
+    def mask_boxes(self) -> NDArray[np.int64]:
+        """(M, 4) boxes x, y, width, height of the masks in pixels; zeros for a mask without a pixel."""
+        height, width = self.shape
+        size = self.n_atoms + 1
+        flat = self.atoms.ravel()
+        boxes = np.zeros((self.n_masks, 4), np.int64)
+        if not len(self.pairs):
+            return boxes
+        rows, columns = (axis.ravel() for axis in np.indices(self.shape))
+        atoms, masks = self.pairs.T
+        for side, position, extent in ((0, columns, width), (1, rows, height)):
+            low, high = np.full(size, extent), np.full(size, -1)
+            np.minimum.at(low, flat, position)
+            np.maximum.at(high, flat, position)
+            mask_low, mask_high = np.full(self.n_masks, extent), np.full(self.n_masks, -1)
+            np.minimum.at(mask_low, masks, low[atoms])
+            np.maximum.at(mask_high, masks, high[atoms])
+            boxes[:, side] = np.where(mask_high >= 0, mask_low, 0)
+            boxes[:, side + 2] = np.where(mask_high >= 0, mask_high - mask_low + 1, 0)
+        return boxes
+
+    def crop(self, top: int, left: int, height: int, width: int) -> AtomMap:
+        """The map of a window: atoms renumbered, masks with no pixel in it dropped, `mask_ids` kept.
+
+        Raises:
+            ValueError: the window is empty or does not lie inside the image.
+        """
+        check_window((top, left, height, width), self.shape)
+        window = self.atoms[top : top + height, left : left + width]
+        return from_window(window, self.pairs, self.mask_ids)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, AtomMap):
+            return NotImplemented
+        return all(
+            np.array_equal(mine, theirs)
+            for mine, theirs in (
+                (self.atoms, other.atoms),
+                (self.pairs, other.pairs),
+                (self.mask_ids, other.mask_ids),
+            )
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def check_window(window: tuple[int, int, int, int], shape: tuple[int, int]) -> None:
+    """Raise ValueError unless the window (top, left, height, width) is not empty and inside (H, W)."""
+    top, left, height, width = window
+    if height < 1 or width < 1 or top < 0 or left < 0 or top + height > shape[0] or left + width > shape[1]:
+        raise ValueError(f"window (top, left, height, width) = {window} does not fit in an image of {shape}")
+
+
+def from_window(window: NDArray[np.uint16], pairs: NDArray[np.uint16], mask_ids: NDArray[np.int32]) -> AtomMap:
+    """A canonical map of a piece of a label plane, given the table of the whole plane.
+
+    Args:
+        window: (h, w) uint16, atom numbers of the whole image.
+        pairs: (P, 2) uint16, table of the whole image.
+        mask_ids: (M,) int32, mask numbers of the whole image.
+    """
+    n_atoms = int(pairs[-1, 0]) if len(pairs) else 0
+    flat = window.ravel()
+    first = np.full(n_atoms + 1, flat.size, np.int64)
+    first[flat[::-1]] = np.arange(flat.size - 1, -1, -1)  # the last write wins: the first pixel in raster order
+    present = np.flatnonzero(first[1:] < flat.size) + 1
+    present = present[np.argsort(first[present], kind="stable")]
+    renumber = np.zeros(n_atoms + 1, np.uint16)
+    renumber[present] = np.arange(1, len(present) + 1)
+
+    rows = pairs[renumber[pairs[:, 0]] > 0]
+    kept_masks, positions = np.unique(rows[:, 1], return_inverse=True)
+    rows = np.stack([renumber[rows[:, 0]], positions.astype(np.uint16)], axis=1)
+    rows = rows[np.argsort(rows[:, 0], kind="stable")]  # masks within an atom are in order already
+    return AtomMap(renumber[window], rows, mask_ids[kept_masks])
+
+
+def _encode(planes: Sequence[NDArray[np.bool_]], areas: NDArray[np.int64], seed: int) -> AtomMap | None:
+    """One try with one set of words; None when two different sets of masks gave the same word."""
+    words = np.random.default_rng(seed).integers(1, 2**64, len(planes), np.uint64, endpoint=False)
+    code = np.zeros(planes[0].shape, np.uint64)
+    for plane, word in zip(planes, words, strict=True):
+        np.bitwise_xor(code, word, out=code, where=plane)
+
+    flat = code.ravel()
+    starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])  # runs of equal words: few
+    found, first, inverse = np.unique(flat[starts], return_index=True, return_inverse=True)
+    covered = np.flatnonzero(found)
+    covered = covered[np.argsort(first[covered])]  # raster order of first appearance
+    if len(covered) > MAX_ATOMS:
+        raise TooManyAtoms(f"{len(covered)} atoms, at most {MAX_ATOMS} can be stored")
+    number = np.zeros(len(found), np.uint16)
+    number[covered] = np.arange(1, len(covered) + 1)
+    lengths = np.diff(starts, append=flat.size)
+    atoms = np.repeat(number[inverse], lengths)
+
+    probes = starts[first[covered]]  # one pixel of each atom
+    table = np.stack([plane.ravel()[probes] for plane in planes], axis=1)  # (K, M)
+    rows, masks = np.nonzero(table)
+    pairs = np.stack([rows + 1, masks], axis=1).astype(np.uint16)
+    encoded = AtomMap(atoms.reshape(code.shape), pairs, np.arange(len(planes), dtype=np.int32))
+    return encoded if np.array_equal(encoded.mask_areas(), areas) else None

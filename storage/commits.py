@@ -1,0 +1,230 @@
+"""How blocks enter a store: a worker stages the shards of a block, the coordinator alone moves and indexes them.
+
+A kill at any point loses at most blocks that were not committed; `index/state` is written last, so what it calls done
+is complete and on the disk.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from samdeblur.storage.atoms import AtomMap, TooManyAtoms
+from samdeblur.storage.files import PARTIAL, DurableStore, fsync_path, sha256_file
+from samdeblur.storage.layout import (
+    ERROR_BYTES,
+    IMAGE_NAMES,
+    MAX_PAIRS,
+    MAX_RECORDS,
+    PENDING,
+    RECORD_COLUMNS,
+    Header,
+    pack_text,
+    read_header,
+)
+from samdeblur.storage.lease import Lease
+
+NO_SHARD = bytes(32)
+
+
+@dataclass(frozen=True)
+class ImageContent:
+    """What is stored of one image.
+
+    Attributes:
+        atoms: the masks.
+        records: column name -> (M,) float64; missing columns are stored as NaN.
+        blurred, sharp: (H, W, 3) uint8 RGB, or None in a store without images.
+    """
+
+    atoms: AtomMap
+    records: Mapping[str, NDArray[np.float64]]
+    blurred: NDArray[np.uint8] | None = None
+    sharp: NDArray[np.uint8] | None = None
+
+
+@dataclass(frozen=True)
+class ImageOutcome:
+    """One row of the index."""
+
+    state: int
+    digest: bytes = bytes(32)
+    counts: tuple[int, int, int] = (0, 0, 0)  # masks, atoms, pairs
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class StagedBlock:
+    """A block whose shards lie, flushed, in a staging folder."""
+
+    block: int
+    staging: str
+    outcomes: tuple[ImageOutcome, ...]
+    shard_digests: tuple[bytes, ...]  # SHA-256 per data array; NO_SHARD where nothing was written
+
+
+def run_folder(store: Path) -> Path:
+    """Where a job keeps what does not belong in the store: staging, lease, logs."""
+    return store.with_name(store.name + ".run")
+
+
+def shard_path(block: int, dimensions: int) -> str:
+    """Path of a block's shard inside its array; only the first axis has more than one shard."""
+    return "/".join(["c", str(block), *["0"] * (dimensions - 1)])
+
+
+def check_caps(atoms: AtomMap) -> None:
+    """Raise TooManyAtoms when a map does not fit into a row of the store."""
+    if len(atoms.pairs) > MAX_PAIRS or atoms.n_masks > MAX_RECORDS:
+        raise TooManyAtoms(
+            f"{atoms.n_masks} masks and {len(atoms.pairs)} (atom, mask) pairs; a store holds at most {MAX_RECORDS} "
+            f"and {MAX_PAIRS} per image"
+        )
+
+
+def pack_records(records: Mapping[str, NDArray[np.float64]], n_masks: int) -> NDArray[np.float64]:
+    """(M, F) float64 in the order of RECORD_COLUMNS."""
+    missing = np.full(n_masks, np.nan)
+    return np.stack([records.get(name, missing) for name in RECORD_COLUMNS], axis=1)
+
+
+def stage_block(
+    store: Path, header: Header, staging: Path, block: int, contents: Sequence[ImageContent | None]
+) -> tuple[bytes, ...]:
+    """Write the shards of a block into a staging folder and flush them.
+
+    Args:
+        store: the store the block is for; only its array metadata is read.
+        header: the header of that store.
+        staging: an empty or missing folder owned by this attempt alone.
+        contents: one per image of the block; None for a quarantined image.
+
+    Returns:
+        SHA-256 of each shard, in the order of `header.data_arrays()`.
+    """
+    images = header.block_range(block)
+    digests = []
+    for name, spec in header.data_arrays().items():
+        rows = np.zeros((len(images), *spec.shape[1:]), spec.dtype)
+        for row, content in zip(rows, contents, strict=True):
+            if content is not None:
+                _fill(row, name, content)
+        target = staging / name
+        target.mkdir(parents=True)
+        shutil.copyfile(store / name / "zarr.json", target / "zarr.json")
+        array = zarr.open_array(DurableStore(target), mode="r+")
+        array[images.start : images.stop] = rows
+        shard = target / shard_path(block, len(spec.shape))
+        digests.append(sha256_file(shard) if shard.exists() else NO_SHARD)
+    return tuple(digests)
+
+
+def _fill(row: NDArray[Any], name: str, content: ImageContent) -> None:
+    if name == "atoms":
+        height, width = content.atoms.shape
+        row[:height, :width] = content.atoms.atoms
+    elif name == "pairs":
+        row[: len(content.atoms.pairs)] = content.atoms.pairs
+    elif name == "records":
+        row[: content.atoms.n_masks] = pack_records(content.records, content.atoms.n_masks)
+    else:
+        image = {f"images/{n}": getattr(content, n) for n in IMAGE_NAMES}[name]
+        row[: image.shape[0], : image.shape[1]] = image
+
+
+class Committer:
+    """The one writer of a store's shards and index.
+
+    Raises:
+        StoreBusy: another job holds the store.
+        StoreError, FileNotFoundError: no store there.
+    """
+
+    def __init__(self, store: Path) -> None:
+        self.header = read_header(store)
+        self._store = store
+        self._folder = run_folder(store)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self.lease = Lease(self._folder)
+        shutil.rmtree(self._folder / "staging", ignore_errors=True)
+        for leftover in (store / "index").rglob(f"*{PARTIAL}"):
+            leftover.unlink()
+        self._index = zarr.open_group(DurableStore(store), mode="r+")
+
+    def staging(self, block: int) -> Path:
+        """The staging folder of this job's attempt at a block."""
+        return self._folder / "staging" / f"{block}-{self.lease.token}"
+
+    def pending_blocks(self) -> list[int]:
+        """Blocks with an image that was not committed yet."""
+        state = self._array("index/state")[:]
+        return np.unique(np.flatnonzero(state == PENDING) // self.header.block_size).tolist()
+
+    def commit(self, blocks: Sequence[StagedBlock]) -> None:
+        """Move staged shards into place, index them, then call them done; each step is on the disk before the next.
+
+        Raises:
+            StoreBusy: another job took the store over; nothing was written.
+        """
+        if not blocks:
+            return
+        self.lease.check()
+        folders: set[Path] = set()
+        for block in blocks:
+            folders |= self._move_in(block)
+        for folder in folders:
+            fsync_path(folder)
+
+        rows = np.concatenate([self.header.block_range(block.block) for block in blocks])
+        outcomes = [outcome for block in blocks for outcome in block.outcomes]
+        self._write("index/digest", rows, [np.frombuffer(o.digest, np.uint8) for o in outcomes])
+        self._write("index/counts", rows, [o.counts for o in outcomes])
+        self._write("index/error", rows, [pack_text(o.error, ERROR_BYTES) for o in outcomes])
+        self._write(
+            "index/shard_digest",
+            np.array([block.block for block in blocks]),
+            [[np.frombuffer(d, np.uint8) for d in block.shard_digests] for block in blocks],
+        )
+        self._write("index/state", rows, [o.state for o in outcomes])
+        for block in blocks:
+            shutil.rmtree(block.staging, ignore_errors=True)
+
+    def close(self) -> None:
+        """Let the store go; what was staged and not committed is dropped."""
+        shutil.rmtree(self._folder / "staging", ignore_errors=True)
+        self.lease.release()
+
+    def _array(self, name: str) -> zarr.Array:
+        array = self._index[name]
+        assert isinstance(array, zarr.Array)
+        return array
+
+    def _write(self, name: str, rows: NDArray[np.int64], values: Sequence[Any]) -> None:
+        array = self._array(name)
+        array.oindex[rows] = np.asarray(values, array.dtype)
+
+    def _move_in(self, block: StagedBlock) -> set[Path]:
+        """Returns the folders whose entries changed."""
+        changed = set()
+        for (name, spec), digest in zip(self.header.data_arrays().items(), block.shard_digests, strict=True):
+            shard = shard_path(block.block, len(spec.shape))
+            target = self._store / name / shard
+            if digest == NO_SHARD:
+                target.unlink(missing_ok=True)  # left by a killed job
+                continue
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(Path(block.staging) / name / shard, target)
+            folder = target.parent
+            while folder != self._store / name:
+                changed.add(folder)
+                folder = folder.parent
+            changed.add(folder)
+        return changed
