@@ -1,1 +1,1 @@
-"""x."""
+"""The commands: parsing, progress and messages; no logic."""

@@ -2,6 +2,7 @@
 
 from samdeblur.models.attach import Deblurrer, with_prior
 from samdeblur.models.checkpoints import CheckpointError, load_network, load_sam
+from samdeblur.models.inference import deblur
 from samdeblur.models.nafnet import NAFNet
 from samdeblur.models.pooling import AtomBatch, drop_masks, mask_average_pool
 from samdeblur.models.priors import METHODS, CATPrior, MAPUnit, Prior, prior_for
@@ -15,6 +16,7 @@ __all__ = [
     "MAPUnit",
     "NAFNet",
     "Prior",
+    "deblur",
     "drop_masks",
     "load_network",
     "load_sam",

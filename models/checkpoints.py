@@ -19,6 +19,7 @@ from samdeblur.models.priors import build_prior
 from samdeblur.models.sam import build_sam
 
 METADATA_KEY = "samdeblur"
+BEST_WEIGHTS = "best.safetensors"  # name of the best weights in the folder of a training run
 
 # A key that gives away whose checkpoint a file is, for the message that refuses it.
 _KNOWN_KEYS = {
@@ -49,7 +50,7 @@ def encode_network(network: Deblurrer) -> bytes:
 
 
 def load_network(path: str | Path) -> Deblurrer:
-    """A deblurring network in evaluation mode, from a file of this package or a public NAFNet checkpoint.
+    """A deblurring network in evaluation mode, from a file or run folder of this package, or a public NAFNet file.
 
     Hyper-parameters come from the file. See `Deblurrer` for how to call it.
 
@@ -57,9 +58,7 @@ def load_network(path: str | Path) -> Deblurrer:
         FileNotFoundError: no such file.
         CheckpointError: not a checkpoint, or one of another network.
     """
-    path = Path(path)
-    if path.name == "bundled":
-        raise CheckpointError("this version bundles no network; give the path of a checkpoint, or none")
+    path = resolve_checkpoint(Path(path))
     state, config = read_state(path)
     if config is None:
         state = state.get("params", state)
@@ -79,9 +78,7 @@ def load_sam(path: str | Path) -> Sam:
         FileNotFoundError: no such file.
         CheckpointError: not a checkpoint, or not of a Segment Anything model.
     """
-    path = Path(path)
-    if path.name == "bundled":
-        raise CheckpointError("this version bundles no SAM; give the path of a checkpoint")
+    path = resolve_checkpoint(Path(path))
     state, _ = read_state(path)
     try:
         sam = build_sam(state)
@@ -91,13 +88,25 @@ def load_sam(path: str | Path) -> Sam:
     return sam.eval()
 
 
+def resolve_checkpoint(path: Path) -> Path:
+    """The file a path stands for: itself, or the best weights of a training run's folder.
+
+    Raises FileNotFoundError, and CheckpointError for `bundled`.
+    """
+    if str(path) == "bundled" and not path.exists():
+        raise CheckpointError("bundled: this version carries no weights; give the path of a checkpoint")
+    if path.is_dir():
+        path = path / BEST_WEIGHTS
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such checkpoint")
+    return path
+
+
 def read_state(path: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """The tensors of a safetensors or torch file, and the configuration this package wrote beside them, if it did.
 
-    Never unpickles code. Raises FileNotFoundError, CheckpointError.
+    Never unpickles code. Raises CheckpointError.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such checkpoint")
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:

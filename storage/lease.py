@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import socket
+import threading
 import time
 import uuid
 from pathlib import Path
+from typing import Any
 
 from samdeblur.storage.files import write_durably
 
@@ -19,7 +21,9 @@ class StoreBusy(RuntimeError):
 
 
 class Lease:
-    """Holds `<folder>/lease.json`. A lease whose process is gone (same host) or that was not renewed in time is free.
+    """Holds `<folder>/lease.json` and renews it in the background until it is released.
+
+    A lease that was not renewed in time, or whose process is gone (same host), is free to take.
 
     Raises:
         StoreBusy: another job holds it.
@@ -36,36 +40,42 @@ class Lease:
             )
         self._write()
         self.check()
-
-    def renew_when_due(self) -> None:
-        if time.time() - self._renewed > LEASE_SECONDS / 4:
-            self.check()
-            self._write()
+        self._released = threading.Event()
+        threading.Thread(target=self._renew, name="lease", daemon=True).start()
 
     def check(self) -> None:
         """Raise StoreBusy if another job took the store over."""
-        holder = self._read()
-        if not holder or holder["token"] != self.token:
+        if not self._is_mine():
             raise StoreBusy(f"{self._path.parent}: another job has taken this store over; this one stops")
 
     def release(self) -> None:
-        holder = self._read()
-        if holder and holder["token"] == self.token:
+        self._released.set()
+        if self._is_mine():
             self._path.unlink(missing_ok=True)
 
+    def _renew(self) -> None:
+        while not self._released.wait(LEASE_SECONDS / 4):
+            if not self._is_mine():
+                return
+            self._write()
+
+    def _is_mine(self) -> bool:
+        holder = self._read()
+        return holder is not None and holder["token"] == self.token
+
     def _write(self) -> None:
-        self._renewed = time.time()
-        holder = {"token": self.token, "host": socket.gethostname(), "pid": os.getpid(), "renewed": self._renewed}
+        holder = {"token": self.token, "host": socket.gethostname(), "pid": os.getpid(), "renewed": time.time()}
         write_durably(self._path, json.dumps(holder).encode())
 
-    def _read(self) -> dict | None:
+    def _read(self) -> dict[str, Any] | None:
         try:
-            return json.loads(self._path.read_text())
+            holder: dict[str, Any] = json.loads(self._path.read_text())
         except (FileNotFoundError, json.JSONDecodeError):
             return None
+        return holder
 
 
-def _is_free(holder: dict) -> bool:
+def _is_free(holder: dict[str, Any]) -> bool:
     if time.time() - holder["renewed"] > LEASE_SECONDS:
         return True
     if holder["host"] != socket.gethostname():
@@ -76,4 +86,4 @@ def _is_free(holder: dict) -> bool:
         return True
     except PermissionError:
         return False
-    return holder["pid"] == os.getpid()
+    return False

@@ -1,0 +1,64 @@
+"""How the commands speak: one line for what went wrong, and the exit codes.
+
+0 done, 1 failed while working, 2 refused before working (the command, its paths or its settings are wrong),
+3 finished with quarantined images, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+
+import click
+
+from samdeblur.models import CheckpointError
+from samdeblur.pipeline import SourceError
+from samdeblur.storage import StoreDamaged, StoreError
+from samdeblur.storage.lease import StoreBusy
+
+FAILED, WRONG_USAGE, QUARANTINED, INTERRUPTED = 1, 2, 3, 130
+
+REFUSALS = (FileNotFoundError, NotADirectoryError, SourceError, StoreError, CheckpointError)
+
+
+def run_command(command: click.Command, interrupted: str = "") -> None:
+    """Run a click command as a program: report errors in one line (--debug adds the traceback) and exit.
+
+    Args:
+        interrupted: what to say, after "interrupted", to someone who stops it.
+    """
+    debug = "--debug" in sys.argv
+    try:
+        code = command.main([argument for argument in sys.argv[1:] if argument != "--debug"], standalone_mode=False)
+    except click.exceptions.Exit as done:
+        code = done.exit_code
+    except click.ClickException as error:
+        code = _complain(error.format_message(), WRONG_USAGE)
+    except (click.Abort, KeyboardInterrupt):
+        code = _complain(f"interrupted{interrupted}", INTERRUPTED)
+    except BaseException as error:
+        if debug or isinstance(error, (SystemExit, GeneratorExit)):
+            if debug:
+                traceback.print_exc()
+            code = error.code if isinstance(error, SystemExit) else FAILED
+        else:
+            code = _complain(*_explain(error))
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _explain(error: BaseException) -> tuple[str, int]:
+    if isinstance(error, StoreDamaged | StoreBusy):
+        return str(error), FAILED
+    if isinstance(error, FileNotFoundError | NotADirectoryError) and error.filename:
+        return f"{error.filename}: {error.strerror}", WRONG_USAGE
+    if isinstance(error, REFUSALS):
+        return str(error), WRONG_USAGE
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror or error}", FAILED
+    return f"{type(error).__name__}: {error} (run with --debug for the traceback)", FAILED
+
+
+def _complain(message: str, code: int) -> int:
+    click.echo(f"error: {' '.join(message.split())}", err=True)
+    return code

@@ -1,0 +1,184 @@
+"""samdeblur-prep: from a dataset to a mask store."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from tqdm import tqdm
+
+from samdeblur.cli.messages import FAILED, QUARANTINED, run_command
+from samdeblur.pipeline import PrepSettings, StoreOptions, Summary, Weights, open_source, prepare, status
+from samdeblur.pipeline.segment import SAM_SETTINGS
+from samdeblur.storage.verify import verify_store
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="samdeblur")
+def cli() -> None:
+    """Prepare deblurring datasets: pre-deblur, segment, and store the masks.
+
+    Exit codes: 0 all done, 1 failed, 2 wrong usage, 3 finished with quarantined images. --debug shows tracebacks.
+    """
+
+
+def sam_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """One option per setting of SamAutomaticMaskGenerator."""
+    for name, default in reversed(SAM_SETTINGS.items()):
+        flag = f"--{name.replace('_', '-')}"
+        if name == "point_grids":
+            help_text = "SAM: JSON file with a list of [x, y] points in 0..1 per crop layer, instead of a regular grid."
+            option = click.option(flag, type=click.Path(dir_okay=False), help=help_text)
+        else:
+            option = click.option(flag, type=type(default), help=f"SAM: {name}, default {default}.")
+        command = option(command)
+    return command
+
+
+@cli.command()
+@click.argument("source")
+@click.argument("store", type=click.Path(path_type=Path))
+@click.option("--split", required=True, help="Split to prepare: train, test, ... (a folder of the native layouts).")
+@click.option("--layout", default="auto", show_default=True, help="auto, pairs, gopro or sample.")
+@click.option("--dataset", help="Name written into the store; by default the layout's or the folder's.")
+@click.option("--skip-unpaired", is_flag=True, help="Leave out images without a counterpart.")
+@click.option("--predeblur", default="none", show_default=True, metavar="none|bundled|PATH",
+              help="NAFNet that deblurs before segmenting: a checkpoint or a run folder. The paper does so for "
+                   "training splits and not for test splits.")  # fmt: skip
+@click.option("--sam", metavar="bundled|PATH", help="Segment Anything weights. Without them: superpixels, no weights.")
+@click.option("--channel-order", type=click.Choice(["rgb", "bgr"]), default="rgb", show_default=True,
+              help="SAM: order of the channels; the released SAM-Deblur masks came from bgr.")  # fmt: skip
+@click.option("--images/--no-images", default=True, show_default=True, help="Store the pictures beside the masks.")
+@click.option("--block-size", type=click.IntRange(1, 4096), help="Images per block, the unit of work.  [default: 8]")
+@click.option("--workers", type=click.IntRange(1), help="Processes.  [default: one per GPU, else one per core]")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@sam_options
+def run(
+    source: str,
+    store: Path,
+    split: str,
+    layout: str,
+    dataset: str | None,
+    skip_unpaired: bool,
+    predeblur: str,
+    sam: str | None,
+    channel_order: Any,
+    images: bool,
+    block_size: int | None,
+    workers: int | None,
+    device: str,
+    **sam_settings: Any,
+) -> int:
+    """Prepare SOURCE (a folder of pairs, a GoPro folder, or the word `sample`) into STORE.
+
+    Run the same command again to finish a job that was interrupted.
+    """
+    settings = PrepSettings(
+        predeblur=None if predeblur == "none" else Weights.of(predeblur),
+        sam=None if sam is None else Weights.of(sam),
+        channel_order=channel_order,
+        sam_settings=chosen_sam_settings(sam_settings, sam),
+        device=device,
+    )
+    pairs = open_source(source, split, layout, dataset, skip_unpaired)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = len(pairs.keys) - status(store).pending if store.exists() else 0
+    name = f"{pairs.dataset} {split}"
+    with tqdm(total=len(pairs.keys), initial=before, unit="img", desc=name, dynamic_ncols=True) as bar:
+
+        def progress(n_images: int, quarantined: int) -> None:
+            bar.update(n_images)
+            if quarantined:
+                bar.write(f"{quarantined} quarantined")
+
+        summary = prepare(pairs, store, settings, StoreOptions(images, block_size), workers, progress)
+    report(summary)
+    return report_status(store)
+
+
+def chosen_sam_settings(options: dict[str, Any], sam: str | None) -> dict[str, Any]:
+    """The settings that were given on the command line. Raises UsageError."""
+    chosen = {name: value for name, value in options.items() if value is not None}
+    if chosen and sam is None:
+        raise click.UsageError(f"--{next(iter(chosen)).replace('_', '-')} needs --sam")
+    if "point_grids" in chosen:
+        if "points_per_side" in chosen:
+            raise click.UsageError("give --points-per-side or --point-grids, not both")
+        try:
+            chosen["point_grids"] = json.loads(Path(chosen["point_grids"]).read_text())
+            if not all(np.shape(grid)[1:] == (2,) for grid in chosen["point_grids"]):
+                raise ValueError("not a list of lists of [x, y]")
+        except ValueError as error:
+            raise click.UsageError(f"--point-grids {options['point_grids']}: {error}") from error
+        chosen["points_per_side"] = None
+    return chosen
+
+
+def report(summary: Summary) -> None:
+    """Print what a run did."""
+    done_before = f", {summary.already_done} were done before" if summary.already_done else ""
+    rate = summary.images / summary.seconds if summary.seconds else 0.0
+    click.echo(
+        f"{summary.images} images in {summary.seconds:.1f} s ({rate:.2f} images/s, {summary.workers} workers)"
+        f"{done_before}"
+    )
+    total = sum(summary.seconds_by_stage.values())
+    if total:
+        shares = ", ".join(f"{name} {100 * value / total:.0f}%" for name, value in summary.seconds_by_stage.items())
+        click.echo(f"worker time: {shares}")
+
+
+@cli.command("status")
+@click.argument("store", type=click.Path(path_type=Path))
+def status_command(store: Path) -> int:
+    """Say where STORE stands: images done, pending, quarantined and why, and its recipe."""
+    header = status(store).store.header
+    click.echo(f"dataset {header.dataset}, split {header.split}, recipe {header.fingerprint[:12]}")
+    click.echo(json.dumps(header.recipe, indent=1))
+    return report_status(store)
+
+
+def report_status(path: Path) -> int:
+    """Print the state of a store; returns the exit code that goes with it."""
+    found = status(path)
+    store = found.store
+    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    masks, atoms, _ = store.counts[store.states == 1].mean(axis=0) if found.done else (0, 0, 0)
+    click.echo(
+        f"{path}: {found.done} of {len(store)} images done, {found.pending} pending, {len(found.quarantined)} "
+        f"quarantined; {size / 1e6:.1f} MB, {masks:.0f} masks in {atoms:.0f} atoms per image"
+    )
+    for key, reason in found.quarantined.items():
+        click.echo(f"  quarantined {key}: {reason}")
+    if found.pending:
+        click.echo("run the same samdeblur-prep run command again to finish")
+    return QUARANTINED if found.quarantined else 0
+
+
+@cli.command()
+@click.argument("store", type=click.Path(path_type=Path))
+def verify(store: Path) -> int:
+    """Check every file, table and checksum of STORE. Exit code 1 and one line per problem if anything is wrong."""
+    problems = 0
+    for problem in verify_store(store):
+        problems += 1
+        click.echo(problem)
+    if problems:
+        click.echo(f"{problems} problems found")
+        return FAILED
+    found = status(store)
+    click.echo(f"{store}: sound; {found.done} of {len(found.store)} images done")
+    return 0
+
+
+def main() -> None:
+    run_command(cli, "; what was committed is safe, run the same command again to finish")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""Deblurring one picture: from 8-bit pixels to 8-bit pixels."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from samdeblur.models.attach import Deblurrer
+from samdeblur.models.pooling import AtomBatch
+from samdeblur.storage import AtomMap
+
+
+@torch.inference_mode()
+def deblur(network: Deblurrer, image: NDArray[np.uint8], atoms: AtomMap | None = None) -> NDArray[np.uint8]:
+    """Deblur an (H, W, 3) uint8 RGB picture of any size, on the device of the network.
+
+    Args:
+        atoms: the masks of the picture; only a network with a prior looks at them.
+
+    Returns:
+        (H, W, 3) uint8: clamped to [0, 1], times 255, rounded.
+
+    Raises:
+        ValueError: the network gave values that are not finite.
+    """
+    device = next(network.parameters()).device
+    batch = torch.from_numpy(image).to(device).permute(2, 0, 1)[None].float() / 255
+    masks = AtomBatch.collate([atoms]).to(device) if atoms is not None else None
+    output = network(batch, masks)[0]
+    if not torch.isfinite(output).all():
+        raise ValueError("the network gave values that are not finite; check the checkpoint against the images")
+    return output.clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).cpu().numpy()

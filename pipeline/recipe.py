@@ -1,0 +1,102 @@
+"""What a preparation does to its images, as settings, as a recipe to compare stores by, and as models ready to run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from samdeblur.models import CheckpointError, Deblurrer, load_network, load_sam
+from samdeblur.models.checkpoints import resolve_checkpoint
+from samdeblur.pipeline.segment import SAM_SETTINGS, SamSegmenter, Segmenter, sam_recipe
+from samdeblur.pipeline.superpixels import SuperpixelSegmenter
+from samdeblur.storage.files import sha256_file
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A checkpoint file and the SHA-256 (hex) of its bytes, checked again wherever it is loaded."""
+
+    path: str
+    sha256: str
+
+    @classmethod
+    def of(cls, path: str) -> Weights:
+        """Raises FileNotFoundError, CheckpointError."""
+        file = resolve_checkpoint(Path(path))
+        return cls(str(file.resolve()), sha256_file(file).hex())
+
+    def check(self) -> Path:
+        """The path; raises CheckpointError when the file has changed since the job was planned."""
+        path = Path(self.path)
+        if sha256_file(resolve_checkpoint(path)).hex() != self.sha256:
+            raise CheckpointError(f"{path}: the file changed since the job was planned")
+        return path
+
+
+@dataclass(frozen=True)
+class PrepSettings:
+    """Everything that changes the masks. Small and picklable: workers load the models themselves.
+
+    Attributes:
+        predeblur: network that deblurs each image before it is segmented; None for none.
+        sam: Segment Anything weights; None for superpixels, which need none.
+        channel_order: order in which SAM is fed.
+        sam_settings: settings of MaskGenerator that differ from its defaults.
+        device: "cpu", "cuda" (each worker takes one of the GPUs), or "auto".
+    """
+
+    predeblur: Weights | None = None
+    sam: Weights | None = None
+    channel_order: Literal["rgb", "bgr"] = "rgb"
+    sam_settings: Mapping[str, Any] = field(default_factory=dict)
+    device: str = "auto"
+
+    def recipe(self) -> dict[str, Any]:
+        """JSON values; equal recipes give equal masks within one environment."""
+        segmenter = (
+            SuperpixelSegmenter().recipe()
+            if self.sam is None
+            else sam_recipe(self.sam.sha256, self.channel_order, SAM_SETTINGS | dict(self.sam_settings))
+        )
+        return {
+            "mode": "exact",
+            "predeblur": {"checkpoint": self.predeblur.sha256} if self.predeblur else None,
+            "segmenter": dict(segmenter),
+        }
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The models of a preparation, loaded."""
+
+    network: Deblurrer | None
+    segmenter: Segmenter
+
+
+def load_stages(settings: PrepSettings, device: str) -> Stages:
+    """Load the models onto a torch device. Raises FileNotFoundError, CheckpointError."""
+    network = load_network(settings.predeblur.check()).to(device) if settings.predeblur else None
+    if settings.sam is None:
+        return Stages(network, SuperpixelSegmenter())
+    sam = load_sam(settings.sam.check()).to(device)
+    segmenter = SamSegmenter(sam, settings.sam.sha256, settings.channel_order, **settings.sam_settings)
+    return Stages(network, segmenter)
+
+
+def recipe_differences(stored: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """One phrase per setting in which two recipes differ, such as "segmenter.points_per_side 32 -> 16"."""
+    found = []
+    for name in sorted(stored.keys() | asked.keys()):
+        old, new = stored.get(name), asked.get(name)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += recipe_differences(old, new, f"{prefix}{name}.")
+        elif old != new:
+            found.append(f"{prefix}{name} {_short(old)} -> {_short(new)}")
+    return found
+
+
+def _short(value: Any) -> str:
+    text = str(value["name"]) if isinstance(value, Mapping) and "name" in value else str(value)
+    return text if len(text) <= 24 else f"{text[:12]}..."

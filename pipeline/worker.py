@@ -1,0 +1,148 @@
+"""One block of work: images in, shards in a staging folder and a small report out."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from samdeblur.models import deblur
+from samdeblur.pipeline.recipe import PrepSettings, Stages, load_stages
+from samdeblur.pipeline.sources import BadImage, ImagePair, Source
+from samdeblur.pipeline.superpixels import geometry_records
+from samdeblur.storage.commits import ImageContent, ImageOutcome, StagedBlock, check_caps, stage_block
+from samdeblur.storage.layout import DONE, QUARANTINED, Header, fingerprint
+
+
+@dataclass(frozen=True)
+class BlockTask:
+    """What a worker needs to know. `source` holds the images of this block alone."""
+
+    store: str
+    header: Header
+    block: int
+    staging: str
+    source: Source
+    settings: PrepSettings
+
+
+@dataclass(frozen=True)
+class BlockReport:
+    """What a worker did: the staged block, seconds spent by stage, and the environment it ran in."""
+
+    staged: StagedBlock
+    seconds: dict[str, float]
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+class Clock:
+    """Adds up wall time by stage."""
+
+    def __init__(self) -> None:
+        self.seconds: Counter[str] = Counter()
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] += time.perf_counter() - start
+
+
+def run_block(task: BlockTask) -> BlockReport:
+    """Read, pre-deblur, segment, encode and stage the images of a block.
+
+    An image that cannot be processed is quarantined with its reason; only what concerns every image (a model that
+    does not load, a disk that does not take the shards) raises. One thread, so that results do not depend on how many
+    workers share the machine.
+    """
+    clock = Clock()
+    device = pick_device(task.settings.device)
+    with one_thread():
+        with clock("load"):
+            stages = cached_stages(task.settings, device)
+        contents, outcomes = [], []
+        for key in task.source.keys:
+            content, outcome = _process(task, key, stages, clock)
+            contents.append(content)
+            outcomes.append(outcome)
+        with clock("write"):
+            digests = stage_block(Path(task.store), task.header, Path(task.staging), task.block, contents)
+    staged = StagedBlock(task.block, task.staging, tuple(outcomes), digests)
+    return BlockReport(staged, dict(clock.seconds), environment(device))
+
+
+def _process(task: BlockTask, key: str, stages: Stages, clock: Clock) -> tuple[ImageContent | None, ImageOutcome]:
+    pair: ImagePair | None = None
+    try:
+        with clock("read"):
+            pair = task.source.read(key)
+        picture = pair.blurred
+        if stages.network is not None:
+            with clock("predeblur"):
+                picture = deblur(stages.network, picture)
+        with clock("segment"):
+            atoms, records = stages.segmenter.segment(picture)
+            check_caps(atoms)
+    except Exception as error:  # whatever is wrong with one image must not stop the others
+        reason = str(error) if isinstance(error, BadImage) else f"{type(error).__name__}: {error}"
+        digest = pair.digest if pair is not None else bytes(32)
+        return None, ImageOutcome(QUARANTINED, digest, error=reason)
+    records = records | geometry_records(atoms)
+    images = (pair.blurred, pair.sharp) if task.header.images else (None, None)
+    counts = (atoms.n_masks, atoms.n_atoms, len(atoms.pairs))
+    return ImageContent(atoms, records, *images), ImageOutcome(DONE, pair.digest, counts)
+
+
+_loaded: dict[str, Stages] = {}
+
+
+def cached_stages(settings: PrepSettings, device: str) -> Stages:
+    """The models of a recipe; a process keeps those of the last one."""
+    key = f"{device} {fingerprint(settings.recipe())}"
+    if key not in _loaded:
+        _loaded.clear()
+        _loaded[key] = load_stages(settings, device)
+    return _loaded[key]
+
+
+def pick_device(device: str) -> str:
+    """The torch device of this worker; Dask's workers share the GPUs out by their names 0, 1, 2..."""
+    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
+        return "cpu"
+    try:
+        from distributed import get_worker
+
+        index = int(get_worker().name) % torch.cuda.device_count()
+    except (ImportError, ValueError):  # not inside a worker, or one named otherwise
+        index = 0
+    return f"cuda:{index}"
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Thread counts change float results, so exact mode fixes them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def environment(device: str) -> dict[str, str]:
+    """Versions and hardware, kept beside the store: within one environment results are the same to the byte."""
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else torch.backends.cpu.get_cpu_capability()
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": name,
+        "machine": platform.machine(),
+    }
