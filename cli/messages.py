@@ -15,10 +15,13 @@ from samdeblur.models import CheckpointError
 from samdeblur.pipeline import SourceError
 from samdeblur.storage import StoreDamaged, StoreError
 from samdeblur.storage.lease import StoreBusy
+from samdeblur.train.config import ConfigError
+from samdeblur.train.evaluate import ResultsError
+from samdeblur.train.loop import Diverged
 
 FAILED, WRONG_USAGE, QUARANTINED, INTERRUPTED = 1, 2, 3, 130
 
-REFUSALS = (FileNotFoundError, NotADirectoryError, SourceError, StoreError, CheckpointError)
+REFUSALS = (SourceError, StoreError, CheckpointError, ConfigError, ResultsError, FileNotFoundError, NotADirectoryError)
 
 
 def run_command(command: click.Command, interrupted: str = "") -> None:
@@ -47,7 +50,7 @@ def run_command(command: click.Command, interrupted: str = "") -> None:
 
 
 def _explain(error: BaseException) -> tuple[str, int]:
-    if isinstance(error, StoreDamaged | StoreBusy):
+    if isinstance(error, StoreDamaged | StoreBusy | Diverged):
         return str(error), FAILED
     if isinstance(error, FileNotFoundError | NotADirectoryError) and error.filename:
         return f"{error.filename}: {error.strerror}", WRONG_USAGE

@@ -45,7 +45,7 @@ class BlurModel:
     def render(self, photo: NDArray[np.uint8], seed: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """Blur a photograph (H, W, 3) uint8 RGB; returns (blurred, sharp) of the same kind. Same seed, same result."""
         rng = np.random.default_rng(seed)
-        scene = (photo.astype(np.float32) / 255) ** GAMMA
+        scene = np.power(photo / np.float32(255), np.float32(GAMMA))
         height, width = scene.shape[:2]
         camera = _path(rng, rng.uniform(*self.camera_path))
         angles = np.deg2rad(_path(rng, 1.0)[:, 0] * rng.uniform(0, self.rotation))
@@ -66,14 +66,14 @@ class BlurModel:
             total += frame
 
         gain = rng.uniform(*self.gain)
-        exposed = np.clip(total / SUB_FRAMES * gain, 0, 1)
+        exposed = np.clip(total * np.float32(gain / SUB_FRAMES), 0, 1)
         noise = rng.standard_normal(exposed.shape, np.float32)
         exposed += noise * np.sqrt(self.shot_noise * exposed + self.read_noise**2).astype(np.float32)
         blurred = _encode(exposed)
         if self.jpeg_quality is not None:
             _, data = cv2.imencode(".jpg", blurred[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, self.jpeg_quality])
-            blurred = np.ascontiguousarray(cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1])
-        return blurred, _encode(scene * gain)
+            blurred = cv2.cvtColor(np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR)), cv2.COLOR_BGR2RGB)
+        return blurred, _encode(scene * np.float32(gain))
 
 
 def _path(rng: np.random.Generator, length: float) -> NDArray[np.float64]:

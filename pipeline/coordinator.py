@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,7 +34,7 @@ class Summary:
     quarantined: int = 0
     seconds: float = 0.0
     workers: int = 0
-    seconds_by_stage: Counter[str] = field(default_factory=Counter)
+    seconds_by_stage: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
 
 
 def prepare(
@@ -75,7 +75,8 @@ def prepare(
                 quarantined = sum(outcome.state == QUARANTINED for outcome in report.staged.outcomes)
                 summary.images += len(report.staged.outcomes)
                 summary.quarantined += quarantined
-                summary.seconds_by_stage.update(report.seconds)
+                for stage, seconds in report.seconds.items():
+                    summary.seconds_by_stage[stage] += seconds
                 progress(len(report.staged.outcomes), quarantined)
             group.clear()
             last = time.monotonic()

@@ -48,6 +48,7 @@ _TRAIN = (
     Crop("ihc", 30, 30, 280, 280, 11),
     Crop("ihc", 200, 180, 300, 320, 12),
     Crop("hubble_deep_field", 300, 300, 300, 360, 13),
+    Crop("retina", 480, 300, 300, 330, 17),
     Crop("brick", 40, 60, 272, 300, 14),
     Crop("gravel", 100, 60, 256, 288, 15),
     Crop("grass", 60, 160, 256, 256, 16),
@@ -58,7 +59,8 @@ _TEST = (
     Crop("coffee", 20, 60, 300, 360, 103),
     Crop("coffee", 100, 220, 280, 360, 104),
     Crop("coffee", 0, 260, 256, 256, 105),
-    Crop("retina", 480, 300, 300, 330, 106),
+    Crop("camera", 40, 130, 288, 320, 106),
+    Crop("camera", 180, 20, 260, 300, 107),
 )
 
 SPLITS: dict[str, tuple[tuple[Crop, ...], BlurModel]] = {

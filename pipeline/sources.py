@@ -200,7 +200,7 @@ def _list_gopro(root: Path, split: str, skip_unpaired: bool) -> Files:
     for sequence in sorted((root / split).iterdir()):
         for side, folder in zip(sides, ("blur", "sharp"), strict=True):
             side |= {f"{sequence.name}/{name}": path for name, path in images_in(sequence / folder).items()}
-    return match_by_name(*sides, root / split, skip_unpaired)
+    return match_by_name(sides[0], sides[1], root / split, skip_unpaired)
 
 
 LAYOUTS = {

@@ -1,0 +1,115 @@
+"""samdeblur-eval: scores, tables and reports."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+from tqdm import tqdm
+
+from samdeblur.cli.messages import run_command
+from samdeblur.models import Deblurrer, load_network
+from samdeblur.storage import MaskStore, StoreError, open_store
+from samdeblur.storage.files import sha256_file
+from samdeblur.train.compare import (
+    as_markdown,
+    comparison_report,
+    comparison_tables,
+    run_report,
+    run_table,
+    save_pictures,
+    worst_first,
+    write_report,
+)
+from samdeblur.train.evaluate import Results, SetResult, read_results, score_images, summarise, write_results
+from samdeblur.train.loop import pick_device
+from samdeblur.train.state import CONFIG, run_weights
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="samdeblur")
+def cli() -> None:
+    """Evaluate trained networks: PSNR, SSIM, mode collapse rate, tables, reports to look at.
+
+    Exit codes: 0 done, 1 failed, 2 wrong usage. --debug shows tracebacks.
+    """
+
+
+@cli.command()
+@click.argument("network", metavar="RUN")
+@click.argument("stores", metavar="STORE...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder of the results.")
+@click.option("--weights", type=click.Choice(["best", "last", "initial"]), default="best", show_default=True)
+@click.option("--with-step-0", is_flag=True, help="Also score the network as it was before training.")
+@click.option("--pictures", type=click.IntRange(0), default=24, show_default=True,
+              help="Images per set shown in the report, worst first.")  # fmt: skip
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+def run(
+    network: str, stores: tuple[Path, ...], out: Path, weights: str, with_step_0: bool, pictures: int, device: str
+) -> None:
+    """Score RUN (the folder of a run, or a checkpoint) on every STORE; writes results.json, .csv and report.html."""
+    folder = Path(network)
+    path = run_weights(folder, weights)
+    model = load_network(path).to(pick_device(device))
+    before = load_network(run_weights(folder, "initial")).to(pick_device(device)) if with_step_0 else None
+    opened = [open_store(store) for store in stores]
+    for store in opened:
+        if not store.header.images:
+            raise StoreError(f"{store.path}: holds masks without images; prepare it with --images to evaluate on it")
+        if not store.ready_keys:
+            raise StoreError(f"{store.path}: no image is ready; finish the preparation")
+    sets = tuple(score_store(model, before, store, out, pictures) for store in opened)
+    results = Results(method_of(folder, model), str(path), sha256_file(path).hex(), sets)
+    write_results(results, out)
+    click.echo(as_markdown(run_table(results)))
+    click.echo(f"report: {write_report(out, run_report(results, out))}")
+
+
+def score_store(model: Deblurrer, before: Deblurrer | None, store: MaskStore, out: Path, pictures: int) -> SetResult:
+    """Score every image that is ready, and keep the pictures of the worst."""
+    keys, header = store.ready_keys, store.header
+    bar = tqdm(score_images(model, store, keys), total=len(keys), unit="img", desc=f"{header.dataset} {header.split}")
+    scores = tuple(score for score, _ in bar)
+    worst = [score.key for score in worst_first(scores)[:pictures]]
+    for score, result in score_images(model, store, worst):
+        save_pictures(out, store, score, result)
+    step_0: Any = summarise([s for s, _ in score_images(before, store, keys)])["psnr"] if before else None
+    unready = len(store) - len(keys)
+    if unready:
+        click.echo(f"{store.path}: {unready} of {len(store)} images are not ready and were left out", err=True)
+    return SetResult(header.dataset, header.split, header.fingerprint, scores, step_0, unready)
+
+
+def method_of(folder: Path, model: Deblurrer) -> str:
+    """The method a run was trained with; for a checkpoint, its name and what its prior is."""
+    if (folder / CONFIG).is_file():
+        return str(yaml.safe_load((folder / CONFIG).read_text())["method"])
+    prior = str(model.prior.config["name"]) if model.prior is not None else "none"
+    return f"{folder.stem} ({prior})"
+
+
+@cli.command()
+@click.argument("results", metavar="RESULTS...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Write table.md and report.html there.")
+@click.option("--curves", multiple=True, type=click.Path(path_type=Path), help="Run folder whose curves to show.")
+def table(results: tuple[Path, ...], out: Path | None, curves: tuple[Path, ...]) -> None:
+    """Compare several RESULTS (folders written by `run`) as in the paper's Table 1."""
+    runs = [read_results(path) for path in results]
+    text = "\n\n".join(f"{table.title}\n\n{as_markdown(table)}" for table in comparison_tables(runs))
+    click.echo(text)
+    if out is not None:
+        folders = [path if path.is_dir() else path.parent for path in results]
+        figures = {f"training of {run.name}": (run / "curves.png").read_bytes() for run in curves}
+        path = write_report(out, comparison_report(runs, folders, figures))
+        (out / "table.md").write_text(text + "\n")
+        click.echo(f"\nreport: {path}")
+
+
+def main() -> None:
+    run_command(cli)
+
+
+if __name__ == "__main__":
+    main()
