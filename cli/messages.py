@@ -21,7 +21,8 @@ from samdeblur.train.loop import Diverged
 
 FAILED, WRONG_USAGE, QUARANTINED, INTERRUPTED = 1, 2, 3, 130
 
-REFUSALS = (SourceError, StoreError, CheckpointError, ConfigError, ResultsError, FileNotFoundError, NotADirectoryError)
+REFUSALS = (SourceError, StoreError, CheckpointError, ConfigError, ResultsError)
+FAILURES = (StoreDamaged, StoreBusy, Diverged)
 
 
 def run_command(command: click.Command, interrupted: str = "") -> None:
@@ -30,31 +31,27 @@ def run_command(command: click.Command, interrupted: str = "") -> None:
     Args:
         interrupted: what to say, after "interrupted", to someone who stops it.
     """
-    debug = "--debug" in sys.argv
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
-        code = command.main([argument for argument in sys.argv[1:] if argument != "--debug"], standalone_mode=False)
-    except click.exceptions.Exit as done:
-        code = done.exit_code
-    except click.ClickException as error:
-        code = _complain(error.format_message(), WRONG_USAGE)
+        code = command.main(arguments, standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as help_text:
+        help_text.show()
+        code = WRONG_USAGE
     except (click.Abort, KeyboardInterrupt):
         code = _complain(f"interrupted{interrupted}", INTERRUPTED)
-    except BaseException as error:
-        if debug or isinstance(error, (SystemExit, GeneratorExit)):
-            if debug:
-                traceback.print_exc()
-            code = error.code if isinstance(error, SystemExit) else FAILED
-        else:
-            code = _complain(*_explain(error))
-    sys.exit(code if isinstance(code, int) else 0)
+    except Exception as error:
+        if "--debug" in sys.argv:
+            traceback.print_exc()
+        code = _complain(*_explain(error))
+    sys.exit(code or 0)
 
 
-def _explain(error: BaseException) -> tuple[str, int]:
-    if isinstance(error, StoreDamaged | StoreBusy | Diverged):
+def _explain(error: Exception) -> tuple[str, int]:
+    if isinstance(error, click.ClickException):
+        return error.format_message(), WRONG_USAGE
+    if isinstance(error, FAILURES):
         return str(error), FAILED
-    if isinstance(error, FileNotFoundError | NotADirectoryError) and error.filename:
-        return f"{error.filename}: {error.strerror}", WRONG_USAGE
-    if isinstance(error, REFUSALS):
+    if isinstance(error, REFUSALS) or (isinstance(error, FileNotFoundError) and error.errno is None):
         return str(error), WRONG_USAGE
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""

@@ -196,6 +196,8 @@ def _is_gopro(root: Path, split: str) -> bool:
 
 
 def _list_gopro(root: Path, split: str, skip_unpaired: bool) -> Files:
+    if not (root / split).is_dir():
+        raise SourceError(f"{root}: no split {split!r} there")
     sides: list[dict[str, Path]] = [{}, {}]
     for sequence in sorted((root / split).iterdir()):
         for side, folder in zip(sides, ("blur", "sharp"), strict=True):
