@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 import yaml
 from tqdm import tqdm
 
 from samdeblur.cli.messages import run_command
-from samdeblur.models import Deblurrer, load_network
+from samdeblur.models import Deblurrer, load_network, pick_device
 from samdeblur.storage import MaskStore, StoreError, open_store
 from samdeblur.storage.files import sha256_file
 from samdeblur.train.compare import (
@@ -24,7 +23,6 @@ from samdeblur.train.compare import (
     write_report,
 )
 from samdeblur.train.evaluate import Results, SetResult, read_results, score_images, summarise, write_results
-from samdeblur.train.loop import pick_device
 from samdeblur.train.state import CONFIG, run_weights
 
 
@@ -70,16 +68,17 @@ def run(
 def score_store(model: Deblurrer, before: Deblurrer | None, store: MaskStore, out: Path, pictures: int) -> SetResult:
     """Score every image that is ready, and keep the pictures of the worst."""
     keys, header = store.ready_keys, store.header
-    bar = tqdm(score_images(model, store, keys), total=len(keys), unit="img", desc=f"{header.dataset} {header.split}")
-    scores = tuple(score for score, _ in bar)
-    worst = [score.key for score in worst_first(scores)[:pictures]]
-    for score, result in score_images(model, store, worst):
-        save_pictures(out, store, score, result)
-    step_0: Any = summarise([s for s, _ in score_images(before, store, keys)])["psnr"] if before else None
     unready = len(store) - len(keys)
     if unready:
-        click.echo(f"{store.path}: {unready} of {len(store)} images are not ready and were left out", err=True)
-    return SetResult(header.dataset, header.split, header.fingerprint, scores, step_0, unready)
+        click.echo(f"{store.path}: {unready} of {len(store)} images are not ready and are left out", err=True)
+    bar = tqdm(score_images(model, store, keys), total=len(keys), unit="img", desc=f"{header.dataset} {header.split}")
+    scores = tuple(score for score, _ in bar)
+    step_0 = summarise([score for score, _ in score_images(before, store, keys)])["psnr"] if before else None
+    result = SetResult(header.dataset, header.split, header.fingerprint, scores, step_0, unready)
+    worst = [score.key for score in worst_first(scores)[:pictures]]
+    for score, deblurred in score_images(model, store, worst):
+        save_pictures(out, result, store, score, deblurred)
+    return result
 
 
 def method_of(folder: Path, model: Deblurrer) -> str:

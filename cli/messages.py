@@ -11,7 +11,7 @@ import traceback
 
 import click
 
-from samdeblur.models import CheckpointError
+from samdeblur.models import CheckpointError, DeviceError
 from samdeblur.pipeline import SourceError
 from samdeblur.storage import StoreDamaged, StoreError
 from samdeblur.storage.lease import StoreBusy
@@ -21,7 +21,7 @@ from samdeblur.train.loop import Diverged
 
 FAILED, WRONG_USAGE, QUARANTINED, INTERRUPTED = 1, 2, 3, 130
 
-REFUSALS = (SourceError, StoreError, CheckpointError, ConfigError, ResultsError)
+REFUSALS = (SourceError, StoreError, CheckpointError, ConfigError, DeviceError, ResultsError)
 FAILURES = (StoreDamaged, StoreBusy, Diverged)
 
 

@@ -2,7 +2,7 @@
 
 from samdeblur.models.attach import Deblurrer, with_prior
 from samdeblur.models.checkpoints import CheckpointError, load_network, load_sam
-from samdeblur.models.inference import deblur
+from samdeblur.models.inference import DeviceError, deblur, pick_device
 from samdeblur.models.nafnet import NAFNet
 from samdeblur.models.pooling import AtomBatch, drop_masks, mask_average_pool
 from samdeblur.models.priors import METHODS, CATPrior, MAPUnit, Prior, prior_for
@@ -13,6 +13,7 @@ __all__ = [
     "CATPrior",
     "CheckpointError",
     "Deblurrer",
+    "DeviceError",
     "MAPUnit",
     "NAFNet",
     "Prior",
@@ -21,6 +22,7 @@ __all__ = [
     "load_network",
     "load_sam",
     "mask_average_pool",
+    "pick_device",
     "prior_for",
     "with_prior",
 ]

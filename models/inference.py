@@ -11,6 +11,25 @@ from samdeblur.models.pooling import AtomBatch
 from samdeblur.storage import AtomMap
 
 
+class DeviceError(ValueError):
+    """A device that this machine does not have."""
+
+
+def pick_device(name: str, index: int = 0) -> torch.device:
+    """The device for "cpu", "cuda" or "auto" (a GPU where there is one).
+
+    Args:
+        index: number of a worker; workers take the GPUs in turn.
+
+    Raises:
+        DeviceError: a GPU was asked for and torch sees none.
+    """
+    gpus = torch.cuda.device_count()
+    if name == "cuda" and not gpus:
+        raise DeviceError("device cuda: torch sees no GPU; use cpu or auto")
+    return torch.device("cuda", index % gpus) if gpus and name != "cpu" else torch.device("cpu")
+
+
 @torch.inference_mode()
 def deblur(network: Deblurrer, image: NDArray[np.uint8], atoms: AtomMap | None = None) -> NDArray[np.uint8]:
     """Deblur an (H, W, 3) uint8 RGB picture of any size, on the device of the network.

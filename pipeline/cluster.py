@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import torch
+from distributed import Client, LocalCluster, as_completed
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -29,8 +30,6 @@ def run_tasks(function: Callable[[Task], Result], tasks: Iterator[Task], workers
     if workers <= 1:
         yield from map(function, tasks)
         return
-    from distributed import Client, LocalCluster, as_completed
-
     with (
         LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None, silence_logs=50) as cluster,
         Client(cluster) as client,

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from samdeblur.models import CheckpointError, Deblurrer, load_network, load_sam
 from samdeblur.models.checkpoints import resolve_checkpoint
 from samdeblur.pipeline.segment import SAM_SETTINGS, SamSegmenter, Segmenter, sam_recipe
@@ -75,7 +77,7 @@ class Stages:
     segmenter: Segmenter
 
 
-def load_stages(settings: PrepSettings, device: str) -> Stages:
+def load_stages(settings: PrepSettings, device: torch.device) -> Stages:
     """Load the models onto a torch device. Raises FileNotFoundError, CheckpointError."""
     network = load_network(settings.predeblur.check()).to(device) if settings.predeblur else None
     if settings.sam is None:

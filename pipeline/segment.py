@@ -13,6 +13,7 @@ from segment_anything import SamAutomaticMaskGenerator
 from segment_anything.modeling import Sam
 
 from samdeblur.storage import AtomMap
+from samdeblur.storage.layout import RECORD_COLUMNS
 
 Records = dict[str, NDArray[np.float64]]
 
@@ -63,17 +64,12 @@ class MaskGenerator:
         """
         found = self._generator.generate(image)
         atoms = AtomMap.from_masks([record["segmentation"] for record in found], image.shape[:2])
-        rows = np.array([_row(record) for record in found], np.float64).reshape(len(found), len(_COLUMNS))
-        return atoms, {name: rows[:, column] for column, name in enumerate(_COLUMNS)}
-
-
-_COLUMNS = (
-    *("area", "bbox_x", "bbox_y", "bbox_w", "bbox_h", "predicted_iou", "stability_score", "point_x", "point_y"),
-    *("crop_box_x", "crop_box_y", "crop_box_w", "crop_box_h"),
-)
+        rows = np.array([_row(record) for record in found], np.float64).reshape(len(found), len(RECORD_COLUMNS))
+        return atoms, {name: rows[:, column] for column, name in enumerate(RECORD_COLUMNS)}
 
 
 def _row(record: Mapping[str, Any]) -> list[float]:
+    """A record of SamAutomaticMaskGenerator in the order of RECORD_COLUMNS."""
     return [
         record["area"],
         *record["bbox"],

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from distributed import get_worker
 
-from samdeblur.models import deblur
+from samdeblur.models import deblur, pick_device
 from samdeblur.pipeline.recipe import PrepSettings, Stages, load_stages
 from samdeblur.pipeline.sources import BadImage, ImagePair, Source
 from samdeblur.pipeline.superpixels import geometry_records
@@ -64,7 +65,7 @@ def run_block(task: BlockTask) -> BlockReport:
     workers share the machine.
     """
     clock = Clock()
-    device = pick_device(task.settings.device)
+    device = pick_device(task.settings.device, worker_index())
     with one_thread():
         with clock("load"):
             stages = cached_stages(task.settings, device)
@@ -104,7 +105,7 @@ def _process(task: BlockTask, key: str, stages: Stages, clock: Clock) -> tuple[I
 _loaded: dict[str, Stages] = {}
 
 
-def cached_stages(settings: PrepSettings, device: str) -> Stages:
+def cached_stages(settings: PrepSettings, device: torch.device) -> Stages:
     """The models of a recipe; a process keeps those of the last one."""
     key = f"{device} {fingerprint(settings.recipe())}"
     if key not in _loaded:
@@ -113,17 +114,12 @@ def cached_stages(settings: PrepSettings, device: str) -> Stages:
     return _loaded[key]
 
 
-def pick_device(device: str) -> str:
-    """The torch device of this worker; Dask's workers share the GPUs out by their names 0, 1, 2..."""
-    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
-        return "cpu"
+def worker_index() -> int:
+    """The number of this Dask worker, by its name; 0 outside one."""
     try:
-        from distributed import get_worker
-
-        index = int(get_worker().name) % torch.cuda.device_count()
-    except (ImportError, ValueError):  # not inside a worker, or one named otherwise
-        index = 0
-    return f"cuda:{index}"
+        return int(get_worker().name)
+    except ValueError:
+        return 0
 
 
 @contextmanager
@@ -137,9 +133,9 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def environment(device: str) -> dict[str, str]:
+def environment(device: torch.device) -> dict[str, str]:
     """Versions and hardware, kept beside the store: within one environment results are the same to the byte."""
-    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else torch.backends.cpu.get_cpu_capability()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,

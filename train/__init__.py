@@ -1,1 +1,23 @@
-"""Training and evaluation."""
+"""Training and evaluation on mask stores."""
+
+from samdeblur.train.config import ConfigError, TrainConfig, read_config
+from samdeblur.train.evaluate import Results, Score, read_results, score_images, summarise
+from samdeblur.train.loop import Diverged, build_network, train
+from samdeblur.train.metrics import mode_collapse_rate, psnr, ssim
+
+__all__ = [
+    "ConfigError",
+    "Diverged",
+    "Results",
+    "Score",
+    "TrainConfig",
+    "build_network",
+    "mode_collapse_rate",
+    "psnr",
+    "read_config",
+    "read_results",
+    "score_images",
+    "ssim",
+    "summarise",
+    "train",
+]

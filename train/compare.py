@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,27 +20,28 @@ PICTURES = ("blurred", "masks", "result", "sharp")
 Picture = bytes
 
 
-def save_pictures(folder: Path, store: MaskStore, score: Score, result: NDArray[np.uint8]) -> None:
+def save_pictures(
+    folder: Path, result: SetResult, store: MaskStore, score: Score, deblurred: NDArray[np.uint8]
+) -> None:
     """Keep the four pictures of an image as JPEG files, for this report and for reports that compare networks."""
     blurred = store.image("blurred", score.key)
     arrays = {
         "blurred": blurred,
         "masks": paint_masks(blurred, store.atoms(score.key)),
-        "result": result,
+        "result": deblurred,
         "sharp": store.image("sharp", score.key),
     }
     for name, array in arrays.items():
-        path = picture_path(folder, store.header.dataset, store.header.split, score.key, name)
-        write_durably(path, encode_picture(array))
+        write_durably(picture_path(folder, result, score.key, name), encode_picture(array))
 
 
-def picture_path(folder: Path, dataset: str, split: str, key: str, name: str) -> Path:
-    return folder / "pictures" / f"{dataset}-{split}" / f"{key.replace('/', '_')}.{name}.jpg"
+def picture_path(folder: Path, result: SetResult, key: str, name: str) -> Path:
+    return folder / "pictures" / quote(result.name, safe=" ") / f"{quote(key, safe='')}.{name}.jpg"
 
 
 def load_pictures(folder: Path, result: SetResult, key: str) -> dict[str, Picture]:
     """The pictures kept of an image; empty when it is not among those kept."""
-    paths = {name: picture_path(folder, result.dataset, result.split, key, name) for name in PICTURES}
+    paths = {name: picture_path(folder, result, key, name) for name in PICTURES}
     return {name: path.read_bytes() for name, path in paths.items() if path.is_file()}
 
 

@@ -85,7 +85,8 @@ class SetResult:
 
     @property
     def name(self) -> str:
-        return f"{self.dataset} {self.split}"
+        """What results are compared on: the images and the masks of one recipe."""
+        return f"{self.dataset} {self.split} (masks {self.recipe[:8]})"
 
     @property
     def summary(self) -> dict[str, float]:

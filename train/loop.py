@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from samdeblur.models import Deblurrer, NAFNet, prior_for, with_prior
+from samdeblur.models import Deblurrer, NAFNet, pick_device, prior_for, with_prior
 from samdeblur.storage import MaskStore, StoreError
 from samdeblur.train.config import TrainConfig
 from samdeblur.train.crops import CropDataset, crop_loader
@@ -93,7 +93,7 @@ def train(
     if not val.keys:
         raise StoreError(f"{val.store.path}: no image is ready to validate on")
     crops = CropDataset(store, keys, config.crop_size, config.seed, with_atoms=config.method != "none")
-    device = torch.device(pick_device(config.device))
+    device = pick_device(config.device)
     network = build_network(config).to(device)
     optimizer = torch.optim.AdamW(
         network.parameters(), config.learning_rate, (config.betas[0], config.betas[1]), weight_decay=config.weight_decay
@@ -169,8 +169,3 @@ def run_facts(store: MaskStore, val: Validation) -> dict[str, Any]:
         },
         "versions": {name: metadata.version(name) for name in ("samdeblur", "torch", "numpy")},
     }
-
-
-def pick_device(name: str) -> str:
-    """ "auto" is the GPU where there is one."""
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
