@@ -6,9 +6,8 @@ from pathlib import Path
 
 import click
 import yaml
-from tqdm import tqdm
 
-from samdeblur.cli.messages import run_command
+from samdeblur.cli.messages import progress_bar, run_command
 from samdeblur.models import Deblurrer, load_network, pick_device
 from samdeblur.storage import MaskStore, StoreError, open_store
 from samdeblur.storage.files import sha256_file
@@ -71,7 +70,8 @@ def score_store(model: Deblurrer, before: Deblurrer | None, store: MaskStore, ou
     unready = len(store) - len(keys)
     if unready:
         click.echo(f"{store.path}: {unready} of {len(store)} images are not ready and are left out", err=True)
-    bar = tqdm(score_images(model, store, keys), total=len(keys), unit="img", desc=f"{header.dataset} {header.split}")
+    name = f"{header.dataset} {header.split}"
+    bar = progress_bar(score_images(model, store, keys), total=len(keys), unit="img", desc=name)
     scores = tuple(score for score, _ in bar)
     step_0 = summarise([score for score, _ in score_images(before, store, keys)])["psnr"] if before else None
     result = SetResult(header.dataset, header.split, header.fingerprint, scores, step_0, unready)

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import sys
 import traceback
+from collections.abc import Iterable
+from typing import Any
 
 import click
+from tqdm import tqdm
 
 from samdeblur.models import CheckpointError, DeviceError
 from samdeblur.pipeline import SourceError
@@ -44,6 +47,14 @@ def run_command(command: click.Command, interrupted: str = "") -> None:
             traceback.print_exc()
         code = _complain(*_explain(error))
     sys.exit(code or 0)
+
+
+def progress_bar(iterable: Iterable[Any] | None = None, **options: Any) -> tqdm[Any]:
+    """A bar on stderr with rate and time left; on a terminal it moves, elsewhere it writes a line now and then.
+
+    It waits a second before it shows, so that what is refused at once is refused in one line.
+    """
+    return tqdm(iterable, delay=1, dynamic_ncols=True, mininterval=0.1 if sys.stderr.isatty() else 15, **options)
 
 
 def _explain(error: Exception) -> tuple[str, int]:

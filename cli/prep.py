@@ -10,9 +10,8 @@ from typing import Any
 
 import click
 import numpy as np
-from tqdm import tqdm
 
-from samdeblur.cli.messages import FAILED, QUARANTINED, run_command
+from samdeblur.cli.messages import FAILED, QUARANTINED, progress_bar, run_command
 from samdeblur.pipeline import PrepSettings, StoreOptions, Summary, Weights, open_source, prepare, status
 from samdeblur.pipeline.segment import SAM_SETTINGS
 from samdeblur.storage.verify import verify_store
@@ -89,7 +88,7 @@ def run(
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     before = len(pairs.keys) - status(store).pending if store.exists() else 0
     name = f"{pairs.dataset} {split}"
-    with tqdm(total=len(pairs.keys), initial=before, unit="img", desc=name, dynamic_ncols=True) as bar:
+    with progress_bar(total=len(pairs.keys), initial=before, unit="img", desc=name) as bar:
 
         def progress(n_images: int, quarantined: int) -> None:
             bar.update(n_images)

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import click
-from tqdm import tqdm
 
-from samdeblur.cli.messages import run_command
+from samdeblur.cli.messages import progress_bar, run_command
 from samdeblur.models import METHODS
 from samdeblur.storage import open_store
 from samdeblur.train.config import TrainConfig, parse_assignment, read_config
@@ -43,11 +42,11 @@ def cli(store: Path, out: Path, val: Path | None, config: str, assignments: tupl
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     training, validation = open_store(store), open_store(val) if val else None
     start = time.monotonic()
-    with tqdm(total=settings.steps, unit="step", desc=settings.method, dynamic_ncols=True) as bar:
+    with progress_bar(total=settings.steps, unit="step", desc=settings.method) as bar:
         shown: dict[str, str] = {}
 
         def progress(row: Row) -> None:
-            if bar.n == 0 and row["step"]:
+            if not shown:  # the first call says where the run starts, or goes on
                 bar.initial = bar.n = bar.last_print_n = int(row["step"])
             bar.update(int(row["step"]) - bar.n)
             if "loss" in row:

@@ -115,8 +115,8 @@ def read_state(path: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
                 return state, json.loads(metadata) if metadata else None
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0][:100] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path}: not a checkpoint ({reason})") from error
+        kind = "safetensors" if path.suffix == ".safetensors" else "torch"
+        raise CheckpointError(f"{path}: not a checkpoint; {kind} cannot read it ({type(error).__name__})") from error
     if not isinstance(state, dict):
         raise CheckpointError(f"{path}: not a checkpoint, it holds a {type(state).__name__}")
     return state, None

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from samdeblur.pipeline.recipe import PrepSettings, recipe_differences
+from samdeblur.pipeline.recipe import PrepSettings, check_weights, recipe_differences
 from samdeblur.pipeline.sources import BadImage, Source
 from samdeblur.pipeline.worker import BlockTask
 from samdeblur.storage import StoreError, open_store
@@ -32,9 +32,11 @@ def ensure_store(source: Source, path: Path, settings: PrepSettings, options: St
 
     Raises:
         StoreError: a store of other images, another recipe or another layout, naming what differs.
+        CheckpointError: weights that cannot be used; no store is made for them.
         OSError: the folder cannot be written.
     """
     if not path.exists():
+        check_weights(settings)
         header = new_header(source, settings, options)
         shapes = image_shapes(source)
         height, width = (round_up(int(side)) for side in shapes.max(axis=0))

@@ -77,6 +77,11 @@ class Stages:
     segmenter: Segmenter
 
 
+def check_weights(settings: PrepSettings) -> None:
+    """Load every checkpoint once, before anything is written for it. Raises FileNotFoundError, CheckpointError."""
+    load_stages(settings, torch.device("cpu"))
+
+
 def load_stages(settings: PrepSettings, device: torch.device) -> Stages:
     """Load the models onto a torch device. Raises FileNotFoundError, CheckpointError."""
     network = load_network(settings.predeblur.check()).to(device) if settings.predeblur else None
@@ -92,7 +97,7 @@ def recipe_differences(stored: Mapping[str, Any], asked: Mapping[str, Any], pref
     found = []
     for name in sorted(stored.keys() | asked.keys()):
         old, new = stored.get(name), asked.get(name)
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
+        if isinstance(old, Mapping) and isinstance(new, Mapping) and old.get("name") == new.get("name"):
             found += recipe_differences(old, new, f"{prefix}{name}.")
         elif old != new:
             found.append(f"{prefix}{name} {_short(old)} -> {_short(new)}")
@@ -100,5 +105,7 @@ def recipe_differences(stored: Mapping[str, Any], asked: Mapping[str, Any], pref
 
 
 def _short(value: Any) -> str:
-    text = str(value["name"]) if isinstance(value, Mapping) and "name" in value else str(value)
+    if isinstance(value, Mapping):
+        return str(value.get("name") or f"checkpoint {value['checkpoint'][:12]}")
+    text = str(value)
     return text if len(text) <= 24 else f"{text[:12]}..."

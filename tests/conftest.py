@@ -188,7 +188,7 @@ def store_copy(finished_store: StoreCase, tmp_path: Path) -> StoreCase:
 
 @pytest.fixture(scope="session")
 def random_sam() -> Callable[..., Sam]:
-    """(image_size=64, seed=0) -> a small Sam in evaluation mode with random weights; image_size a multiple of 32."""
+    """(image_size=64, seed=0) -> a small Sam in evaluation mode with random weights; image_size a multiple of 16."""
     return _random_sam
 
 

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage
+from PIL import Image
+
+from samdeblur.pipeline import SourceError, open_source
+from samdeblur.pipeline.sample import SPLITS
+
+FILES = {"hubble_deep_field": ".jpg", "retina": ".jpg", "rocket": ".jpg"}
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    """(split, key) -> pair, of every image of the sample, read with no way to the network."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", None)
+        sources = {split: open_source("sample", split) for split in SPLITS}
+        return {(split, key): source.read(key) for split, source in sources.items() for key in source.keys}
+
+
+def photographs(split):
+    return {crop.photo for crop in SPLITS[split][0]}
+
+
+def test_splits_for_training_and_testing_share_no_photograph():
+    assert not photographs("train") & photographs("test")
+    assert photographs("test") == photographs("test-ood")
+    assert len(photographs("train") | photographs("test")) >= 6
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_keys_are_sorted_and_unique(split):
+    source = open_source("sample", split)
+    assert len(source.keys) == len(SPLITS[split][0])
+    assert source.keys == sorted(set(source.keys))
+
+
+def test_sizes_vary_and_no_two_blurs_have_a_seed():
+    for split in SPLITS:
+        source = open_source("sample", split)
+        assert len({source.shape(key) for key in source.keys}) > 3
+    seeds = [crop.seed for crops, _ in SPLITS.values() for crop in crops]
+    assert len(set(seeds)) == len(seeds)
+
+
+def test_pairs_have_the_shapes_that_were_announced(pairs):
+    for (split, key), pair in pairs.items():
+        assert pair.blurred.shape == pair.sharp.shape == (*open_source("sample", split).shape(key), 3)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_sharp_images_are_windows_of_the_photographs_of_the_wheel(pairs, split):
+    folder = Path(skimage.__file__).parent / "data"
+    for key, crop in open_source("sample", split).crops.items():
+        photo = np.array(Image.open(folder / f"{crop.photo}{FILES.get(crop.photo, '.png')}").convert("RGB"))
+        window = photo[crop.top :, crop.left :][: crop.height, : crop.width]
+        assert np.array_equal(pairs[split, key].sharp, window), key
+
+
+def test_a_second_reading_gives_the_same_bytes(pairs):
+    for split, key in [("train", "rocket-005"), ("test-ood", "coffee-205")]:
+        again, first = open_source("sample", split).read(key), pairs[split, key]
+        assert again.digest == first.digest
+        assert np.array_equal(again.blurred, first.blurred)
+        assert np.array_equal(again.sharp, first.sharp)
+
+
+def sharpness(image):
+    """Mean square step between neighbouring pixels."""
+    return np.mean(np.diff(image.astype(float), axis=0) ** 2) + np.mean(np.diff(image.astype(float), axis=1) ** 2)
+
+
+def test_every_image_is_blurred_and_test_ood_more_than_test(pairs):
+    kept = {split: [] for split in SPLITS}
+    for (split, _), pair in pairs.items():
+        kept[split].append(sharpness(pair.blurred) / sharpness(pair.sharp))
+    assert max(kept["train"] + kept["test"] + kept["test-ood"]) < 0.9
+    assert np.mean(kept["test-ood"]) < 0.75 * np.mean(kept["test"])
+    assert np.mean(kept["train"]) == pytest.approx(np.mean(kept["test"]), abs=0.2)
+
+
+def test_an_unknown_split_is_refused_with_the_known_ones():
+    with pytest.raises(SourceError, match="no split 'val', choose from train, test, test-ood"):
+        open_source("sample", "val")
