@@ -53,8 +53,7 @@ def run(
     before = load_network(run_weights(folder, "initial")).to(pick_device(device)) if with_step_0 else None
     opened = [open_store(store) for store in stores]
     for store in opened:
-        if not store.header.images:
-            raise StoreError(f"{store.path}: holds masks without images; prepare it with --images to evaluate on it")
+        store.require_images()
         if not store.ready_keys:
             raise StoreError(f"{store.path}: no image is ready; finish the preparation")
     sets = tuple(score_store(model, before, store, out, pictures) for store in opened)

@@ -15,6 +15,7 @@ from samdeblur.storage.atoms import AtomMap, check_window, from_window
 from samdeblur.storage.commits import NO_SHARD, shard_path
 from samdeblur.storage.layout import (
     DONE,
+    IMAGE_NAMES,
     PENDING,
     RECORD_COLUMNS,
     StoreError,
@@ -136,13 +137,15 @@ class MaskStore:
 
     def image(self, name: str, key: str, window: Window | None = None) -> NDArray[np.uint8]:
         """The `blurred` or `sharp` picture, (h, w, 3) uint8 RGB. Raises as `atoms`, and StoreError without images."""
-        array = f"images/{name}"
-        if array not in self._names:
-            raise StoreError(
-                f"{self.path}: the store holds no {name!r} images"
-                + ("" if self.header.images else "; prepare it with --images")
-            )
-        return self._plane(array, self._ready(key), window)
+        self.require_images()
+        if name not in IMAGE_NAMES:
+            raise StoreError(f"{self.path}: no images {name!r}, choose from {', '.join(IMAGE_NAMES)}")
+        return self._plane(f"images/{name}", self._ready(key), window)
+
+    def require_images(self) -> None:
+        """Raise StoreError when the store holds masks alone."""
+        if not self.header.images:
+            raise StoreError(f"{self.path}: holds masks without images; prepare it with --images")
 
     def _ready(self, key: str) -> int:
         position = self.position(key)

@@ -88,6 +88,8 @@ def train(
         StoreError, ConfigError: unusable store or settings.
         Diverged: the loss became infinite or not a number; the last state saved is from before.
     """
+    for used in (store, validation or store):
+        used.require_images()
     keys, held_out = (store.ready_keys, []) if validation else split_images(store, config.val_share, config.seed)
     val = Validation(validation, validation.ready_keys) if validation else Validation(store, held_out)
     if not val.keys:

@@ -45,14 +45,14 @@ def start_run(folder: Path, config: TrainConfig, facts: dict[str, Any]) -> dict[
     Raises:
         ConfigError: the folder holds a run with other settings or stores.
     """
-    if (folder / CONFIG).exists():
+    if (folder / STATE).exists():
         stored = TrainConfig.of(read_config(str(folder / CONFIG)))
         changed = [
             f"{name} {getattr(stored, name)} -> {getattr(config, name)}"
             for name in vars(config)
             if name not in _FREE and getattr(stored, name) != getattr(config, name)
         ]
-        known = json.loads((folder / RUN).read_text()) if (folder / RUN).exists() else facts
+        known = json.loads((folder / RUN).read_text())
         changed += [f"{name} {known.get(name)} -> {facts[name]}" for name in facts if known.get(name) != facts[name]]
         if changed:
             raise ConfigError(f"{folder}: holds a run with other settings ({'; '.join(changed)}); use another --out")
@@ -65,7 +65,10 @@ def start_run(folder: Path, config: TrainConfig, facts: dict[str, Any]) -> dict[
 
 
 def save_state(folder: Path, network: Deblurrer, optimizer: torch.optim.Optimizer, history: list[Row]) -> None:
-    """Save everything a resumed run needs, in one file that is whole or the one before it; then weights and log."""
+    """Save weights and log, then, in one file that is whole or the one before it, everything a resumed run needs.
+
+    A kill in between leaves files of a step that the resumed run will reach, and write, again.
+    """
     buffer = io.BytesIO()
     state = {
         "step": int(history[-1]["step"]),
@@ -74,13 +77,14 @@ def save_state(folder: Path, network: Deblurrer, optimizer: torch.optim.Optimize
         "history": history,
     }
     torch.save(state, buffer)
-    write_durably(folder / STATE, buffer.getbuffer())
-    write_durably(folder / LAST_WEIGHTS, encode_network(network))
+    weights = encode_network(network)
+    write_durably(folder / LAST_WEIGHTS, weights)
     if history[-1]["step"] == 0:
-        write_durably(folder / INITIAL_WEIGHTS, encode_network(network))
+        write_durably(folder / INITIAL_WEIGHTS, weights)
     if best_step(history) == history[-1]["step"]:
-        write_durably(folder / BEST_WEIGHTS, encode_network(network))
+        write_durably(folder / BEST_WEIGHTS, weights)
     write_log(folder, history)
+    write_durably(folder / STATE, buffer.getbuffer())
 
 
 def best_step(history: list[Row]) -> float:
