@@ -47,12 +47,13 @@ def test_cat_codes_of_single_masks(k, grey):
 
 
 def test_cat_clips_the_sum_and_not_the_parts():
-    masks = np.zeros((300, 1, 3), bool)
+    masks = np.zeros((300, 1, 4), bool)
     masks[[120, 126], 0, 0] = True  # 242 + 254: past a byte
     masks[[1, 257], 0, 1] = True  # 4 - 5: below zero
     masks[[10, 257], 0, 2] = True  # 22 - 5
-    found = CATPrior()(_image(1, 1, 3), AtomBatch.collate([AtomMap.from_masks(masks)]))
-    assert found.flatten().mul(255).round().tolist() == [255, 0, 17]
+    masks[[127, 257], 0, 3] = True  # 255 - 5
+    found = CATPrior()(_image(1, 1, 4), AtomBatch.collate([AtomMap.from_masks(masks)]))
+    assert found.flatten().mul(255).round().tolist() == [255, 0, 17, 250]
 
 
 def test_cat_of_a_crop_is_the_crop_of_the_whole_picture(random_masks):

@@ -1,0 +1,95 @@
+"""The path a user walks."""
+
+import json
+
+import pytest
+import torch
+
+from samdeblur.storage import open_store
+
+
+@pytest.mark.parametrize("method", ["none", "map-dropout"])
+def test_prepare_train_evaluate_compare(samdeblur, store, tiny, tmp_path, method):
+    run, results, comparison = tmp_path / "run", tmp_path / "results", tmp_path / "comparison"
+    assert samdeblur("train", store, "--method", method, *tiny, "--out", run).code == 0
+    assert {"config.yaml", "run.json", "log.csv", "curves.png", "best.safetensors"} <= {f.name for f in run.iterdir()}
+
+    assert samdeblur("eval", "run", run, store, "--with-step-0", "--out", results).code == 0
+    (scored,) = json.loads((results / "results.json").read_text())["sets"]
+    assert [image["key"] for image in scored["images"]] == open_store(store).keys
+    assert scored["psnr_step_0"] is not None
+    assert len((results / "results.csv").read_text().splitlines()) == 1 + 5
+
+    table = samdeblur("eval", "table", results, "--curves", run, "--out", comparison)
+    assert table.code == 0
+    assert method in table.out
+    assert (comparison / "report.html").exists()
+
+
+def test_a_finished_preparation_and_a_finished_run_do_nothing_again(samdeblur, pairs, store, prep_run, tiny, tmp_path):
+    before = {file: file.read_bytes() for file in store.rglob("*") if file.is_file()}
+    assert "5 were done before" in prep_run(pairs, store).out
+    assert {file: file.read_bytes() for file in store.rglob("*") if file.is_file()} == before
+
+    command = ("train", store, *tiny, "--out", tmp_path / "run")
+    samdeblur(*command)
+    weights = (tmp_path / "run" / "last.safetensors").read_bytes()
+    assert samdeblur(*command).code == 0
+    assert (tmp_path / "run" / "last.safetensors").read_bytes() == weights
+
+
+def test_sam_runs_from_a_checkpoint_with_its_settings_as_options(samdeblur, pairs, prep_run, random_sam, tmp_path):
+    torch.save(random_sam().state_dict(), tmp_path / "sam.pth")
+    options = ["--sam", tmp_path / "sam.pth", "--points-per-side", 3, "--points-per-batch", 9, "--channel-order", "bgr"]
+    options += ["--pred-iou-thresh", -10, "--stability-score-thresh", 0, "--box-nms-thresh", 1]
+    assert prep_run(pairs, tmp_path / "sam.zarr", *options).code == 0
+    opened = open_store(tmp_path / "sam.zarr")
+    assert opened.header.recipe["segmenter"]["points_per_side"] == 3
+    assert opened.header.recipe["segmenter"]["channel_order"] == "bgr"
+    assert opened.counts[:, 0].sum() > 0
+    assert len(opened.records("000")["predicted_iou"]) == opened.atoms("000").n_masks
+    assert samdeblur("prep", "verify", tmp_path / "sam.zarr").code == 0
+
+
+def test_sam_may_find_nothing(pairs, prep_run, random_sam, tmp_path):
+    torch.save(random_sam().state_dict(), tmp_path / "sam.pth")
+    options = ["--sam", tmp_path / "sam.pth", "--points-per-side", 2, "--pred-iou-thresh", 100]
+    assert prep_run(pairs, tmp_path / "sam.zarr", *options).code == 0
+    assert open_store(tmp_path / "sam.zarr").atoms("000").n_masks == 0
+
+
+def test_point_grids_come_from_a_file(pairs, prep_run, random_sam, tmp_path):
+    torch.save(random_sam().state_dict(), tmp_path / "sam.pth")
+    (tmp_path / "grid.json").write_text("[[[0.5, 0.5], [0.25, 0.75]]]")
+    options = ["--sam", tmp_path / "sam.pth", "--point-grids", tmp_path / "grid.json", "--pred-iou-thresh", -10]
+    assert prep_run(pairs, tmp_path / "sam.zarr", *options, "--stability-score-thresh", 0).code == 0
+    points = open_store(tmp_path / "sam.zarr").records("000")
+    assert set(zip(points["point_x"], points["point_y"], strict=True)) <= {(32.0, 24.0), (16.0, 36.0)}
+
+
+def test_a_trained_network_pre_deblurs(samdeblur, pairs, store, prep_run, tiny, tmp_path):
+    samdeblur("train", store, *tiny, "--out", tmp_path / "run")
+    assert prep_run(pairs, tmp_path / "second.zarr", "--predeblur", tmp_path / "run").code == 0
+    first, second = open_store(store), open_store(tmp_path / "second.zarr")
+    assert second.header.recipe["predeblur"] is not None
+    assert (second.image("blurred", "000") == first.image("blurred", "000")).all()
+    assert any(second.atoms(key) != first.atoms(key) for key in first)
+
+
+def test_status_and_verify_report(samdeblur, store):
+    assert "5 of 5 images done" in samdeblur("prep", "status", store).out
+    assert "sound" in samdeblur("prep", "verify", store).out
+    shard = next(store.glob("atoms/c/*/*/*"))
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    damaged = samdeblur("prep", "verify", store)
+    assert damaged.code == 1
+    assert "atoms/c/" in damaged.out
+
+
+@pytest.mark.parametrize("arguments", [("prep",), ("prep", "run"), ("train",), ("eval", "run"), ("eval", "table")])
+def test_help_is_there(samdeblur, arguments):
+    shown = samdeblur(*arguments, "--help")
+    assert shown.code == 0
+    assert "Usage:" in shown.out

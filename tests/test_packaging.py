@@ -1,0 +1,70 @@
+"""The folders, their metadata, and what may import what."""
+
+import ast
+import configparser
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FOLDERS = sorted(path.parent.name for path in ROOT.glob("*/py.typed"))
+MAY_IMPORT = {
+    "storage": set(),
+    "models": {"storage"},
+    "pipeline": {"models", "storage"},
+    "train": {"models", "storage"},
+    "cli": {"models", "pipeline", "storage", "train"},
+}
+
+
+@pytest.fixture(scope="module")
+def setup():
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg")
+    return parser
+
+
+def imported(path):
+    """Names of the modules a file imports."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+def test_folders_are_the_packages_of_setup_cfg(setup):
+    packages = setup["options"]["packages"].split()
+    mapped = dict(line.split(" = ") for line in setup["options"]["package_dir"].strip().splitlines())
+    assert sorted(packages) == [f"samdeblur.{folder}" for folder in FOLDERS]
+    assert mapped == {f"samdeblur.{folder}": folder for folder in FOLDERS}
+    assert set(FOLDERS) == MAY_IMPORT.keys()
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_type_checkers_see_the_package(folder):
+    assert (ROOT / "typings" / "samdeblur" / folder).resolve() == ROOT / folder
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_imports_run_downhill(folder):
+    allowed = {f"samdeblur.{name}" for name in MAY_IMPORT[folder] | {folder}}
+    for path in (ROOT / folder).rglob("*.py"):
+        for module in imported(path):
+            if module.split(".")[0] == "samdeblur":
+                assert ".".join(module.split(".")[:2]) in allowed, f"{path} imports {module}"
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_data_files_are_in_the_wheel(setup, folder):
+    patterns = [p.strip() for p in setup["options.package_data"][f"samdeblur.{folder}"].split(",")]
+    packed = {path for pattern in patterns for path in (ROOT / folder).glob(pattern)}
+    data = {path for path in (ROOT / folder).rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+    assert data == packed
+
+
+def test_every_requirement_is_pinned_in_the_constraints(setup):
+    pinned = {line.split("==")[0].lower().replace("_", "-") for line in (ROOT / "constraints.txt").read_text().split()}
+    extras = setup["options.extras_require"]["dev"]
+    for line in (setup["options"]["install_requires"] + extras).strip().splitlines():
+        assert line.split()[0].lower() in pinned, line
