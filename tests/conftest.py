@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -98,10 +99,9 @@ class StoreCase:
     masks: dict[str, Masks]  # of the images that are done
     contents: list[ImageContent | None]  # None: quarantined or pending
     quarantined: dict[str, str]  # key -> reason
-    pending: list[str] = field(default_factory=list)
 
     def at(self, path: Path) -> StoreCase:
-        return StoreCase(**(vars(self) | {"path": path}))
+        return dataclasses.replace(self, path=path)
 
     def create(self) -> Path:
         """The store with every image pending."""
@@ -155,9 +155,7 @@ def store_case() -> StoreCase:
     recipe = {"segmenter": {"points_per_side": 32, "name": "Segment Anything é"}, "mode": "exact"}
     header = Header("gopro", "train", recipe, "pixels", len(keys), (512, 512), 40, 2, images=True)
     quarantined = {"scene/unreadable": "cannot be read: file is truncated", "scene/too_many": "70000 atoms"}
-    case = StoreCase(Path(), header, list(keys), np.array(shapes, np.int32), masks, contents, quarantined)
-    case.pending.append(keys[-1])
-    return case
+    return StoreCase(Path(), header, list(keys), np.array(shapes, np.int32), masks, contents, quarantined)
 
 
 def _content(rng: np.random.Generator, masks: Masks) -> ImageContent:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -169,7 +170,7 @@ def test_shards_left_by_a_killed_job_go_when_the_images_are_quarantined(case):
     (case.path / "atoms/c/0/0").mkdir(parents=True)
     shutil.move(left, case.path / "atoms/c/0/0/0")
     shutil.rmtree(committer.staging(0))
-    quarantined = type(case)(**(vars(case) | {"contents": [None] * len(case.keys)}))
+    quarantined = dataclasses.replace(case, contents=[None] * len(case.keys))
     committer.commit([quarantined.stage(committer, 0)])
     committer.close()
     assert not (case.path / "atoms/c/0/0/0").exists()
@@ -356,7 +357,7 @@ def test_a_map_at_the_caps_comes_back(case, tmp_path):
     blank = rng.integers(0, 256, (16, 16, 3), np.uint8)
     full = ImageContent(atoms, {"predicted_iou": rng.random(4096)}, blank, blank)
     shapes = np.array([[16, 16]] * len(case.keys), np.int32)
-    other = type(case)(**(vars(case) | {"path": tmp_path / "full.zarr", "contents": [full] * 9, "shapes": shapes}))
+    other = dataclasses.replace(case, path=tmp_path / "full.zarr", contents=[full] * len(case.keys), shapes=shapes)
     committer = Committer(other.create())
     committer.commit([other.stage(committer, 4)])
     committer.close()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import multiprocessing
@@ -130,14 +131,14 @@ def test_an_image_without_masks_is_ready_and_not_missing(finished_store):
     assert all(len(column) == 0 for column in store.records("scene/without_masks").values())
 
 
-def test_a_store_without_images_says_how_to_get_them(store_case, tmp_path):
-    case = store_case.at(tmp_path / "masks.zarr")
-    object.__setattr__(case, "header", type(case.header)(**(vars(case.header) | {"images": False})))
+def test_images_that_are_not_stored_are_refused_with_what_to_do(store_case, finished_store, tmp_path):
+    header = dataclasses.replace(store_case.header, images=False)
+    case = dataclasses.replace(store_case, path=tmp_path / "masks.zarr", header=header)
     assert not (case.create() / "images").exists()
-    with pytest.raises(StoreError, match=r"holds no 'sharp' images; prepare it with --images"):
+    with pytest.raises(StoreError, match=r"masks\.zarr: holds masks without images; prepare it with --images"):
         open_store(case.path).image("sharp", "scene/small")
-    with pytest.raises(StoreError, match="'depth'"):
-        open_store(case.path).image("depth", "scene/small")
+    with pytest.raises(StoreError, match=r"'depth'.* blurred, sharp"):
+        open_store(finished_store.path).image("depth", "scene/small")
 
 
 def _edit_attributes(**changes):
