@@ -57,7 +57,7 @@ class Deblurrer(nn.Module):
 
     def _background(self, image: Tensor) -> AtomBatch:
         if not self._warned:
-            warnings.warn("no atoms given: the prior sees one background region", stacklevel=3)
+            warnings.warn("no atoms given: the prior sees one background region", stacklevel=5)
             self._warned = True
         batch, _, height, width = image.shape
         return AtomBatch.background(batch, height, width).to(image.device)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import pickle
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from segment_anything.modeling import Sam
-from torch import Tensor, nn
+from torch import Tensor
 
 from samdeblur.models.attach import Deblurrer, with_prior
 from samdeblur.models.nafnet import NAFNet, infer_config
@@ -59,15 +62,15 @@ def load_network(path: str | Path) -> Deblurrer:
         CheckpointError: not a checkpoint, or one of another network.
     """
     path = resolve_checkpoint(Path(path))
-    state, config = read_state(path)
-    if config is None:
-        state = state.get("params", state)
-        network = with_prior(_build_nafnet(path, state), None)
-        _load(network.network, state, path)
-    else:
-        arguments = {key: value for key, value in config["network"].items() if key != "name"}
-        network = with_prior(NAFNet(**arguments), build_prior(config["prior"]))
-        _load(network, state, path)
+    state, config = _read_weights(path)
+    with _explained(path, state, "deblurring" if config is not None else "NAFNet"):
+        if config is None:
+            network = with_prior(NAFNet(**infer_config(state)), None)  # type: ignore[arg-type]
+            network.network.load_state_dict(state)
+        else:
+            arguments = {key: value for key, value in config["network"].items() if key != "name"}
+            network = with_prior(NAFNet(**arguments), build_prior(config["prior"]))
+            network.load_state_dict(state)
     return network.eval()
 
 
@@ -79,12 +82,10 @@ def load_sam(path: str | Path) -> Sam:
         CheckpointError: not a checkpoint, or not of a Segment Anything model.
     """
     path = resolve_checkpoint(Path(path))
-    state, _ = read_state(path)
-    try:
+    state, _ = _read_weights(path)
+    with _explained(path, state, "Segment Anything"):
         sam = build_sam(state)
-    except KeyError as error:
-        raise CheckpointError(f"{path}: not a Segment Anything checkpoint, {_guess(state)} (no {error})") from error
-    _load(sam, state, path)
+        sam.load_state_dict(state)
     return sam.eval()
 
 
@@ -102,40 +103,42 @@ def resolve_checkpoint(path: Path) -> Path:
     return path
 
 
-def read_state(path: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """The tensors of a safetensors or torch file, and the configuration this package wrote beside them, if it did.
-
-    Never unpickles code. Raises CheckpointError.
-    """
+def read_torch(path: Path) -> Any:
+    """What a torch file holds. Never unpickles code. Raises CheckpointError."""
     try:
-        if path.suffix == ".safetensors":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the pickle protocol of files that are refused anyway
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        raise CheckpointError(f"{path}: not a checkpoint; torch cannot read it ({type(error).__name__})") from error
+
+
+def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+    """The tensors of a file, and the configuration this package wrote beside them. Raises CheckpointError."""
+    if path.suffix == ".safetensors":
+        try:
             with safe_open(path, "pt") as file:
                 metadata = (file.metadata() or {}).get(METADATA_KEY)
                 state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is not a dict
                 return state, json.loads(metadata) if metadata else None
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        kind = "safetensors" if path.suffix == ".safetensors" else "torch"
-        raise CheckpointError(f"{path}: not a checkpoint; {kind} cannot read it ({type(error).__name__})") from error
-    if not isinstance(state, dict):
-        raise CheckpointError(f"{path}: not a checkpoint, it holds a {type(state).__name__}")
+        except (SafetensorError, OSError, ValueError) as error:
+            raise CheckpointError(f"{path}: not a checkpoint; safetensors cannot read it") from error
+    found = read_torch(path)
+    state = found.get("params", found) if isinstance(found, dict) else found
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
+        raise CheckpointError(f"{path}: not a checkpoint of a network, which maps names to tensors")
     return state, None
 
 
-def _build_nafnet(path: Path, state: dict[str, Tensor]) -> NAFNet:
+@contextmanager
+def _explained(path: Path, state: dict[str, Tensor], expected: str) -> Iterator[None]:
+    """Weights that do not fit the network they seem to be of raise all kinds of errors; here they become one."""
     try:
-        config = infer_config(state)
-    except KeyError as error:
-        raise CheckpointError(f"{path}: not a NAFNet checkpoint, {_guess(state)} (no {error})") from error
-    return NAFNet(**config)  # type: ignore[arg-type]
-
-
-def _load(module: nn.Module, state: dict[str, Tensor], path: Path) -> None:
-    try:
-        module.load_state_dict(state)
-    except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines()[1:]]
-        raise CheckpointError(f"{path}: weights do not fit the network, {_guess(state)} ({lines[0][:160]})") from error
+        yield
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError, AssertionError, RuntimeError) as error:
+        detail = f"no {error}" if isinstance(error, KeyError) else str(error)
+        detail = " ".join(detail.split())
+        raise CheckpointError(f"{path}: not a {expected} checkpoint, {_guess(state)} ({detail[:200]})") from error
 
 
 def _guess(state: dict[str, Any]) -> str:

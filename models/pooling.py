@@ -78,7 +78,7 @@ def drop_masks(batch: AtomBatch, rate: float, generator: torch.Generator | None 
     rank = torch.empty_like(masks)
     rank[order] = torch.arange(len(masks), device=device)
     rank -= (counts.cumsum(0) - counts)[masks]
-    kept = rank >= (rate * counts).long()[masks]
+    kept = rank >= (rate * counts.double()).long()[masks]
     return batch._replace(pairs=batch.pairs[kept[batch.pairs[:, 1]]])
 
 

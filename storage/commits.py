@@ -29,6 +29,7 @@ from samdeblur.storage.layout import (
     Header,
     pack_text,
     read_header,
+    write_all_chunks,
 )
 from samdeblur.storage.lease import Lease
 
@@ -157,7 +158,6 @@ class Committer:
         shutil.rmtree(self._folder / "staging", ignore_errors=True)
         for leftover in (store / "index").rglob(f"*{PARTIAL}"):
             leftover.unlink()
-        self._index = zarr.open_group(DurableStore(store), mode="r+")
 
     def staging(self, block: int) -> Path:
         """The staging folder of this job's attempt at a block."""
@@ -198,14 +198,14 @@ class Committer:
             shutil.rmtree(block.staging, ignore_errors=True)
 
     def close(self) -> None:
-        """Let the store go; what was staged and not committed is dropped."""
-        shutil.rmtree(self._folder / "staging", ignore_errors=True)
+        """Let the store go; what this job staged and did not commit is dropped."""
+        for folder in (self._folder / "staging").glob(f"*-{self.lease.token}"):
+            shutil.rmtree(folder, ignore_errors=True)
         self.lease.release()
 
     def _array(self, name: str) -> zarr.Array:
-        array = self._index[name]
-        assert isinstance(array, zarr.Array)
-        return array
+        with write_all_chunks():
+            return zarr.open_array(DurableStore(self._store / name), mode="r+")
 
     def _write(self, name: str, rows: NDArray[np.int64], values: Sequence[Any]) -> None:
         array = self._array(name)

@@ -9,7 +9,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ MAX_RECORDS = 4096
 ERROR_BYTES = 160
 INDEX_ROWS = 8192  # rows of a chunk of an index array
 ZSTD_LEVEL = 3
+
 
 RECORD_COLUMNS = (
     "area",
@@ -187,21 +189,36 @@ def create_store(path: Path, header: Header, keys: Sequence[str], shapes: NDArra
     shutil.rmtree(building, ignore_errors=True)
     building.parent.mkdir(parents=True, exist_ok=True)
     group = zarr.create_group(DurableStore(building), attributes=header.attributes())
-    for name, spec in (header.index_arrays() | header.data_arrays()).items():
-        group.create_array(
-            name,
-            shape=spec.shape,
-            dtype=spec.dtype,
-            chunks=spec.chunks,
-            shards=spec.shards,
-            compressors=[ZstdCodec(level=ZSTD_LEVEL), Crc32cCodec()],
-            fill_value=0,
-            attributes=dict(spec.attributes or {}),
-        )
-    group["index/key"][:] = np.stack([pack_text(key, header.key_bytes) for key in keys])  # type: ignore[index]
-    group["index/shape"][:] = shapes  # type: ignore[index]
+    for name, spec in header.data_arrays().items():
+        _create_array(group, name, spec)
+    for name, spec in header.index_arrays().items():
+        with write_all_chunks():
+            array = _create_array(group, name, spec)
+        array[...] = 0
+    group["index/key"][...] = np.stack([pack_text(key, header.key_bytes) for key in keys])  # type: ignore[index]
+    group["index/shape"][...] = shapes  # type: ignore[index]
     os.rename(building, path)
     fsync_path(path.parent)
+
+
+@contextmanager
+def write_all_chunks() -> Iterator[None]:
+    """Arrays of the index are opened in here: they write chunks of zeros too, so that a missing chunk shows."""
+    with zarr.config.set({"array.write_empty_chunks": True}):
+        yield
+
+
+def _create_array(group: zarr.Group, name: str, spec: ArraySpec) -> zarr.Array[Any]:
+    return group.create_array(
+        name,
+        shape=spec.shape,
+        dtype=spec.dtype,
+        chunks=spec.chunks,
+        shards=spec.shards,
+        compressors=[ZstdCodec(level=ZSTD_LEVEL), Crc32cCodec()],
+        fill_value=0,
+        attributes=dict(spec.attributes or {}),
+    )
 
 
 def read_header(path: Path) -> Header:
@@ -215,25 +232,30 @@ def read_header(path: Path) -> Header:
         raise FileNotFoundError(f"{path}: no such store")
     try:
         attributes = json.loads((path / "zarr.json").read_text())["attributes"]
-        metadata = {name: json.loads((path / name / "zarr.json").read_text()) for name in ("index/key", "atoms")}
-        has_images = (path / "images/blurred/zarr.json").exists()
         if attributes["format"] != FORMAT:
             raise StoreError(f"{path}: store format {attributes['format']}, this version reads format {FORMAT}")
-        n_images, key_bytes = metadata["index/key"]["shape"]
-        block_size = metadata["atoms"]["chunk_grid"]["configuration"]["chunk_shape"][0]
+        key, atoms = (json.loads((path / name / "zarr.json").read_text()) for name in ("index/key", "atoms"))
+        n_images, key_bytes = key["shape"]
+        _, height, width = atoms["shape"]
+        block_size = atoms["chunk_grid"]["configuration"]["chunk_shape"][0]
+        if min(n_images, key_bytes, height, width, block_size) < 1:
+            raise ValueError("an array or a block is empty")
         header = Header(
             dataset=attributes["dataset"],
             split=attributes["split"],
             recipe=attributes["recipe"],
             digest=attributes["digest"],
             n_images=n_images,
-            extent=tuple(metadata["atoms"]["shape"][1:]),
+            extent=(height, width),
             key_bytes=key_bytes,
             block_size=block_size,
-            images=has_images,
+            images=(path / "images").is_dir(),
         )
-    except (OSError, KeyError, TypeError, IndexError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        sound = attributes["fingerprint"] == header.fingerprint
+    except StoreError:
+        raise
+    except (OSError, KeyError, TypeError, ValueError, IndexError) as error:
         raise StoreError(f"{path}: not a mask store ({type(error).__name__}: {error})") from error
-    if attributes.get("fingerprint") != header.fingerprint:
+    if not sound:
         raise StoreError(f"{path}: the fingerprint does not belong to the recipe beside it; the store was altered")
     return header

@@ -41,7 +41,8 @@ class Lease:
         self._write()
         self.check()
         self._released = threading.Event()
-        threading.Thread(target=self._renew, name="lease", daemon=True).start()
+        self._renewal = threading.Thread(target=self._renew, name="lease", daemon=True)
+        self._renewal.start()
 
     def check(self) -> None:
         """Raise StoreBusy if another job took the store over."""
@@ -50,6 +51,7 @@ class Lease:
 
     def release(self) -> None:
         self._released.set()
+        self._renewal.join()
         if self._is_mine():
             self._path.unlink(missing_ok=True)
 

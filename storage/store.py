@@ -171,13 +171,27 @@ class MaskStore:
     def _read(self, name: str, where: Any) -> NDArray[Any]:
         if name in self._names:
             self._require_shard(name, where[0] // self.header.block_size)
+        else:
+            self._require_index(name)
         try:
             return self._array(name)[where].read().result()
         except ValueError as error:
             raise StoreDamaged(f"{self.path}/{name}: cannot be read; check the store with verify ({error})") from error
 
     def _load(self, name: str) -> NDArray[Any]:
+        """A whole index array."""
         return self._read(name, ...)
+
+    def _require_index(self, name: str) -> None:
+        """As `_require_shard`; every chunk of an index array was written when the store was made."""
+        if (name, 0) in self._present:
+            return
+        spec = self.header.index_arrays()[name]
+        for chunk in range(-(-spec.shape[0] // spec.chunks[0])):
+            file = self.path / name / shard_path(chunk, len(spec.shape))
+            if not file.exists():
+                raise StoreDamaged(f"{file}: this part of the index is missing; restore it")
+        self._present.add((name, 0))
 
     def _require_shard(self, name: str, block: int) -> None:
         """A shard that is missing would read as zeros, without an error."""

@@ -30,19 +30,23 @@ def verify_store(path: Path) -> Iterator[str]:
         store = open_store(path)
         if len(set(store.keys)) != len(store):
             yield f"{path}/index/key: keys are not unique"
+            return
+        for key in store:
+            store.error(key)
+            store.digest(key)
     except (FileNotFoundError, StoreError, UnicodeDecodeError) as error:
         yield str(error)
         return
     damaged = set()
     for block in range(header.n_blocks):
-        for problem, name in _shard_problems(path, store, block):
-            damaged.add((block, name))
+        for problem in _shard_problems(path, store, block):
+            damaged.add(block)
             yield problem
     for position, key in enumerate(store.keys):
         state = int(store.states[position])
         if state not in (PENDING, DONE, QUARANTINED):
             yield f"{path}/index/state: {key} has the unknown state {state}"
-        if state == DONE and not any(block == position // header.block_size for block, _ in damaged):
+        if state == DONE and position // header.block_size not in damaged:
             try:
                 yield from (f"{path}: {key}: {problem}" for problem in _image_problems(store, position, key))
             except (StoreError, ValueError, IndexError) as error:
@@ -50,6 +54,9 @@ def verify_store(path: Path) -> Iterator[str]:
 
 
 def _metadata_problems(path: Path, arrays: dict[str, ArraySpec]) -> Iterator[str]:
+    for group in sorted({name.split("/")[0] for name in arrays if "/" in name}):
+        if not (path / group / "zarr.json").exists():
+            yield f"{path / group / 'zarr.json'}: missing"
     for name, spec in arrays.items():
         file = path / name / "zarr.json"
         try:
@@ -63,7 +70,7 @@ def _metadata_problems(path: Path, arrays: dict[str, ArraySpec]) -> Iterator[str
             yield f"{file}: shape, type and grid are {found}, the format asks for {expected}"
 
 
-def _shard_problems(path: Path, store: MaskStore, block: int) -> Iterator[tuple[str, str]]:
+def _shard_problems(path: Path, store: MaskStore, block: int) -> Iterator[str]:
     for (name, spec), digest in zip(store.header.data_arrays().items(), store.shard_digests[block], strict=True):
         shard = path / name / shard_path(block, len(spec.shape))
         expected = digest.tobytes()
@@ -71,11 +78,11 @@ def _shard_problems(path: Path, store: MaskStore, block: int) -> Iterator[tuple[
         images = f"images {store.keys[rows[0]]} to {store.keys[rows[-1]]}"
         if expected == NO_SHARD:
             if shard.exists() and (store.states[rows.start : rows.stop] != PENDING).any():
-                yield f"{shard}: not in the index ({images})", name
+                yield f"{shard}: not in the index ({images})"
         elif not shard.exists():
-            yield f"{shard}: missing ({images})", name
+            yield f"{shard}: missing ({images})"
         elif sha256_file(shard) != expected:
-            yield f"{shard}: does not match its checksum ({images})", name
+            yield f"{shard}: does not match its checksum ({images})"
 
 
 def _image_problems(store: MaskStore, position: int, key: str) -> Iterator[str]:

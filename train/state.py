@@ -19,7 +19,7 @@ import matplotlib
 import torch
 
 from samdeblur.models import CheckpointError, Deblurrer
-from samdeblur.models.checkpoints import BEST_WEIGHTS, encode_network, read_state
+from samdeblur.models.checkpoints import BEST_WEIGHTS, encode_network, read_torch
 from samdeblur.storage.files import write_durably
 from samdeblur.train.config import ConfigError, TrainConfig, read_config
 
@@ -61,7 +61,7 @@ def start_run(folder: Path, config: TrainConfig, facts: dict[str, Any]) -> dict[
     write_durably(folder / CONFIG, config.to_yaml().encode())
     if not (folder / STATE).exists():
         return None
-    return read_state(folder / STATE)[0]
+    return read_torch(folder / STATE)
 
 
 def save_state(folder: Path, network: Deblurrer, optimizer: torch.optim.Optimizer, history: list[Row]) -> None:

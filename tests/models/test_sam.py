@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from samdeblur.models.sam import build_sam
 from segment_anything import sam_model_registry
+
+from samdeblur.models.sam import build_sam
 
 
 @pytest.mark.parametrize("name", ["vit_b", "vit_l", "vit_h"])
