@@ -2,6 +2,8 @@
 
 import ast
 import configparser
+import importlib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -68,3 +70,31 @@ def test_every_requirement_is_pinned_in_the_constraints(setup):
     extras = setup["options.extras_require"]["dev"]
     for line in (setup["options"]["install_requires"] + extras).strip().splitlines():
         assert line.split()[0].lower() in pinned, line
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_the_face_of_a_package_names_what_it_exports(folder):
+    tree = ast.parse((ROOT / folder / "__init__.py").read_text())
+    exported = {alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    package = importlib.import_module(f"samdeblur.{folder}")
+    names = getattr(package, "__all__", [])
+    assert set(names) == exported - {"annotations"}
+    assert len(set(names)) == len(names)
+    assert all(hasattr(package, name) for name in names)
+
+
+def test_console_scripts_are_installed_and_can_be_called(setup):
+    declared = dict(line.split(" = ") for line in setup["options.entry_points"]["console_scripts"].strip().splitlines())
+    installed = {script.name: script for script in metadata.distribution("samdeblur").entry_points}
+    assert {name: script.value for name, script in installed.items()} == declared
+    assert declared.keys() == {"samdeblur-prep", "samdeblur-train", "samdeblur-eval"}
+    assert all(callable(script.load()) for script in installed.values())
+
+
+@pytest.mark.parametrize("folder", [*FOLDERS, "tests", "benchmarks", "docs"])
+def test_nothing_is_left_to_be_done(folder):
+    words = ["NotImplemented" + "Error", "TO" + "DO", "FIX" + "ME", "X" * 3]
+    for path in (ROOT / folder).rglob("*"):
+        if path.suffix in (".py", ".sh", ".md", ".yaml", ".j2", ".cfg"):
+            text = path.read_text()
+            assert not [word for word in words if word in text], path

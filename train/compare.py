@@ -36,7 +36,8 @@ def save_pictures(
 
 
 def picture_path(folder: Path, result: SetResult, key: str, name: str) -> Path:
-    return folder / "pictures" / quote(result.name, safe=" ") / f"{quote(key, safe='')}.{name}.jpg"
+    of_set = quote(f"{result.dataset}-{result.split}-{result.recipe[:8]}", safe="")
+    return folder / "pictures" / of_set / f"{quote(key, safe='')}.{name}.jpg"
 
 
 def load_pictures(folder: Path, result: SetResult, key: str) -> dict[str, Picture]:

@@ -28,7 +28,7 @@ def make_store() -> Callable[..., MaskStore]:
 def _make_store(path: Path, images: Images, pending: tuple[str, ...] = (), recipe: str = "a") -> MaskStore:
     shapes = np.array([blurred.shape[:2] for blurred, _, _ in images.values()], np.int32)
     extent = (round_up(shapes[:, 0].max()), round_up(shapes[:, 1].max()))
-    header = Header("toy", "train", {"segmenter": recipe}, "pixels", len(images), extent, 16, 1, images=True)
+    header = Header("toy", "train", {"segmenter": recipe}, "pixels", len(images), extent, 64, 1, images=True)
     create_store(path, header, list(images), shapes)
     committer, staged = Committer(path), []
     for block, (key, (blurred, sharp, masks)) in enumerate(images.items()):
