@@ -22,7 +22,7 @@ from samdeblur.train.compare import (
     write_report,
 )
 from samdeblur.train.evaluate import Results, SetResult, read_results, score_images, summarise, write_results
-from samdeblur.train.state import CONFIG, run_weights
+from samdeblur.train.state import CONFIG, read_curves, run_weights
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -95,11 +95,11 @@ def method_of(folder: Path, model: Deblurrer) -> str:
 def table(results: tuple[Path, ...], out: Path | None, curves: tuple[Path, ...]) -> None:
     """Compare several RESULTS (folders written by `run`) as in the paper's Table 1."""
     runs = [read_results(path) for path in results]
+    figures = {f"training of {run.name}": read_curves(run) for run in curves}
     text = "\n\n".join(f"{table.title}\n\n{as_markdown(table)}" for table in comparison_tables(runs))
     click.echo(text)
     if out is not None:
         folders = [path if path.is_dir() else path.parent for path in results]
-        figures = {f"training of {run.name}": (run / "curves.png").read_bytes() for run in curves}
         path = write_report(out, comparison_report(runs, folders, figures))
         (out / "table.md").write_text(text + "\n")
         click.echo(f"\nreport: {path}")

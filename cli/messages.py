@@ -15,7 +15,7 @@ import click
 from tqdm import tqdm
 
 from samdeblur.models import CheckpointError, DeviceError
-from samdeblur.pipeline import SourceError
+from samdeblur.pipeline import SettingsError, SourceError
 from samdeblur.storage import StoreDamaged, StoreError
 from samdeblur.storage.lease import StoreBusy
 from samdeblur.train.config import ConfigError
@@ -24,7 +24,7 @@ from samdeblur.train.loop import Diverged
 
 FAILED, WRONG_USAGE, QUARANTINED, INTERRUPTED = 1, 2, 3, 130
 
-REFUSALS = (SourceError, StoreError, CheckpointError, ConfigError, DeviceError, ResultsError)
+REFUSALS = (SettingsError, SourceError, StoreError, CheckpointError, ConfigError, DeviceError, ResultsError)
 FAILURES = (StoreDamaged, StoreBusy, Diverged)
 
 

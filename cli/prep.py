@@ -32,7 +32,7 @@ def sam_options(command: Callable[..., Any]) -> Callable[..., Any]:
         flag = f"--{name.replace('_', '-')}"
         if name == "point_grids":
             help_text = "SAM: JSON file with a list of [x, y] points in 0..1 per crop layer, instead of a regular grid."
-            option = click.option(flag, type=click.Path(dir_okay=False), help=help_text)
+            option = click.option(flag, type=click.Path(), help=help_text)
         else:
             option = click.option(flag, type=type(default), help=f"SAM: {name}, default {default}.")
         command = option(command)
@@ -110,9 +110,10 @@ def chosen_sam_settings(options: dict[str, Any], sam: str | None) -> dict[str, A
             raise click.UsageError("give --points-per-side or --point-grids, not both")
         try:
             chosen["point_grids"] = json.loads(Path(chosen["point_grids"]).read_text())
-            if not all(np.shape(grid)[1:] == (2,) for grid in chosen["point_grids"]):
+            grids = [np.asarray(grid, float) for grid in chosen["point_grids"]]
+            if not grids or any(grid.ndim != 2 or grid.shape[1] != 2 for grid in grids):
                 raise ValueError("not a list of lists of [x, y]")
-        except ValueError as error:
+        except (OSError, ValueError, TypeError) as error:
             raise click.UsageError(f"--point-grids {options['point_grids']}: {error}") from error
         chosen["points_per_side"] = None
     return chosen

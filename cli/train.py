@@ -53,7 +53,7 @@ def cli(store: Path, out: Path, val: Path | None, config: str, assignments: tupl
                 shown["loss"] = f"{row['loss']:.3f}"
             if "val_psnr" in row:
                 shown["val"] = f"{row['val_psnr']:.2f} dB"
-            bar.set_postfix(shown)
+            bar.set_postfix(shown, refresh=False)
 
         history = train(settings, training, out, validation, progress)
     best = max((row for row in history if "val_psnr" in row), key=lambda row: row["val_psnr"])

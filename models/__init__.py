@@ -2,7 +2,7 @@
 
 from samdeblur.models.attach import Deblurrer, with_prior
 from samdeblur.models.checkpoints import CheckpointError, load_network, load_sam
-from samdeblur.models.inference import DeviceError, deblur, pick_device
+from samdeblur.models.inference import DeviceError, NotFinite, deblur, pick_device
 from samdeblur.models.nafnet import NAFNet
 from samdeblur.models.pooling import AtomBatch, drop_masks, mask_average_pool
 from samdeblur.models.priors import METHODS, CATPrior, MAPUnit, Prior, prior_for
@@ -16,6 +16,7 @@ __all__ = [
     "DeviceError",
     "MAPUnit",
     "NAFNet",
+    "NotFinite",
     "Prior",
     "deblur",
     "drop_masks",

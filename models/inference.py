@@ -11,6 +11,10 @@ from samdeblur.models.pooling import AtomBatch
 from samdeblur.storage import AtomMap
 
 
+class NotFinite(ValueError):
+    """A network gave infinity, or not a number."""
+
+
 class DeviceError(ValueError):
     """A device that this machine does not have."""
 
@@ -41,12 +45,12 @@ def deblur(network: Deblurrer, image: NDArray[np.uint8], atoms: AtomMap | None =
         (H, W, 3) uint8: clamped to [0, 1], times 255, rounded.
 
     Raises:
-        ValueError: the network gave values that are not finite.
+        NotFinite: the network gave values that are not finite.
     """
     device = next(network.parameters()).device
     batch = torch.from_numpy(image).to(device).permute(2, 0, 1)[None].float() / 255
     masks = AtomBatch.collate([atoms]).to(device) if atoms is not None else None
     output = network(batch, masks)[0]
     if not torch.isfinite(output).all():
-        raise ValueError("the network gave values that are not finite; check the checkpoint against the images")
+        raise NotFinite("the network gave values that are not finite; check the checkpoint against the images")
     return output.clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).cpu().numpy()

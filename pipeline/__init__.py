@@ -3,7 +3,7 @@
 from samdeblur.pipeline.coordinator import Status, Summary, prepare, status
 from samdeblur.pipeline.plan import StoreOptions
 from samdeblur.pipeline.recipe import PrepSettings, Weights
-from samdeblur.pipeline.segment import MaskGenerator, SamSegmenter, Segmenter
+from samdeblur.pipeline.segment import MaskGenerator, SamSegmenter, Segmenter, SettingsError
 from samdeblur.pipeline.sources import BadImage, FolderSource, Source, SourceError, open_source
 from samdeblur.pipeline.superpixels import SuperpixelSegmenter
 
@@ -14,6 +14,7 @@ __all__ = [
     "PrepSettings",
     "SamSegmenter",
     "Segmenter",
+    "SettingsError",
     "Source",
     "SourceError",
     "Status",

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from samdeblur.pipeline.recipe import PrepSettings, check_weights, recipe_differences
+from samdeblur.pipeline.recipe import PrepSettings, check_runs, recipe_differences
 from samdeblur.pipeline.sources import BadImage, Source
 from samdeblur.pipeline.worker import BlockTask
 from samdeblur.storage import StoreError, open_store
@@ -36,7 +36,7 @@ def ensure_store(source: Source, path: Path, settings: PrepSettings, options: St
         OSError: the folder cannot be written.
     """
     if not path.exists():
-        check_weights(settings)
+        check_runs(settings)
         header = new_header(source, settings, options)
         shapes = image_shapes(source)
         height, width = (round_up(int(side)) for side in shapes.max(axis=0))
@@ -56,11 +56,11 @@ def ensure_store(source: Source, path: Path, settings: PrepSettings, options: St
     for name, (stored, asked) in layout.items():
         if stored != asked:
             raise StoreError(f"{path}: {name} is {stored} in the store, {asked} was asked for; write to a new store")
-    stored_keys, keys = set(open_store(path).keys), set(source.keys)
-    if stored_keys != keys:
-        example = sorted(stored_keys ^ keys)[0]
+    stored, keys = open_store(path).keys, list(source.keys)
+    if stored != keys:
+        example = next((key for key in sorted({*stored} ^ {*keys})), "their order")
         raise StoreError(
-            f"{path}: lists {len(stored_keys)} images, the source {len(keys)} (first difference: {example}); "
+            f"{path}: lists {len(stored)} images, the source {len(keys)} (first difference: {example}); "
             "write to a new store"
         )
     return header
@@ -95,7 +95,7 @@ def block_tasks(
     source: Source, path: Path, committer: Committer, blocks: list[int], settings: PrepSettings
 ) -> Iterator[BlockTask]:
     """Tasks for blocks, made when they are asked for."""
-    keys = list(source.keys)
+    keys, shapes = list(source.keys), open_store(path).shapes
     for block in blocks:
         images = committer.header.block_range(block)
         yield BlockTask(
@@ -104,5 +104,6 @@ def block_tasks(
             block=block,
             staging=str(committer.staging(block).resolve()),
             source=source.subset(keys[images.start : images.stop]),
+            shapes=tuple((int(h), int(w)) for h, w in shapes[images.start : images.stop]),
             settings=settings,
         )

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from samdeblur.models import CheckpointError, Deblurrer, load_network, load_sam
+from samdeblur.models import CheckpointError, Deblurrer, load_network, load_sam, pick_device
 from samdeblur.models.checkpoints import resolve_checkpoint
 from samdeblur.pipeline.segment import SAM_SETTINGS, SamSegmenter, Segmenter, sam_recipe
 from samdeblur.pipeline.superpixels import SuperpixelSegmenter
@@ -77,8 +77,12 @@ class Stages:
     segmenter: Segmenter
 
 
-def check_weights(settings: PrepSettings) -> None:
-    """Load every checkpoint once, before anything is written for it. Raises FileNotFoundError, CheckpointError."""
+def check_runs(settings: PrepSettings) -> None:
+    """Load every checkpoint once and look for the device, before anything is written.
+
+    Raises FileNotFoundError, CheckpointError, SettingsError, DeviceError.
+    """
+    pick_device(settings.device)
     load_stages(settings, torch.device("cpu"))
 
 

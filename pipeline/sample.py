@@ -84,7 +84,7 @@ class SampleSource:
         """Raises SourceError for a split the sample does not have."""
         if split not in SPLITS:
             raise SourceError(f"the sample has no split {split!r}, choose from {', '.join(SPLITS)}")
-        return cls(split, {f"{crop.photo}-{crop.seed:03d}": crop for crop in sorted(SPLITS[split][0])})
+        return cls(split, dict(sorted((f"{crop.photo}-{crop.seed:03d}", crop) for crop in SPLITS[split][0])))
 
     @property
     def keys(self) -> Sequence[str]:

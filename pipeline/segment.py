@@ -38,6 +38,10 @@ SAM_SETTINGS: dict[str, Any] = {
 }
 
 
+class SettingsError(ValueError):
+    """Settings with which no mask can be generated."""
+
+
 class MaskGenerator:
     """Segment Anything's automatic mask generation.
 
@@ -47,6 +51,7 @@ class MaskGenerator:
 
     Raises:
         TypeError: a setting SamAutomaticMaskGenerator does not have.
+        SettingsError: a setting out of its range.
     """
 
     def __init__(self, sam: Sam, **settings: Any) -> None:
@@ -54,7 +59,8 @@ class MaskGenerator:
         if unknown:
             raise TypeError(f"unknown settings {', '.join(sorted(unknown))}; known: {', '.join(SAM_SETTINGS)}")
         self.settings = SAM_SETTINGS | settings
-        self._generator = SamAutomaticMaskGenerator(sam, **settings)
+        check_settings(self.settings)
+        self._generator = _Generator(sam, **settings)
 
     @torch.inference_mode()
     def generate(self, image: NDArray[np.uint8]) -> tuple[AtomMap, Records]:
@@ -66,6 +72,29 @@ class MaskGenerator:
         atoms = AtomMap.from_masks([record["segmentation"] for record in found], image.shape[:2])
         rows = np.array([_row(record) for record in found], np.float64).reshape(len(found), len(RECORD_COLUMNS))
         return atoms, {name: rows[:, column] for column, name in enumerate(RECORD_COLUMNS)}
+
+
+class _Generator(SamAutomaticMaskGenerator):
+    """SamAutomaticMaskGenerator, which stumbles over a crop in which nothing is found."""
+
+    def _process_crop(self, *arguments: Any) -> Any:
+        found = super()._process_crop(*arguments)
+        found["crop_boxes"] = found["crop_boxes"].reshape(-1, 4)
+        return found
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Raise SettingsError unless mask generation can run with these settings."""
+    lowest = {"points_per_side": 1, "points_per_batch": 1, "crop_n_layers": 0, "crop_n_points_downscale_factor": 1}
+    for name, low in lowest.items():
+        if settings[name] is not None and settings[name] < low:
+            raise SettingsError(f"{name}: must be at least {low}, is {settings[name]}")
+    if (settings["points_per_side"] is None) == (settings["point_grids"] is None):
+        raise SettingsError("give points_per_side or point_grids, not both")
+    if settings["point_grids"] is not None and len(settings["point_grids"]) != settings["crop_n_layers"] + 1:
+        raise SettingsError(
+            f"point_grids: {len(settings['point_grids'])} grids for {settings['crop_n_layers'] + 1} layers of crops"
+        )
 
 
 def _row(record: Mapping[str, Any]) -> list[float]:

@@ -23,13 +23,14 @@ from samdeblur.storage.layout import DONE, QUARANTINED, Header, fingerprint
 
 @dataclass(frozen=True)
 class BlockTask:
-    """What a worker needs to know. `source` holds the images of this block alone."""
+    """What a worker needs to know. `source` holds the images of this block alone, `shapes` their planned sizes."""
 
     store: str
     header: Header
     block: int
     staging: str
     source: Source
+    shapes: tuple[tuple[int, int], ...]
     settings: PrepSettings
 
 
@@ -70,8 +71,8 @@ def run_block(task: BlockTask) -> BlockReport:
         with clock("load"):
             stages = cached_stages(task.settings, device)
         contents, outcomes = [], []
-        for key in task.source.keys:
-            content, outcome = _process(task, key, stages, clock)
+        for key, shape in zip(task.source.keys, task.shapes, strict=True):
+            content, outcome = _process(task, key, shape, stages, clock)
             contents.append(content)
             outcomes.append(outcome)
         with clock("write"):
@@ -80,11 +81,17 @@ def run_block(task: BlockTask) -> BlockReport:
     return BlockReport(staged, dict(clock.seconds), environment(device))
 
 
-def _process(task: BlockTask, key: str, stages: Stages, clock: Clock) -> tuple[ImageContent | None, ImageOutcome]:
+def _process(
+    task: BlockTask, key: str, shape: tuple[int, int], stages: Stages, clock: Clock
+) -> tuple[ImageContent | None, ImageOutcome]:
     pair: ImagePair | None = None
     try:
         with clock("read"):
             pair = task.source.read(key)
+            if pair.blurred.shape[:2] != shape:
+                planned = f"{shape[1]}x{shape[0]}" if any(shape) else "unreadable"
+                now = f"{pair.blurred.shape[1]}x{pair.blurred.shape[0]}"
+                raise BadImage(f"{key}: was {planned} when the store was planned and is {now}; prepare a new store")
         picture = pair.blurred
         if stages.network is not None:
             with clock("predeblur"):

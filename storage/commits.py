@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -201,6 +202,8 @@ class Committer:
         """Let the store go; what this job staged and did not commit is dropped."""
         for folder in (self._folder / "staging").glob(f"*-{self.lease.token}"):
             shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # missing, or not empty: another job's
+            (self._folder / "staging").rmdir()
         self.lease.release()
 
     def _array(self, name: str) -> zarr.Array:

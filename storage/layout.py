@@ -191,12 +191,13 @@ def create_store(path: Path, header: Header, keys: Sequence[str], shapes: NDArra
     group = zarr.create_group(DurableStore(building), attributes=header.attributes())
     for name, spec in header.data_arrays().items():
         _create_array(group, name, spec)
-    for name, spec in header.index_arrays().items():
-        with write_all_chunks():
-            array = _create_array(group, name, spec)
-        array[...] = 0
-    group["index/key"][...] = np.stack([pack_text(key, header.key_bytes) for key in keys])  # type: ignore[index]
-    group["index/shape"][...] = shapes  # type: ignore[index]
+    known: dict[str, Any] = {
+        "index/key": np.stack([pack_text(key, header.key_bytes) for key in keys]),
+        "index/shape": shapes,
+    }
+    with write_all_chunks():
+        for name, spec in header.index_arrays().items():
+            _create_array(group, name, spec)[...] = known.get(name, 0)
     os.rename(building, path)
     fsync_path(path.parent)
 

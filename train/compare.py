@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from samdeblur.storage import MaskStore
 from samdeblur.storage.files import write_durably
 from samdeblur.storage.paint import paint_masks
-from samdeblur.train.evaluate import Results, Score, SetResult
+from samdeblur.train.evaluate import Results, Score, SetResult, gain
 from samdeblur.train.report import Strip, Table, encode_picture, number, render_report
 
 PICTURES = ("blurred", "masks", "result", "sharp")
@@ -118,8 +118,8 @@ def comparison_tables(runs: Sequence[Results]) -> list[Table]:
                     number(s["psnr"]),
                     number(s["ssim_wang"], 4),
                     f"{100 * s['mcr']:.2f}%",
-                    f"{s['psnr'] - s['psnr_blurred']:+.2f}",
-                    number(None) if result.psnr_step_0 is None else f"{s['psnr'] - result.psnr_step_0:+.2f}",
+                    f"{gain(s['psnr'], s['psnr_blurred']):+.2f}",
+                    number(None) if result.psnr_step_0 is None else f"{gain(s['psnr'], result.psnr_step_0):+.2f}",
                 ]
             )
         best = psnrs.index(max(psnrs)) + 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -17,6 +18,16 @@ PRESETS = Path(__file__).parent / "presets"
 
 class ConfigError(ValueError):
     """A setting that does not exist or has a value it cannot have."""
+
+
+# Lowest value, and what it must stay below.
+_RANGES: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(("width", "steps", "batch_size", "crop_size", "val_every", "log_every"), (1, math.inf)),
+    **dict.fromkeys(("prior_channels", "middle_blk_num"), (1, math.inf)),
+    **dict.fromkeys(("enc_blk_nums", "dec_blk_nums", "seed", "loader_workers"), (0, math.inf)),
+    **dict.fromkeys(("learning_rate", "min_learning_rate", "weight_decay", "grad_clip"), (0, math.inf)),
+    **dict.fromkeys(("betas", "mask_dropout", "val_share"), (0, 1)),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,22 +62,23 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ConfigError(f"method: {self.method!r} is none of {', '.join(METHODS)}")
-        for name in ("width", "steps", "batch_size", "crop_size", "val_every", "log_every", "prior_channels"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}: must be at least 1, is {getattr(self, name)}")
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise ConfigError(f"device: {self.device!r} is none of auto, cpu, cuda")
+        for name, (low, high) in _RANGES.items():
+            value = getattr(self, name)
+            if not all(low <= item < high for item in (value if isinstance(value, tuple) else [value])):
+                limit = f"at least {low}" if high == math.inf else f"in [{low}, {high})"
+                raise ConfigError(f"{name}: must be {limit}, is {value}")
         if len(self.enc_blk_nums) != len(self.dec_blk_nums):
             raise ConfigError("enc_blk_nums and dec_blk_nums must have as many levels")
         if len(self.betas) != 2:
             raise ConfigError(f"betas: two numbers, got {len(self.betas)}")
-        for name in ("mask_dropout", "val_share"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"{name}: must be in [0, 1), is {getattr(self, name)}")
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> TrainConfig:
         """From plain values. Raises ConfigError for unknown names, with the nearest known one, and wrong types."""
         known = {field.name: field.default for field in fields(cls)}
-        unknown = [name for name in values if name not in known]
+        unknown = [str(name) for name in values if name not in known]
         if unknown:
             near = difflib.get_close_matches(unknown[0], known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
@@ -87,7 +99,7 @@ def read_config(location: str) -> dict[str, Any]:
         raise FileNotFoundError(f"{location}: no such configuration file, nor a preset ({names})")
     try:
         values = yaml.safe_load(path.read_text()) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: a configuration is a mapping of names to values")
@@ -101,7 +113,7 @@ def parse_assignment(text: str) -> tuple[str, Any]:
         raise ConfigError(f"{text!r}: write name=value")
     try:
         return name, yaml.safe_load(value)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{name}: {value!r} is not a YAML value") from error
 
 

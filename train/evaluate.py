@@ -39,7 +39,12 @@ class Score:
     @property
     def gain(self) -> float:
         """dB won over the blurred input; 0 for two perfect images."""
-        return self.psnr - self.psnr_blurred if self.psnr != self.psnr_blurred else 0.0
+        return gain(self.psnr, self.psnr_blurred)
+
+
+def gain(psnr_after: float, psnr_before: float) -> float:
+    """dB won; 0 for infinity over infinity."""
+    return psnr_after - psnr_before if psnr_after != psnr_before else 0.0
 
 
 def score_images(
@@ -111,7 +116,7 @@ def write_results(results: Results, folder: Path) -> None:
             "split": s.split,
             "recipe": s.recipe,
             "unready": s.unready,
-            "psnr_step_0": s.psnr_step_0,
+            **({} if s.psnr_step_0 is None else {"psnr_step_0": s.psnr_step_0}),
             "summary": s.summary,
             "images": [asdict(score) for score in s.scores],
         }
@@ -136,25 +141,34 @@ def read_results(folder: Path) -> Results:
         raise FileNotFoundError(f"{path}: no such results; write them with samdeblur-eval run")
     try:
         document = json.loads(path.read_text())
-        sets = tuple(
-            SetResult(
-                s["dataset"],
-                s["split"],
-                s["recipe"],
-                tuple(_score(image) for image in s["images"]),
-                s["psnr_step_0"],
-                s["unready"],
-            )
-            for s in document["sets"]
-        )
-        return Results(document["method"], document["weights"], document["sha256"], sets)
-    except (ValueError, KeyError, TypeError) as error:
+        sets = tuple(_set(row) for row in document["sets"])
+        if not sets or not all(result.scores for result in sets):
+            raise ValueError("no images")
+        return Results(_text(document["method"]), _text(document["weights"]), _text(document["sha256"]), sets)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ResultsError(f"{path}: not results of samdeblur-eval run ({type(error).__name__}: {error})") from error
 
 
-def _score(row: dict[str, Any]) -> Score:
-    values: dict[str, Any] = {name: math.inf if value is None else value for name, value in row.items()}
-    return Score(**values)
+def _set(row: dict[str, Any]) -> SetResult:
+    scores = tuple(
+        Score(**{name: _text(value) if name == "key" else _decibel(value) for name, value in image.items()})
+        for image in row["images"]
+    )
+    step_0 = _decibel(row["psnr_step_0"]) if "psnr_step_0" in row else None
+    return SetResult(_text(row["dataset"]), _text(row["split"]), _text(row["recipe"]), scores, step_0, row["unready"])
+
+
+def _text(value: Any) -> Any:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is not text")
+    return value
+
+
+def _decibel(value: Any) -> Any:
+    """A score; null stands for infinity."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+        raise TypeError(f"{value!r} is not a number")
+    return math.inf if value is None else float(value)
 
 
 def _without_infinity(value: Any) -> Any:

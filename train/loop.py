@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import zlib
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from samdeblur.models import Deblurrer, NAFNet, pick_device, prior_for, with_prior
+from samdeblur.models import Deblurrer, NAFNet, NotFinite, pick_device, prior_for, with_prior
 from samdeblur.storage import MaskStore, StoreError
 from samdeblur.train.config import TrainConfig
 from samdeblur.train.crops import CropDataset, crop_loader
@@ -100,7 +101,7 @@ def train(
     optimizer = torch.optim.AdamW(
         network.parameters(), config.learning_rate, (config.betas[0], config.betas[1]), weight_decay=config.weight_decay
     )
-    state = start_run(folder, config, run_facts(store, val))
+    state = start_run(folder, config, run_facts(store, keys, val))
     history: list[Row] = []
     if state is not None:
         network.load_state_dict(state["network"])
@@ -154,20 +155,25 @@ def first_saved(history: list[Row]) -> int:
 
 def validate(network: Deblurrer, val: Validation) -> Row:
     """Mean PSNR and SSIM and the MCR on whole images."""
-    scores = [score for score, _ in score_images(network.eval(), val.store, val.keys)]
+    try:
+        scores = [score for score, _ in score_images(network.eval(), val.store, val.keys)]
+    except NotFinite as error:
+        raise Diverged(
+            f"validation: {error}; lower learning_rate or grad_clip. The last state saved is intact"
+        ) from error
     summary = summarise(scores)
     return {"val_psnr": summary["psnr"], "val_ssim": summary["ssim_wang"], "val_mcr": summary["mcr"]}
 
 
-def run_facts(store: MaskStore, val: Validation) -> dict[str, Any]:
+def run_facts(store: MaskStore, keys: Sequence[str], val: Validation) -> dict[str, Any]:
     """What a run depends on beside its settings."""
+
+    def describe(used: MaskStore) -> dict[str, Any]:
+        return {"dataset": used.header.dataset, "split": used.header.split, "recipe": used.header.fingerprint}
+
+    digest = hashlib.sha256("\n".join(keys).encode()).hexdigest()
     return {
-        "train": {"dataset": store.header.dataset, "split": store.header.split, "recipe": store.header.fingerprint},
-        "validation": {
-            "dataset": val.store.header.dataset,
-            "split": val.store.header.split,
-            "recipe": val.store.header.fingerprint,
-            "images": list(val.keys),
-        },
+        "train": {**describe(store), "images": len(keys), "images_sha256": digest},
+        "validation": {**describe(val.store), "images": list(val.keys)},
         "versions": {name: metadata.version(name) for name in ("samdeblur", "torch", "numpy")},
     }

@@ -60,7 +60,7 @@ def mode_collapse_rate(blurred: ArrayLike, deblurred: ArrayLike) -> float:
 
 
 def _check(image: Picture, reference: Picture) -> None:
-    if image.shape != reference.shape or image.ndim != 3:
+    if image.shape != reference.shape or image.shape[2:] != (3,):
         raise ValueError(f"images must be (H, W, 3) of one shape, got {image.shape} and {reference.shape}")
     if image.dtype != np.uint8 or reference.dtype != np.uint8:
         raise ValueError(f"images must be uint8, got {image.dtype} and {reference.dtype}")

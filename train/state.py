@@ -23,7 +23,7 @@ from samdeblur.models.checkpoints import BEST_WEIGHTS, encode_network, read_torc
 from samdeblur.storage.files import write_durably
 from samdeblur.train.config import ConfigError, TrainConfig, read_config
 
-CONFIG, RUN, STATE = "config.yaml", "run.json", "state.pt"
+CONFIG, RUN, STATE, CURVES = "config.yaml", "run.json", "state.pt", "curves.png"
 INITIAL_WEIGHTS, LAST_WEIGHTS = "initial.safetensors", "last.safetensors"
 COLUMNS = ("step", "loss", "learning_rate", "val_psnr", "val_ssim", "val_mcr")
 
@@ -31,13 +31,15 @@ Row = dict[str, float]
 
 # Settings that do not change the result; a run may go on with others.
 _FREE = {"device", "loader_workers"}
+# Facts that do.
+_DATA = ("train", "validation")
 
 
 def start_run(folder: Path, config: TrainConfig, facts: dict[str, Any]) -> dict[str, Any] | None:
     """Make the folder of a run, or find the state to resume from.
 
     Args:
-        facts: what the run depends on beside its settings; JSON values, written to run.json and compared on resume.
+        facts: `train` and `validation` (JSON values, compared on resume) and what else run.json is to say.
 
     Returns:
         The saved state, None for a new run.
@@ -53,7 +55,7 @@ def start_run(folder: Path, config: TrainConfig, facts: dict[str, Any]) -> dict[
             if name not in _FREE and getattr(stored, name) != getattr(config, name)
         ]
         known = json.loads((folder / RUN).read_text())
-        changed += [f"{name} {known.get(name)} -> {facts[name]}" for name in facts if known.get(name) != facts[name]]
+        changed += [f"{name}: other images or masks" for name in _DATA if known.get(name) != facts[name]]
         if changed:
             raise ConfigError(f"{folder}: holds a run with other settings ({'; '.join(changed)}); use another --out")
     folder.mkdir(parents=True, exist_ok=True)
@@ -99,7 +101,7 @@ def write_log(folder: Path, history: list[Row]) -> None:
     writer.writeheader()
     writer.writerows({name: f"{value:.6g}" for name, value in row.items()} for row in history)
     write_durably(folder / "log.csv", text.getvalue().encode())
-    write_durably(folder / "curves.png", draw_curves(history))
+    write_durably(folder / CURVES, draw_curves(history))
 
 
 def draw_curves(history: list[Row]) -> bytes:
@@ -120,6 +122,14 @@ def draw_curves(history: list[Row]) -> bytes:
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=110)
         return buffer.getvalue()
+
+
+def read_curves(folder: Path) -> bytes:
+    """The picture of a run's curves, PNG. Raises FileNotFoundError."""
+    path = folder / CURVES
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such picture; is {folder} the folder of a training run?")
+    return path.read_bytes()
 
 
 def run_weights(folder: Path, which: str) -> Path:
