@@ -66,7 +66,8 @@ class MaskGenerator:
     def generate(self, image: NDArray[np.uint8]) -> tuple[AtomMap, Records]:
         """Masks and records of an (H, W, 3) uint8 RGB image, in the order of SamAutomaticMaskGenerator.
 
-        Boxes are x, y, width, height in pixels as it gives them: last minus first pixel, one less than the store's. An image in which nothing is found gives zero masks.
+        Boxes are x, y, width, height in pixels as it gives them: last minus first pixel, one less than the store's.
+        An image in which nothing is found gives zero masks.
         """
         found = self._generator.generate(image)
         atoms = AtomMap.from_masks([record["segmentation"] for record in found], image.shape[:2])
