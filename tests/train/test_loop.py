@@ -234,10 +234,11 @@ def test_a_killed_command_run_again_goes_on_from_its_last_state(store, small, tm
 
 
 def test_a_finished_run_is_left_as_it_is(store, small, tmp_path, uninterrupted, monkeypatch):
+    undisturbed = uninterrupted("none")
     train(small, store, tmp_path)
     monkeypatch.setattr(loop, "psnr_loss", None)
     assert [row["step"] for row in train(small, store, tmp_path)] == list(range(11))
-    assert_same_run(tmp_path, uninterrupted("none"))
+    assert_same_run(tmp_path, undisturbed)
 
 
 @pytest.fixture(scope="module")
