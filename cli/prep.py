@@ -50,6 +50,7 @@ def sam_options(command: Callable[..., Any]) -> Callable[..., Any]:
               help="NAFNet that deblurs before segmenting: a checkpoint or a run folder. The paper does so for "
                    "training splits and not for test splits.")  # fmt: skip
 @click.option("--sam", metavar="bundled|PATH", help="Segment Anything weights. Without them: superpixels, no weights.")
+@click.option("--true-masks", is_flag=True, help="Take the exact masks the source knows (worlds) instead of segmenting.")
 @click.option("--channel-order", type=click.Choice(["rgb", "bgr"]), default="rgb", show_default=True,
               help="SAM: order of the channels; the released SAM-Deblur masks came from bgr.")  # fmt: skip
 @click.option("--images/--no-images", default=True, show_default=True, help="Store the pictures beside the masks.")
@@ -66,6 +67,7 @@ def run(
     skip_unpaired: bool,
     predeblur: str,
     sam: str | None,
+    true_masks: bool,
     channel_order: Any,
     images: bool,
     block_size: int | None,
@@ -80,6 +82,7 @@ def run(
     settings = PrepSettings(
         predeblur=None if predeblur == "none" else Weights.of(predeblur),
         sam=None if sam is None else Weights.of(sam),
+        true_masks=true_masks,
         channel_order=channel_order,
         sam_settings=chosen_sam_settings(sam_settings, sam),
         device=device,

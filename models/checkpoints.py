@@ -18,9 +18,8 @@ from torch import Tensor
 from samdeblur.models.attach import Deblurrer, with_prior
 from samdeblur.models.nafnet import NAFNet, infer_config
 from samdeblur.models.priors import build_prior
-from samdeblur.models.sam import build_sam
+from samdeblur.models.sam import METADATA_KEY, SamConfig, build_sam, build_small_sam
 
-METADATA_KEY = "samdeblur"
 BEST_WEIGHTS = "best.safetensors"  # name of the best weights in the folder of a training run
 
 # A key that gives away whose checkpoint a file is, for the message that refuses it.
@@ -81,9 +80,9 @@ def load_sam(path: str | Path) -> Sam:
         CheckpointError: not a checkpoint, or not of a Segment Anything model.
     """
     path = resolve_checkpoint(Path(path))
-    state, _ = _read_weights(path)
+    state, config = _read_weights(path)
     with _explained(path, state, "Segment Anything"):
-        sam = build_sam(state)
+        sam = build_small_sam(SamConfig(**config["sam"])) if config is not None else build_sam(state)
         sam.load_state_dict(state)
     return sam.eval()
 

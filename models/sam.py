@@ -1,16 +1,56 @@
-"""Segment Anything models whose architecture is read off their weights."""
+"""Segment Anything models: public ones, whose architecture is read off their weights, and small ones of this package."""
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 
+from safetensors.torch import save
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 from torch import Tensor, nn
 
+from samdeblur.models.encoder import ConvEncoder
+
+METADATA_KEY = "samdeblur"
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
+
+
+@dataclass(frozen=True)
+class SamConfig:
+    """Sizes of a small Sam: those of `ConvEncoder`, and heads and hidden channels of the decoder."""
+
+    img_size: int = 384
+    widths: Sequence[int] = (32, 64, 128, 192)
+    depths: Sequence[int] = (2, 2, 5, 3)
+    embed_dim: int = 64
+    heads: int = 4
+    mlp_dim: int = 256
+
+
+def build_small_sam(config: SamConfig) -> Sam:
+    """An untrained Sam with a convolutional encoder and segment-anything's prompt encoder and mask decoder."""
+    grid = config.img_size // 16
+    return Sam(
+        image_encoder=ConvEncoder(config.img_size, config.widths, config.depths, config.embed_dim),
+        prompt_encoder=PromptEncoder(config.embed_dim, (grid, grid), (config.img_size, config.img_size), 16),
+        mask_decoder=MaskDecoder(
+            transformer_dim=config.embed_dim,
+            transformer=TwoWayTransformer(2, config.embed_dim, config.heads, config.mlp_dim),
+            iou_head_hidden_dim=config.embed_dim,
+        ),
+        pixel_mean=list(PIXEL_MEAN),
+        pixel_std=list(PIXEL_STD),
+    )
+
+
+def encode_sam(sam: Sam, config: SamConfig) -> bytes:
+    """A small Sam with its sizes as the bytes of a safetensors file, which `load_sam` reads."""
+    state = {key: tensor.detach().cpu().contiguous() for key, tensor in sam.state_dict().items()}
+    return save(state, {METADATA_KEY: json.dumps({"sam": asdict(config)}, sort_keys=True)})
 
 
 def build_sam(state: Mapping[str, Tensor]) -> Sam:

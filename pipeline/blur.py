@@ -15,7 +15,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-GAMMA = 2.2
+from samdeblur.pipeline.camera import GAMMA, Sensor, decode, encode, motion, random_path
+
 SUB_FRAMES = 33
 
 
@@ -45,20 +46,21 @@ class BlurModel:
     def render(self, photo: NDArray[np.uint8], seed: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """Blur a photograph (H, W, 3) uint8 RGB; returns (blurred, sharp) of the same kind. Same seed, same result."""
         rng = np.random.default_rng(seed)
-        scene = np.power(photo / np.float32(255), np.float32(GAMMA))
+        scene = decode(photo)
         height, width = scene.shape[:2]
-        camera = _path(rng, rng.uniform(*self.camera_path))
-        angles = np.deg2rad(_path(rng, 1.0)[:, 0] * rng.uniform(0, self.rotation))
+        camera = random_path(rng, rng.uniform(*self.camera_path), SUB_FRAMES)
+        angles = np.deg2rad(random_path(rng, 1.0, SUB_FRAMES)[:, 0] * rng.uniform(0, self.rotation))
         layers = [
-            (_region(rng, height, width), _path(rng, rng.uniform(*self.object_path)))
+            (_region(rng, height, width), random_path(rng, rng.uniform(*self.object_path), SUB_FRAMES))
             for _ in range(rng.integers(*self.objects, endpoint=True))
         ]
         background = _fill_in(scene, [region for region, _ in layers])
         moving = [(np.dstack([scene * region[..., None], region]), path) for region, path in layers]
 
+        centre = np.array([width - 1, height - 1]) / 2
         total = np.zeros_like(scene)
         for step in range(SUB_FRAMES):
-            view = _motion(camera[step], angles[step], width, height)
+            view = motion(camera[step], angles[step], centre)
             frame = _warp(background, view)
             for layer, path in moving:
                 moved = _warp(layer, _shifted(view, path[step]))
@@ -66,23 +68,9 @@ class BlurModel:
             total += frame
 
         gain = rng.uniform(*self.gain)
-        exposed = np.clip(total * np.float32(gain / SUB_FRAMES), 0, 1)
-        noise = rng.standard_normal(exposed.shape, np.float32)
-        exposed += noise * np.sqrt(self.shot_noise * exposed + self.read_noise**2).astype(np.float32)
-        blurred = _encode(exposed)
-        if self.jpeg_quality is not None:
-            _, data = cv2.imencode(".jpg", blurred[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, self.jpeg_quality])
-            blurred = cv2.cvtColor(np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR)), cv2.COLOR_BGR2RGB)
-        return blurred, _encode(scene * np.float32(gain))
-
-
-def _path(rng: np.random.Generator, length: float) -> NDArray[np.float64]:
-    """(SUB_FRAMES, 2) positions x, y of a smooth random path of a length, at the origin in the middle sub-frame."""
-    turns = np.cumsum(rng.normal(0, 0.15, SUB_FRAMES)) + rng.uniform(0, 2 * np.pi)
-    speed = 1 + 0.5 * np.sin(np.linspace(0, np.pi, SUB_FRAMES) * rng.uniform(0, 2) + rng.uniform(0, np.pi))
-    steps = np.stack([np.cos(turns), np.sin(turns)], axis=1) * (speed / speed.sum() * length)[:, None]
-    positions = np.cumsum(steps, axis=0)
-    return positions - positions[SUB_FRAMES // 2]
+        sensor = Sensor(self.shot_noise, self.read_noise, self.jpeg_quality)
+        blurred = sensor.expose(total * np.float32(gain / SUB_FRAMES), rng)
+        return blurred, encode(scene * np.float32(gain))
 
 
 def _region(rng: np.random.Generator, height: int, width: int) -> NDArray[np.float32]:
@@ -102,16 +90,8 @@ def _fill_in(scene: NDArray[np.float32], regions: list[NDArray[np.float32]]) -> 
     if not regions:
         return scene
     hidden = (np.max(regions, axis=0) > 0).astype(np.uint8)
-    filled = cv2.inpaint(_encode(scene), hidden, 3, cv2.INPAINT_TELEA).astype(np.float32) / 255
+    filled = cv2.inpaint(encode(scene), hidden, 3, cv2.INPAINT_TELEA).astype(np.float32) / 255
     return np.where(hidden[..., None] > 0, filled**GAMMA, scene).astype(np.float32)
-
-
-def _motion(shift: NDArray[np.float64], angle: float, width: int, height: int) -> NDArray[np.float64]:
-    """2x3 matrix: rotation about the centre of the picture, then a shift."""
-    cos, sin = np.cos(angle), np.sin(angle)
-    centre = np.array([width - 1, height - 1]) / 2
-    rotation = np.array([[cos, -sin], [sin, cos]])
-    return np.column_stack([rotation, centre - rotation @ centre + shift])
 
 
 def _shifted(matrix: NDArray[np.float64], shift: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -121,7 +101,3 @@ def _shifted(matrix: NDArray[np.float64], shift: NDArray[np.float64]) -> NDArray
 def _warp(layer: NDArray[np.float32], matrix: NDArray[np.float64]) -> NDArray[np.float32]:
     size = (layer.shape[1], layer.shape[0])
     return cv2.warpAffine(layer, matrix, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
-
-
-def _encode(linear: NDArray[np.float32]) -> NDArray[np.uint8]:
-    return np.round(np.clip(linear, 0, 1) ** np.float32(1 / GAMMA) * 255).astype(np.uint8)

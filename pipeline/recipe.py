@@ -44,6 +44,7 @@ class PrepSettings:
     Attributes:
         predeblur: network that deblurs each image before it is segmented; None for none.
         sam: Segment Anything weights; None for superpixels, which need none.
+        true_masks: take the masks the source knows to be true instead of segmenting.
         channel_order: order in which SAM is fed.
         sam_settings: settings of MaskGenerator that differ from its defaults.
         device: "cpu", "cuda" (each worker takes one of the GPUs), or "auto".
@@ -51,17 +52,18 @@ class PrepSettings:
 
     predeblur: Weights | None = None
     sam: Weights | None = None
+    true_masks: bool = False
     channel_order: Literal["rgb", "bgr"] = "rgb"
     sam_settings: Mapping[str, Any] = field(default_factory=dict)
     device: str = "auto"
 
     def recipe(self) -> dict[str, Any]:
         """JSON values; equal recipes give equal masks within one environment."""
-        segmenter = (
-            SuperpixelSegmenter().recipe()
-            if self.sam is None
-            else sam_recipe(self.sam.sha256, self.channel_order, SAM_SETTINGS | dict(self.sam_settings))
-        )
+        segmenter: Mapping[str, Any] = SuperpixelSegmenter().recipe()
+        if self.true_masks:
+            segmenter = {"name": "true"}
+        elif self.sam is not None:
+            segmenter = sam_recipe(self.sam.sha256, self.channel_order, SAM_SETTINGS | dict(self.sam_settings))
         return {
             "mode": "exact",
             "predeblur": {"checkpoint": self.predeblur.sha256} if self.predeblur else None,
@@ -71,10 +73,10 @@ class PrepSettings:
 
 @dataclass(frozen=True)
 class Stages:
-    """The models of a preparation, loaded."""
+    """The models of a preparation, loaded; no segmenter where the source knows the masks."""
 
     network: Deblurrer | None
-    segmenter: Segmenter
+    segmenter: Segmenter | None
 
 
 def check_runs(settings: PrepSettings) -> None:
@@ -88,6 +90,8 @@ def check_runs(settings: PrepSettings) -> None:
 
 def load_stages(settings: PrepSettings, device: torch.device) -> Stages:
     """Load the models onto a torch device. Raises FileNotFoundError, CheckpointError."""
+    if settings.true_masks:
+        return Stages(None, None)
     network = load_network(settings.predeblur.check()).to(device) if settings.predeblur else None
     if settings.sam is None:
         return Stages(network, SuperpixelSegmenter())

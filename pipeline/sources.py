@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from samdeblur.storage import AtomMap
 from samdeblur.storage.files import sha256_file
 from samdeblur.storage.layout import pixel_digest
 
@@ -35,11 +36,15 @@ class BadImage(ValueError):
 
 @dataclass(frozen=True)
 class ImagePair:
-    """A blurred image and its sharp counterpart, (H, W, 3) uint8 RGB each, and the digest of the blurred source."""
+    """A blurred image and its sharp counterpart, (H, W, 3) uint8 RGB each, and the digest of the blurred source.
+
+    `masks` are the true ones, of sources that know them.
+    """
 
     blurred: NDArray[np.uint8]
     sharp: NDArray[np.uint8]
     digest: bytes
+    masks: AtomMap | None = None
 
 
 class Source(Protocol):
@@ -141,6 +146,10 @@ def open_source(
         from samdeblur.pipeline.sample import SampleSource  # the sample imports this module
 
         return SampleSource.of(split)
+    if location.split(":")[0] == "worlds" and layout in ("auto", "worlds"):
+        from samdeblur.pipeline.worlds import WorldSource
+
+        return WorldSource.of(location, split)
     root = Path(location)
     if not root.is_dir():
         raise FileNotFoundError(f"{location}: no such folder")

@@ -15,8 +15,10 @@ from distributed import get_worker
 
 from samdeblur.models import deblur, pick_device
 from samdeblur.pipeline.recipe import PrepSettings, Stages, load_stages
+from samdeblur.pipeline.segment import Records
 from samdeblur.pipeline.sources import BadImage, ImagePair, Source
 from samdeblur.pipeline.superpixels import geometry_records
+from samdeblur.storage import AtomMap
 from samdeblur.storage.commits import ImageContent, ImageOutcome, StagedBlock, check_caps, stage_block
 from samdeblur.storage.layout import DONE, QUARANTINED, Header, fingerprint
 
@@ -92,13 +94,8 @@ def _process(
                 planned = f"{shape[1]}x{shape[0]}" if any(shape) else "unreadable"
                 now = f"{pair.blurred.shape[1]}x{pair.blurred.shape[0]}"
                 raise BadImage(f"{key}: was {planned} when the store was planned and is {now}; prepare a new store")
-        picture = pair.blurred
-        if stages.network is not None:
-            with clock("predeblur"):
-                picture = deblur(stages.network, picture)
-        with clock("segment"):
-            atoms, records = stages.segmenter.segment(picture)
-            check_caps(atoms)
+        atoms, records = _find_masks(key, pair, stages, clock)
+        check_caps(atoms)
     except Exception as error:  # whatever is wrong with one image must not stop the others
         reason = str(error) if isinstance(error, BadImage) else f"{type(error).__name__}: {error}"
         digest = pair.digest if pair is not None else bytes(32)
@@ -107,6 +104,19 @@ def _process(
     images = (pair.blurred, pair.sharp) if task.header.images else (None, None)
     counts = (atoms.n_masks, atoms.n_atoms, len(atoms.pairs))
     return ImageContent(atoms, records, *images), ImageOutcome(DONE, pair.digest, counts)
+
+
+def _find_masks(key: str, pair: ImagePair, stages: Stages, clock: Clock) -> tuple[AtomMap, Records]:
+    if stages.segmenter is None:
+        if pair.masks is None:
+            raise BadImage(f"{key}: its source knows no true masks")
+        return pair.masks, {}
+    picture = pair.blurred
+    if stages.network is not None:
+        with clock("predeblur"):
+            picture = deblur(stages.network, picture)
+    with clock("segment"):
+        return stages.segmenter.segment(picture)
 
 
 _loaded: dict[str, Stages] = {}
