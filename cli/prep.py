@@ -13,7 +13,7 @@ import numpy as np
 
 from samdeblur.cli.messages import FAILED, QUARANTINED, progress_bar, run_command
 from samdeblur.pipeline import PrepSettings, StoreOptions, Summary, Weights, open_source, prepare, status
-from samdeblur.pipeline.segment import SAM_SETTINGS
+from samdeblur.pipeline.segment import BUNDLED_SETTINGS, SAM_SETTINGS
 from samdeblur.storage.verify import verify_store
 
 
@@ -34,23 +34,28 @@ def sam_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help_text = "SAM: JSON file with a list of [x, y] points in 0..1 per crop layer, instead of a regular grid."
             option = click.option(flag, type=click.Path(), help=help_text)
         else:
-            option = click.option(flag, type=type(default), help=f"SAM: {name}, default {default}.")
+            option = click.option(flag, type=type(default), help=f"SAM: {name}, default {_default(name, default)}.")
         command = option(command)
     return command
+
+
+def _default(name: str, default: Any) -> str:
+    return f"{default}, bundled {BUNDLED_SETTINGS[name]}" if name in BUNDLED_SETTINGS else str(default)
 
 
 @cli.command()
 @click.argument("source")
 @click.argument("store", type=click.Path(path_type=Path))
 @click.option("--split", required=True, help="Split to prepare: train, test, ... (a folder of the native layouts).")
-@click.option("--layout", default="auto", show_default=True, help="auto, pairs, gopro or sample.")
+@click.option("--layout", default="auto", show_default=True, help="auto, pairs, gopro, sample or worlds.")
 @click.option("--dataset", help="Name written into the store; by default the layout's or the folder's.")
 @click.option("--skip-unpaired", is_flag=True, help="Leave out images without a counterpart.")
-@click.option("--predeblur", default="none", show_default=True, metavar="none|bundled|PATH",
-              help="NAFNet that deblurs before segmenting: a checkpoint or a run folder. The paper does so for "
-                   "training splits and not for test splits.")  # fmt: skip
-@click.option("--sam", metavar="bundled|PATH", help="Segment Anything weights. Without them: superpixels, no weights.")
-@click.option("--true-masks", is_flag=True, help="Take the exact masks the source knows (worlds) instead of segmenting.")
+@click.option("--predeblur", default="auto", show_default=True, metavar="auto|none|bundled|PATH",
+              help="NAFNet that deblurs before segmenting: a checkpoint or a run folder. auto does as the paper: "
+                   "bundled for splits whose name starts with train, none for others.")  # fmt: skip
+@click.option("--segmenter", type=click.Choice(["sam", "superpixels", "true-masks"]), default="sam", show_default=True,
+              help="superpixels need no weights; true-masks takes those that worlds know.")  # fmt: skip
+@click.option("--sam", metavar="bundled|PATH", help="Segment Anything weights.  [default: bundled]")
 @click.option("--channel-order", type=click.Choice(["rgb", "bgr"]), default="rgb", show_default=True,
               help="SAM: order of the channels; the released SAM-Deblur masks came from bgr.")  # fmt: skip
 @click.option("--images/--no-images", default=True, show_default=True, help="Store the pictures beside the masks.")
@@ -66,8 +71,8 @@ def run(
     dataset: str | None,
     skip_unpaired: bool,
     predeblur: str,
+    segmenter: str,
     sam: str | None,
-    true_masks: bool,
     channel_order: Any,
     images: bool,
     block_size: int | None,
@@ -75,16 +80,25 @@ def run(
     device: str,
     **sam_settings: Any,
 ) -> int:
-    """Prepare SOURCE (a folder of pairs, a GoPro folder, or the word `sample`) into STORE.
+    """Prepare SOURCE into STORE.
+
+    SOURCE is a folder of pairs, a GoPro folder, `sample` (photographs this package blurs), or `worlds`, `worlds:COUNT` or
+    `worlds:COUNT:SIZE` (procedural scenes).
 
     Run the same command again to finish a job that was interrupted.
     """
+    if predeblur == "auto":
+        predeblur = "bundled" if split.startswith("train") and segmenter != "true-masks" else "none"
+    if segmenter != "sam":
+        given = [f"--{name.replace('_', '-')}" for name, value in {"sam": sam, **sam_settings}.items() if value is not None]
+        if given:
+            raise click.UsageError(f"{given[0]} needs --segmenter sam")
     settings = PrepSettings(
-        predeblur=None if predeblur == "none" else Weights.of(predeblur),
-        sam=None if sam is None else Weights.of(sam),
-        true_masks=true_masks,
+        predeblur=None if predeblur == "none" else Weights.of_network(predeblur),
+        sam=Weights.of_sam(sam or "bundled") if segmenter == "sam" else None,
+        true_masks=segmenter == "true-masks",
         channel_order=channel_order,
-        sam_settings=chosen_sam_settings(sam_settings, sam),
+        sam_settings=chosen_sam_settings(sam_settings, (sam or "bundled") == "bundled"),
         device=device,
     )
     pairs = open_source(source, split, layout, dataset, skip_unpaired)
@@ -103,11 +117,9 @@ def run(
     return report_status(store)
 
 
-def chosen_sam_settings(options: dict[str, Any], sam: str | None) -> dict[str, Any]:
-    """The settings that were given on the command line. Raises UsageError."""
+def chosen_sam_settings(options: dict[str, Any], bundled: bool) -> dict[str, Any]:
+    """The settings given on the command line, over those that suit the bundled model. Raises UsageError."""
     chosen = {name: value for name, value in options.items() if value is not None}
-    if chosen and sam is None:
-        raise click.UsageError(f"--{next(iter(chosen)).replace('_', '-')} needs --sam")
     if "point_grids" in chosen:
         if "points_per_side" in chosen:
             raise click.UsageError("give --points-per-side or --point-grids, not both")
@@ -119,7 +131,7 @@ def chosen_sam_settings(options: dict[str, Any], sam: str | None) -> dict[str, A
         except (OSError, ValueError, TypeError) as error:
             raise click.UsageError(f"--point-grids {options['point_grids']}: {error}") from error
         chosen["points_per_side"] = None
-    return chosen
+    return {**BUNDLED_SETTINGS, **chosen} if bundled else chosen
 
 
 def report(summary: Summary) -> None:

@@ -20,6 +20,8 @@ from samdeblur.models.nafnet import NAFNet, infer_config
 from samdeblur.models.priors import build_prior
 from samdeblur.models.sam import METADATA_KEY, SamConfig, build_sam, build_small_sam
 
+BUNDLED = Path(__file__).parent / "bundled"  # weights this package carries, each with a card
+BUNDLED_NETWORK, BUNDLED_SAM = BUNDLED / "nafnet.safetensors", BUNDLED / "sam.safetensors"
 BEST_WEIGHTS = "best.safetensors"  # name of the best weights in the folder of a training run
 
 # A key that gives away whose checkpoint a file is, for the message that refuses it.
@@ -53,13 +55,14 @@ def encode_network(network: Deblurrer) -> bytes:
 def load_network(path: str | Path) -> Deblurrer:
     """A deblurring network in evaluation mode, from a file or run folder of this package, or a public NAFNet file.
 
-    Hyper-parameters come from the file. See `Deblurrer` for how to call it.
+    "bundled" is the small NAFNet this package carries. Hyper-parameters come from the file. See `Deblurrer` for how to
+    call it.
 
     Raises:
         FileNotFoundError: no such file.
         CheckpointError: not a checkpoint, or one of another network.
     """
-    path = resolve_checkpoint(Path(path))
+    path = resolve_checkpoint(Path(path), BUNDLED_NETWORK)
     state, config = _read_weights(path)
     with _explained(path, state, "deblurring" if config is not None else "NAFNet"):
         if config is None:
@@ -75,11 +78,13 @@ def load_network(path: str | Path) -> Deblurrer:
 def load_sam(path: str | Path) -> Sam:
     """A segment_anything Sam in evaluation mode; its architecture is inferred from the checkpoint.
 
+    "bundled" is the small Sam this package carries; `BUNDLED_SETTINGS` of samdeblur.pipeline suit it.
+
     Raises:
         FileNotFoundError: no such file.
         CheckpointError: not a checkpoint, or not of a Segment Anything model.
     """
-    path = resolve_checkpoint(Path(path))
+    path = resolve_checkpoint(Path(path), BUNDLED_SAM)
     state, config = _read_weights(path)
     with _explained(path, state, "Segment Anything"):
         sam = build_small_sam(SamConfig(**config["sam"])) if config is not None else build_sam(state)
@@ -87,13 +92,13 @@ def load_sam(path: str | Path) -> Sam:
     return sam.eval()
 
 
-def resolve_checkpoint(path: Path) -> Path:
-    """The file a path stands for: itself, or the best weights of a training run's folder.
+def resolve_checkpoint(path: Path, bundled: Path) -> Path:
+    """The file a path stands for: itself, the best weights of a training run's folder, or `bundled` for that word.
 
-    Raises FileNotFoundError, and CheckpointError for `bundled`.
+    Raises FileNotFoundError.
     """
     if str(path) == "bundled" and not path.exists():
-        raise CheckpointError("bundled: this version carries no weights; give the path of a checkpoint")
+        path = bundled
     if path.is_dir():
         path = path / BEST_WEIGHTS
     if not path.is_file():

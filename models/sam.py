@@ -34,7 +34,7 @@ class SamConfig:
 def build_small_sam(config: SamConfig) -> Sam:
     """An untrained Sam with a convolutional encoder and segment-anything's prompt encoder and mask decoder."""
     grid = config.img_size // 16
-    return Sam(
+    sam = Sam(
         image_encoder=ConvEncoder(config.img_size, config.widths, config.depths, config.embed_dim),
         prompt_encoder=PromptEncoder(config.embed_dim, (grid, grid), (config.img_size, config.img_size), 16),
         mask_decoder=MaskDecoder(
@@ -45,6 +45,16 @@ def build_small_sam(config: SamConfig) -> Sam:
         pixel_mean=list(PIXEL_MEAN),
         pixel_std=list(PIXEL_STD),
     )
+    # A point looks at its own place from the first step when queries and keys project positions alike.
+    transformer = sam.mask_decoder.transformer
+    for attention in (
+        *(layer.cross_attn_token_to_image for layer in transformer.layers),
+        *(layer.cross_attn_image_to_token for layer in transformer.layers),
+        transformer.final_attn_token_to_image,
+    ):
+        nn.init.orthogonal_(attention.q_proj.weight)
+        attention.k_proj.load_state_dict(attention.q_proj.state_dict())
+    return sam
 
 
 def encode_sam(sam: Sam, config: SamConfig) -> bytes:

@@ -3,11 +3,12 @@
 from samdeblur.pipeline.coordinator import Status, Summary, prepare, status
 from samdeblur.pipeline.plan import StoreOptions
 from samdeblur.pipeline.recipe import PrepSettings, Weights
-from samdeblur.pipeline.segment import MaskGenerator, SamSegmenter, Segmenter, SettingsError
+from samdeblur.pipeline.segment import BUNDLED_SETTINGS, MaskGenerator, SamSegmenter, Segmenter, SettingsError
 from samdeblur.pipeline.sources import BadImage, FolderSource, Source, SourceError, open_source
 from samdeblur.pipeline.superpixels import SuperpixelSegmenter
 
 __all__ = [
+    "BUNDLED_SETTINGS",
     "BadImage",
     "FolderSource",
     "MaskGenerator",

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from samdeblur.models import CheckpointError, Deblurrer, load_network, load_sam, pick_device
-from samdeblur.models.checkpoints import resolve_checkpoint
+from samdeblur.models.checkpoints import BUNDLED_NETWORK, BUNDLED_SAM, resolve_checkpoint
 from samdeblur.pipeline.segment import SAM_SETTINGS, SamSegmenter, Segmenter, sam_recipe
 from samdeblur.pipeline.superpixels import SuperpixelSegmenter
 from samdeblur.storage.files import sha256_file
@@ -24,15 +24,25 @@ class Weights:
     sha256: str
 
     @classmethod
-    def of(cls, path: str) -> Weights:
-        """Raises FileNotFoundError, CheckpointError."""
-        file = resolve_checkpoint(Path(path))
+    def of_network(cls, path: str) -> Weights:
+        """Of a deblurring network: a file, a run folder, or "bundled". Raises FileNotFoundError."""
+        return cls._of(resolve_checkpoint(Path(path), BUNDLED_NETWORK))
+
+    @classmethod
+    def of_sam(cls, path: str) -> Weights:
+        """Of a Segment Anything model: a file, or "bundled". Raises FileNotFoundError."""
+        return cls._of(resolve_checkpoint(Path(path), BUNDLED_SAM))
+
+    @classmethod
+    def _of(cls, file: Path) -> Weights:
         return cls(str(file.resolve()), sha256_file(file).hex())
 
     def check(self) -> Path:
         """The path; raises CheckpointError when the file has changed since the job was planned."""
         path = Path(self.path)
-        if sha256_file(resolve_checkpoint(path)).hex() != self.sha256:
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such checkpoint")
+        if sha256_file(path).hex() != self.sha256:
             raise CheckpointError(f"{path}: the file changed since the job was planned")
         return path
 

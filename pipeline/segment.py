@@ -38,6 +38,10 @@ SAM_SETTINGS: dict[str, Any] = {
 }
 
 
+# Those that suit the bundled model, by the measurements in its card.
+BUNDLED_SETTINGS: dict[str, Any] = {"pred_iou_thresh": 0.7, "stability_score_thresh": 0.8}
+
+
 class SettingsError(ValueError):
     """Settings with which no mask can be generated."""
 

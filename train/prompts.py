@@ -50,7 +50,7 @@ def draw(store: MaskStore, tokens: int, prompts: int, seed: tuple[int, ...]) -> 
     while True:
         key = store.keys[rng.integers(len(store))]
         shape = store.shape(key)
-        low, high = min(size, 2 * min(shape) // 3), min(shape)
+        low, high = min(size, 2 * min(shape) // 3), min(2 * size, *shape)
         side = int(rng.integers(low, high + 1))
         window = (int(rng.integers(shape[0] - side + 1)), int(rng.integers(shape[1] - side + 1)), side, side)
         found = store.atoms(key, window)

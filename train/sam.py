@@ -6,7 +6,8 @@ ambiguous point of which the best is trained, focal + dice loss and a head that 
 that two CPU cores can train it: every true mask that contains a point is a target, training starts on small windows of
 the picture, and a dense auxiliary loss (do two places share a mask?) trains the encoder from the first step.
 
-Shapes: N prompts, T targets of a prompt, K outputs of a prompt, s side of the low-resolution masks, C channels.
+Shapes: B images, N prompts, T targets of a prompt, K outputs of a prompt, s side of the low-resolution masks, C channels,
+h w tokens.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from segment_anything.modeling import Sam
+from segment_anything.modeling import MaskDecoder, Sam
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -34,13 +35,13 @@ from samdeblur.storage.files import write_durably
 from samdeblur.train.prompts import TOKEN, PromptedImage, draw
 
 AVERAGE = 0.998  # decay of the running average of the weights, which is what is kept
-SECOND_ROUND = 0.3  # share of the steps with a correction round
 SAVE_EVERY = 200
 
 
 @dataclass(frozen=True)
 class Phase:
-    """Part of a training. `tokens` is the side of its pictures, `lr` falls to `lr_end` by a cosine."""
+    """Part of a training. `tokens` is the side of its pictures, `lr` falls to `lr_end` by a cosine, `second_round` is the
+    share of the steps with a correction round."""
 
     tokens: int
     steps: int
@@ -49,12 +50,14 @@ class Phase:
     lr: float
     lr_end: float
     auxiliary: float
+    second_round: float = 0.0
 
 
 PHASES = (
-    Phase(tokens=12, steps=300, batch=16, prompts=0, lr=1e-3, lr_end=1e-3, auxiliary=1.0),
-    Phase(tokens=12, steps=2400, batch=8, prompts=20, lr=1e-3, lr_end=5e-4, auxiliary=0.5),
-    Phase(tokens=24, steps=1200, batch=6, prompts=20, lr=5e-4, lr_end=5e-6, auxiliary=0.2),
+    Phase(tokens=12, steps=250, batch=8, prompts=0, lr=1e-3, lr_end=1e-3, auxiliary=1.0),
+    Phase(tokens=6, steps=1200, batch=16, prompts=16, lr=1.5e-3, lr_end=1e-3, auxiliary=0.5),
+    Phase(tokens=12, steps=1800, batch=8, prompts=20, lr=1e-3, lr_end=5e-4, auxiliary=0.3, second_round=0.2),
+    Phase(tokens=24, steps=1100, batch=4, prompts=16, lr=5e-4, lr_end=5e-6, auxiliary=0.1, second_round=0.3),
 )
 
 
@@ -75,9 +78,10 @@ class Affinity(nn.Module):
         losses = []
         for found, image in zip(vectors, images, strict=True):
             side = len(image.groups)
-            top, left = rng.integers(0, side - 11, 2)
-            near = ((top + rng.integers(0, 12, 192)) * side + left + rng.integers(0, 12, 192)).astype(np.int64)
-            places = np.concatenate([rng.integers(0, side * side, 192), near])
+            span = min(side, 12)
+            top, left = rng.integers(0, side - span + 1, 2)
+            near = ((top + rng.integers(0, span, 128)) * side + left + rng.integers(0, span, 128)).astype(np.int64)
+            places = np.concatenate([rng.integers(0, side * side, 128), near])
             atoms = image.groups.ravel()[places]
             table = torch.from_numpy(image.table[atoms].astype(np.float32))
             shared = table @ table.T
@@ -92,77 +96,102 @@ class Affinity(nn.Module):
         return torch.stack(losses).mean()
 
 
-def image_loss(
-    sam: Sam, embedding: Tensor, image: PromptedImage, offset: tuple[int, int], second_round: bool
-) -> tuple[Tensor, float]:
-    """Loss of all prompts of an image, and the mean IoU of the best output with the mask a prompt was drawn from.
+class Prompts(NamedTuple):
+    """The prompts of a batch that mean something, numbered through: points (N, 2) and boxes (N, 4) in pixels of the prompt
+    encoder's field, which of the two counts, the image of each, targets (N, T, s * s) and which of those there are."""
+
+    points: Tensor
+    boxes: Tensor
+    is_box: Tensor
+    image: Tensor
+    truth: Tensor
+    valid: Tensor
+
+    @classmethod
+    def of(cls, images: list[PromptedImage], offset: tuple[int, int]) -> Prompts:
+        """`offset` is the row and column, in tokens, at which the pictures lie in the field."""
+        shift = np.array([offset[1], offset[0]], np.float32) * TOKEN
+        keep = [image.targets[:, 0] >= 0 for image in images]
+        truth = [image.masks[image.targets[kept].clip(min=0)] for image, kept in zip(images, keep, strict=True)]
+
+        def join(arrays: list[Any]) -> Tensor:
+            return torch.from_numpy(np.concatenate(arrays))
+
+        return cls(
+            points=join([image.points[kept] + shift for image, kept in zip(images, keep, strict=True)]),
+            boxes=join([image.boxes[kept] + np.tile(shift, 2) for image, kept in zip(images, keep, strict=True)]),
+            is_box=join([image.is_box[kept] for image, kept in zip(images, keep, strict=True)]),
+            image=join([np.full(kept.sum(), number) for number, kept in enumerate(keep)]),
+            truth=join(truth).flatten(2),
+            valid=join([image.targets[kept] >= 0 for image, kept in zip(images, keep, strict=True)]),
+        )
+
+
+def decode(decoder: MaskDecoder, embedding: Tensor, position: Tensor, sparse: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
+    """What MaskDecoder.predict_masks does, for prompts of several images at once.
 
     Args:
-        embedding: (1, C, h, w).
-        offset: row and column, in tokens, at which the picture lies in the field of the prompt encoder.
+        embedding: (N, C, h, w), that of each prompt's image. position: (1, C, h, w).
+        sparse: (N, tokens, C). dense: (N, C, h, w).
+
+    Returns logits (N, K, 4h, 4w) and predicted IoU (N, K).
+    """
+    outputs = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
+    tokens = torch.cat([outputs.expand(len(sparse), -1, -1), sparse], dim=1)
+    answers, keys = decoder.transformer(embedding + dense, position.expand(len(sparse), -1, -1, -1), tokens)
+    pixels = decoder.output_upscaling(keys.transpose(1, 2).reshape(embedding.shape))
+    weights = [head(answers[:, 1 + number]) for number, head in enumerate(decoder.output_hypernetworks_mlps)]
+    logits = torch.einsum("nkc,nchw->nkhw", torch.stack(weights, dim=1), pixels)
+    return logits, decoder.iou_prediction_head(answers[:, 0])
+
+
+def mask_loss(
+    sam: Sam, embedding: Tensor, prompts: Prompts, offset: tuple[int, int], second_round: bool
+) -> tuple[Tensor, float]:
+    """Loss of all prompts of a batch, and the mean IoU of their best outputs with the masks they were drawn from.
+
+    Args:
+        embedding: (B, C, h, w).
     """
     encoder = sam.prompt_encoder
-    shift = torch.tensor([offset[1], offset[0]], dtype=torch.float32) * TOKEN
-    points = torch.from_numpy(image.points)[:, None] + shift
-    boxes = torch.from_numpy(image.boxes) + shift.repeat(2)
-    is_box = torch.from_numpy(image.is_box)
-    labels = torch.ones(points.shape[:2])
-    by_point, _ = encoder(points=(points, labels), boxes=None, masks=None)
-    by_box, no_mask = encoder(points=None, boxes=boxes, masks=None)
-    sparse = torch.where(is_box[:, None, None], by_box, by_point)
+    by_point, _ = encoder(points=(prompts.points[:, None], torch.ones(len(prompts.points), 1)), boxes=None, masks=None)
+    by_box, no_mask = encoder(points=None, boxes=prompts.boxes, masks=None)
+    sparse = torch.where(prompts.is_box[:, None, None], by_box, by_point)
     height, width = embedding.shape[-2:]
     position = encoder.get_dense_pe()[..., offset[0] : offset[0] + height, offset[1] : offset[1] + width]
-    logits, ious = sam.mask_decoder.predict_masks(embedding, position, sparse, no_mask[..., :height, :width])
+    per_prompt = embedding[prompts.image]
+    logits, ious = decode(sam.mask_decoder, per_prompt, position, sparse, no_mask[..., :height, :width])
 
-    targets = torch.from_numpy(image.targets)
-    valid = targets >= 0
-    truth = torch.from_numpy(image.masks)[targets.clamp(min=0)].flatten(2)
-    cost, overlap = compare(logits.flatten(2), truth)
+    cost, overlap = compare(logits.flatten(2), prompts.truth)
     # Outputs 1 to 3 answer a point, output 0 a prompt that says more.
-    answers = torch.zeros(len(is_box), 4, dtype=torch.bool)
-    answers[:, 0] = is_box
-    answers[:, 1:] = ~is_box[:, None]
+    answers = torch.cat([prompts.is_box[:, None], ~prompts.is_box[:, None].expand(-1, 3)], dim=1)
     best = cost.masked_fill(~answers[..., None], math.inf).amin(dim=1)
-    count = valid.sum().clamp(min=1)
-    loss = best[valid].sum() / count
-    reached = overlap.masked_fill(~valid[:, None], 0).amax(dim=2)
-    used = answers & valid.any(dim=1, keepdim=True)
-    loss = loss + F.mse_loss(ious[used], reached[used])
+    reached = overlap.masked_fill(~prompts.valid[:, None], 0).amax(dim=2)
+    loss = best[prompts.valid].mean() + F.mse_loss(ious[answers], reached[answers])
     first = overlap[:, :, 0].masked_fill(~answers, 0)
-    quality = float(first.amax(dim=1)[valid[:, 0]].mean()) if valid.any() else 0.0
-    if second_round and valid[:, 0].any():
-        keep = valid[:, 0] & ~is_box
-        if keep.any():
-            loss = loss + _correction(
-                sam, embedding, position, points[keep], logits[keep].detach(), first[keep], truth[keep, 0], offset
-            )
-    return loss, quality
+    again = ~prompts.is_box
+    if second_round and again.any():
+        # The first mask and a point where it was wrong are prompts too.
+        chosen = logits.detach()[torch.arange(len(logits)), first.argmax(dim=1)][again]
+        truth = prompts.truth[again, 0]
+        added, label = wrong_points(chosen, truth)
+        points = torch.stack([prompts.points[again], added + torch.tensor([offset[1], offset[0]]) * TOKEN], dim=1)
+        labels = torch.stack([torch.ones_like(label), label], dim=1)
+        sparse, dense = encoder(points=(points, labels), boxes=None, masks=chosen[:, None])
+        logits, ious = decode(sam.mask_decoder, per_prompt[again], position, sparse, dense)
+        cost, overlap = compare(logits[:, :1].flatten(2), truth[:, None])
+        loss = loss + cost.mean() + F.mse_loss(ious[:, :1], overlap[..., 0])
+    return loss, float(first.amax(dim=1).mean())
 
 
-def _correction(
-    sam: Sam,
-    embedding: Tensor,
-    position: Tensor,
-    points: Tensor,
-    logits: Tensor,
-    overlap: Tensor,
-    truth: Tensor,
-    offset: tuple[int, int],
-) -> Tensor:
-    """Loss of a second round: the first mask and a point where it was wrong are prompts too."""
-    chosen = logits[torch.arange(len(logits)), overlap.argmax(dim=1)]
-    side = chosen.shape[-1]
-    wrong = ((chosen.flatten(1) > 0) != (truth > 0.5)).float() + 1e-6
+def wrong_points(logits: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+    """A random pixel at which each mask (N, s, s) errs from the truth (N, s * s): x y in pixels of the picture, (N, 2), and
+    whether it belongs to the truth, (N,)."""
+    side = logits.shape[-1]
+    wrong = ((logits.flatten(1) > 0) != (truth > 0.5)).float() + 1e-6
     place = torch.multinomial(wrong, 1)[:, 0]
     label = (truth[torch.arange(len(truth)), place] > 0.5).float()
-    corner = torch.tensor([offset[1], offset[0]]) * TOKEN
-    added = torch.stack([place % side, place // side], dim=1) * 4.0 + 2 + corner
-    both = torch.cat([points, added[:, None]], dim=1)
-    labels = torch.stack([torch.ones_like(label), label], dim=1)
-    sparse, dense = sam.prompt_encoder(points=(both, labels), boxes=None, masks=chosen[:, None])
-    logits, ious = sam.mask_decoder.predict_masks(embedding, position, sparse, dense)
-    cost, overlap = compare(logits[:, :1].flatten(2), truth[:, None])
-    return cost.mean() + F.mse_loss(ious[:, :1], overlap[..., 0])
+    return torch.stack([place % side, place // side], dim=1) * 4.0 + 2, label
 
 
 def compare(logits: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
@@ -243,15 +272,11 @@ def _step(
     row["auxiliary"] = float(auxiliary.detach())
     loss = phase.auxiliary * auxiliary
     if phase.prompts:
-        second_round = rng.random() < SECOND_ROUND
+        second_round = rng.random() < phase.second_round
         free = sam.prompt_encoder.image_embedding_size[0] - phase.tokens + 1
         offset = (int(rng.integers(free)), int(rng.integers(free)))
-        found = [
-            image_loss(sam, embedding[index : index + 1], image, offset, second_round)
-            for index, image in enumerate(images)
-        ]
-        masks = torch.stack([value for value, _ in found]).mean()
-        row |= {"masks": float(masks.detach()), "iou": float(np.mean([quality for _, quality in found]))}
+        masks, quality = mask_loss(sam, embedding, Prompts.of(images, offset), offset, second_round)
+        row |= {"masks": float(masks.detach()), "iou": quality}
         loss = loss + masks
     for group in optimizer.param_groups:
         group["lr"] = lr

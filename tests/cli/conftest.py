@@ -53,10 +53,13 @@ def samdeblur(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 
 @pytest.fixture
 def prep_run(samdeblur: Callable[..., Result]) -> Callable[..., Result]:
-    """prep_run(source, store, ...) -> Result of `samdeblur-prep run` in this process."""
+    """prep_run(source, store, ...) -> Result of `samdeblur-prep run` in this process; superpixels unless --sam is given."""
 
     def call(source: object, store: object, *options: object) -> Result:
-        return samdeblur("prep", "run", source, store, "--split", "test", "--workers", 1, "--block-size", 2, *options)
+        fixed = ("--split", "test", "--workers", 1, "--block-size", 2)
+        if "--sam" not in options and "--segmenter" not in options:
+            fixed += ("--segmenter", "superpixels")
+        return samdeblur("prep", "run", source, store, *fixed, *options)
 
     return call
 

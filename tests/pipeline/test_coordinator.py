@@ -350,7 +350,7 @@ def test_other_settings_of_sam_are_refused_one_by_one(tmp_path, write_pairs, ran
     folder = write_pairs(tmp_path / "one", {"a": (40, 40)})
     torch.save(random_sam().state_dict(), tmp_path / "sam.pth")
     loose = {"pred_iou_thresh": -100.0, "stability_score_thresh": 0.0, "box_nms_thresh": 1.0}
-    settings = PrepSettings(sam=Weights.of(str(tmp_path / "sam.pth")), sam_settings={"points_per_side": 2} | loose)
+    settings = PrepSettings(sam=Weights.of_sam(str(tmp_path / "sam.pth")), sam_settings={"points_per_side": 2} | loose)
     settings = replace(settings, channel_order="bgr", device="cpu")
     path = tmp_path / "one.zarr"
     run(folder, path, settings)
@@ -425,7 +425,7 @@ def test_a_store_without_images_holds_the_same_masks(folder, undisturbed, tmp_pa
 
 
 def test_predeblurring_changes_what_is_segmented_and_not_what_is_stored(folder, undisturbed, tmp_path, checkpoint):
-    settings = replace(CPU, predeblur=Weights.of(str(checkpoint)))
+    settings = replace(CPU, predeblur=Weights.of_network(str(checkpoint)))
     run(folder, tmp_path / "toy.zarr", settings)
     store, plain = open_store(tmp_path / "toy.zarr"), open_store(undisturbed.path)
     network = load_network(checkpoint)
@@ -441,7 +441,7 @@ def test_predeblurring_changes_what_is_segmented_and_not_what_is_stored(folder, 
 
 def test_a_checkpoint_changed_after_planning_is_refused_and_no_store_is_made(folder, tmp_path):
     path = save_network(tmp_path / "net.safetensors", seed=1)
-    settings = replace(CPU, predeblur=Weights.of(str(path)))
+    settings = replace(CPU, predeblur=Weights.of_network(str(path)))
     save_network(path, seed=2)
     with pytest.raises(CheckpointError, match=r"net\.safetensors: the file changed since the job was planned"):
         run(folder, tmp_path / "toy.zarr", settings)
@@ -450,7 +450,7 @@ def test_a_checkpoint_changed_after_planning_is_refused_and_no_store_is_made(fol
 
 def test_a_checkpoint_changed_before_a_worker_loads_it_is_refused(folder, tmp_path, monkeypatch):
     path = save_network(tmp_path / "net.safetensors", seed=1)
-    settings = replace(CPU, predeblur=Weights.of(str(path)))
+    settings = replace(CPU, predeblur=Weights.of_network(str(path)))
     with monkeypatch.context() as patch:
         patch.setattr(coordinator, "run_block", None)
         with pytest.raises(TypeError):
@@ -464,7 +464,7 @@ def test_a_checkpoint_changed_before_a_worker_loads_it_is_refused(folder, tmp_pa
 def test_weights_that_cannot_be_used_leave_no_store_behind(folder, tmp_path):
     (tmp_path / "junk.pth").write_bytes(b"junk")
     with pytest.raises(CheckpointError, match=r"junk\.pth: not a checkpoint"):
-        run(folder, tmp_path / "toy.zarr", replace(CPU, predeblur=Weights.of(str(tmp_path / "junk.pth"))))
+        run(folder, tmp_path / "toy.zarr", replace(CPU, predeblur=Weights.of_network(str(tmp_path / "junk.pth"))))
     assert not (tmp_path / "toy.zarr").exists()
     assert not run_folder(tmp_path / "toy.zarr").exists()
 

@@ -1,0 +1,138 @@
+"""What the bundled Segment Anything model can do: the figures of its card, and overlays on photographs to look at.
+
+    python benchmarks/bundled_sam.py                   # the bundled weights -> benchmarks/results/bundled_sam.json
+    python benchmarks/bundled_sam.py --weights FILE --scenes 20 --out FOLDER
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from pathlib import Path
+
+import click
+import cv2
+import numpy as np
+import skimage
+import torch
+from segment_anything import SamPredictor
+from skimage.segmentation import slic
+
+from samdeblur.models import load_sam
+from samdeblur.pipeline import BUNDLED_SETTINGS, MaskGenerator
+from samdeblur.pipeline.worlds import WorldSource
+from samdeblur.storage import AtomMap
+from samdeblur.storage.paint import paint_masks
+from samdeblur.train.mask_quality import borders, boundary_recall, distinct, mask_iou, match
+
+PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket", "hubble_deep_field", "retina", "motorcycle_left")
+
+
+def one_point(predictor: SamPredictor, image: np.ndarray, truth: AtomMap, rng: np.random.Generator) -> np.ndarray:
+    """(M, 2) IoU with each true mask of the best of three outputs, and of the one the model believes in.
+
+    The prompt is one point, drawn from the mask's pixels.
+    """
+    predictor.set_image(image)
+    rows = []
+    for mask in truth.to_masks():
+        inside = np.flatnonzero(mask)
+        row, column = divmod(int(rng.choice(inside)), mask.shape[1])
+        found, believed, _ = predictor.predict(np.array([[column, row]]), np.array([1]))
+        ious = (found & mask).sum(axis=(1, 2)) / (found | mask).sum(axis=(1, 2))
+        rows.append((ious.max(), ious[believed.argmax()]))
+    return np.array(rows).reshape(-1, 2)
+
+
+def scenes(sam, generator: MaskGenerator, count: int) -> dict[str, dict[str, float]]:
+    """Figures on held-out scenes, sharp and blurred."""
+    source = WorldSource.of(f"worlds:{count}", "test")
+    predictor = SamPredictor(sam)
+    figures = {}
+    for kind in ("sharp", "blurred"):
+        points, matches, recalls = [], [], []
+        for key in source.keys:
+            pair = source.read(key)
+            image, truth = getattr(pair, kind), pair.masks
+            points.append(one_point(predictor, image, truth, np.random.default_rng(int(key))))
+            found, _ = generator.generate(image)
+            matches.append(match(mask_iou(found, truth)))
+            true_borders, count_ = borders(truth.atoms), max(2, found.n_masks)
+            superpixels = borders(slic(image, count_, 12.0, start_label=0))
+            sides = [borders(found.atoms), superpixels]
+            recalls.append(
+                [boundary_recall(side, true_borders) for side in sides]
+                + [boundary_recall(true_borders, side) for side in sides]
+            )
+        points_, borders_ = np.concatenate(points), np.nanmean(recalls, axis=0)
+        true, found_, at_50, at_75 = (sum(values) for values in zip(*map(_counts, matches), strict=True))
+        figures[kind] = {
+            "true masks": true,
+            "found masks": found_,
+            "one point, best of three: mean IoU": points_[:, 0].mean(),
+            "one point, by predicted IoU: mean IoU": points_[:, 1].mean(),
+            "recall at 0.5": at_50 / true,
+            "recall at 0.75": at_75 / true,
+            "precision at 0.5": at_50 / max(found_, 1),
+            "precision at 0.75": at_75 / max(found_, 1),
+            "boundary recall": borders_[0],
+            "boundary recall of as many superpixels": borders_[1],
+            "boundary precision": borders_[2],
+            "boundary precision of as many superpixels": borders_[3],
+        }
+    return {kind: {name: round(float(value), 4) for name, value in row.items()} for kind, row in figures.items()}
+
+
+def _counts(found):
+    return found.true, found.found, found.at_50, found.at_75
+
+
+def photographs(generator: MaskGenerator, out: Path) -> dict[str, dict[str, float]]:
+    """Masks on photographs: how many are distinct, seconds, and an overlay each."""
+    figures, tiles = {}, []
+    for name in PHOTOGRAPHS:
+        image = skimage.data.stereo_motorcycle()[0] if name == "motorcycle_left" else getattr(skimage.data, name)()
+        start = time.perf_counter()
+        masks, _ = generator.generate(np.ascontiguousarray(image))
+        figures[name] = {
+            "masks": masks.n_masks,
+            "distinct masks of 0.1-50% area": len(distinct(masks)),
+            "seconds": round(time.perf_counter() - start, 1),
+        }
+        tiles.append(np.hstack([_tile(image), _tile(paint_masks(image, masks))]))
+    out.mkdir(parents=True, exist_ok=True)
+    for name, tile in zip(PHOTOGRAPHS, tiles, strict=True):
+        cv2.imwrite(str(out / f"{name}.jpg"), tile[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])
+    return figures
+
+
+def _tile(image: np.ndarray) -> np.ndarray:
+    height = 300
+    return cv2.resize(image, (round(image.shape[1] * height / image.shape[0]), height), interpolation=cv2.INTER_AREA)
+
+
+@click.command()
+@click.option("--weights", default="bundled")
+@click.option("--scenes", "count", default=60, show_default=True)
+@click.option("--set", "assignments", multiple=True, metavar="NAME=VALUE", help="Setting of the generator.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path(__file__).parent / "results" / "bundled_sam")
+def main(weights: str, count: int, assignments: tuple[str, ...], out: Path) -> None:
+    """Measure a model and write OUT.json and overlays in OUT/."""
+    sam = load_sam(weights)
+    settings = BUNDLED_SETTINGS | {name: json.loads(value) for name, value in (a.split("=") for a in assignments)}
+    generator = MaskGenerator(sam, **settings)
+    figures = {
+        "parameters": sum(p.numel() for p in sam.parameters()),
+        "settings": settings,
+        "scenes": count,
+        **scenes(sam, generator, count),
+        "photographs": photographs(generator, out),
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+    }
+    out.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n")
+    click.echo(json.dumps(figures, indent=1))
+
+
+if __name__ == "__main__":
+    main()
