@@ -1,7 +1,7 @@
 """What the bundled Segment Anything model can do: the figures of its card, and overlays on photographs to look at.
 
-    python benchmarks/bundled_sam.py                   # the bundled weights -> benchmarks/results/bundled_sam.json
-    python benchmarks/bundled_sam.py --weights FILE --scenes 20 --out FOLDER
+python benchmarks/bundled_sam.py                   # the bundled weights -> benchmarks/results/bundled_sam.json
+python benchmarks/bundled_sam.py --weights FILE --scenes 20 --out FOLDER
 """
 
 from __future__ import annotations

@@ -10,17 +10,13 @@ run() {
 }
 say() { printf '\n== %s\n' "$*"; }
 
-say "1/4 A small NAFNet to pre-deblur with, trained on the sample's training split"
-run samdeblur-prep run sample "$out/stores/train-plain.zarr" --split train
-run samdeblur-train "$out/stores/train-plain.zarr" --config tiny --steps 150 --out "$out/runs/predeblur"
-
-say "2/4 The mask stores: training images are pre-deblurred before they are segmented, test images are not"
-run samdeblur-prep run sample "$out/stores/train.zarr" --split train --predeblur "$out/runs/predeblur"
+say "1/3 The mask stores: the bundled NAFNet deblurs training images, the bundled Segment Anything model finds masks"
+run samdeblur-prep run sample "$out/stores/train.zarr" --split train
 run samdeblur-prep run sample "$out/stores/test.zarr" --split test
 run samdeblur-prep run sample "$out/stores/test-ood.zarr" --split test-ood
 run samdeblur-prep verify "$out/stores/train.zarr"
 
-say "3/4 The four methods of Table 1"
+say "2/3 The four methods of Table 1"
 methods=(none cat map map-dropout)
 for method in "${methods[@]}"; do
     run samdeblur-train "$out/stores/train.zarr" --method "$method" --config tiny --out "$out/runs/$method"
@@ -28,7 +24,7 @@ for method in "${methods[@]}"; do
         --with-step-0 --out "$out/results/$method"
 done
 
-say "4/4 The report"
+say "3/3 The report"
 run samdeblur-eval table "${methods[@]/#/$out/results/}" --curves "$out/runs/none" --curves "$out/runs/map-dropout" \
     --out "$out"
 printf '\nDone in %s s. Open %s/report.html in a browser.\n' "$((SECONDS - start))" "$out"

@@ -82,15 +82,17 @@ def run(
 ) -> int:
     """Prepare SOURCE into STORE.
 
-    SOURCE is a folder of pairs, a GoPro folder, `sample` (photographs this package blurs), or `worlds`, `worlds:COUNT` or
-    `worlds:COUNT:SIZE` (procedural scenes).
+    SOURCE is a folder of pairs, a GoPro folder, `sample` (photographs this package blurs), or procedural scenes:
+    `worlds`, `worlds:COUNT` or `worlds:COUNT:SIZE`.
 
     Run the same command again to finish a job that was interrupted.
     """
     if predeblur == "auto":
         predeblur = "bundled" if split.startswith("train") and segmenter != "true-masks" else "none"
     if segmenter != "sam":
-        given = [f"--{name.replace('_', '-')}" for name, value in {"sam": sam, **sam_settings}.items() if value is not None]
+        given = [
+            f"--{name.replace('_', '-')}" for name, value in {"sam": sam, **sam_settings}.items() if value is not None
+        ]
         if given:
             raise click.UsageError(f"{given[0]} needs --segmenter sam")
     settings = PrepSettings(

@@ -93,12 +93,13 @@ def load_sam(path: str | Path) -> Sam:
 
 
 def resolve_checkpoint(path: Path, bundled: Path) -> Path:
-    """The file a path stands for: itself, the best weights of a training run's folder, or `bundled` for that word.
+    """The file a path stands for: itself, the best weights of a training run's folder, or `bundled` for that word
+    (give the full path of a file of that name).
 
     Raises FileNotFoundError.
     """
-    if str(path) == "bundled" and not path.exists():
-        path = bundled
+    if str(path) == "bundled":
+        return bundled
     if path.is_dir():
         path = path / BEST_WEIGHTS
     if not path.is_file():

@@ -6,6 +6,7 @@ Shapes: B batch, C channels, H W pixels.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -64,8 +65,7 @@ class ConvEncoder(nn.Module):
             for width, depth in zip(widths, depths, strict=True)
         )
         self.downs = nn.ModuleList(
-            nn.Sequential(LayerNorm2d(fine), nn.Conv2d(fine, coarse, 2, stride=2))
-            for fine, coarse in zip(widths[:-1], widths[1:], strict=True)
+            nn.Sequential(LayerNorm2d(fine), nn.Conv2d(fine, coarse, 2, stride=2)) for fine, coarse in pairwise(widths)
         )
         # Each level on its way to stride 16: fine ones are folded, the coarse one is enlarged.
         self.to_embedding = nn.ModuleList(

@@ -1,4 +1,4 @@
-"""Segment Anything models: public ones, whose architecture is read off their weights, and small ones of this package."""
+"""Segment Anything models: public ones, whose architecture is read off their weights, and small ones of our own."""
 
 from __future__ import annotations
 

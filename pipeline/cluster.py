@@ -6,15 +6,15 @@ import os
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-import torch
 import dask
+import torch
 from distributed import Client, LocalCluster, as_completed
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-# Each worker has a core to itself. Dask's own default here, MALLOC_TRIM_THRESHOLD_, is left out on purpose: it makes glibc
-# map and return every large array, which slowed the rendering of worlds 2.4 times.
+# Each worker has a core to itself. Dask's own default here, MALLOC_TRIM_THRESHOLD_, is left out on purpose: it makes
+# glibc map and return every large array, which slowed the rendering of worlds 2.4 times.
 WORKER_ENVIRONMENT = {
     "OPENCV_FOR_THREADS_NUM": 1,
     "OMP_NUM_THREADS": 1,

@@ -56,9 +56,7 @@ def near_colour(rng: np.random.Generator, like: NDArray[np.float32], spread: flo
     return np.clip(like * np.exp(common + own), 0.002, 1).astype(np.float32)
 
 
-def texture(
-    rng: np.random.Generator, height: int, width: int, base: NDArray[np.float32]
-) -> NDArray[np.float32]:
+def texture(rng: np.random.Generator, height: int, width: int, base: NDArray[np.float32]) -> NDArray[np.float32]:
     """(height, width, 3) linear RGB of a surface: a colour, often a pattern, uneven, lit from one side."""
     surface: NDArray[np.float32] = np.broadcast_to(base, (height, width, 3))
     if rng.random() < 0.35:
@@ -89,7 +87,9 @@ def _centred(length: int) -> NDArray[np.float32]:
     return np.arange(length, dtype=np.float32) - np.float32(length / 2)
 
 
-def cover(rng: np.random.Generator, radius: float, centre: NDArray[np.float64], shape: tuple[int, int]) -> NDArray[np.uint8]:
+def cover(
+    rng: np.random.Generator, radius: float, centre: NDArray[np.float64], shape: tuple[int, int]
+) -> NDArray[np.uint8]:
     """(height, width) uint8 cover, 0 to 255, of a random outline: blob, polygon, ellipse, box or stroke."""
     canvas = np.zeros(shape, np.uint8)
     kind = rng.choice(5, p=[0.35, 0.2, 0.15, 0.2, 0.1])

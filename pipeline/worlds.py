@@ -35,7 +35,7 @@ class Scene(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """A thing: premultiplied linear RGBA (h, w, 4), region numbers (h, w) with 0 outside it, its corner in the canvas."""
+    """A thing: premultiplied linear RGBA (h, w, 4), region numbers (h, w) with 0 outside it, its corner."""
 
     light: Light
     labels: NDArray[np.int32]
@@ -162,15 +162,16 @@ class _Nodes:
         return [member[node][labels] for node in kept]
 
 
-def _background(
-    rng: np.random.Generator, shape: tuple[int, int], nodes: _Nodes
-) -> tuple[Light, NDArray[np.int32]]:
+def _background(rng: np.random.Generator, shape: tuple[int, int], nodes: _Nodes) -> tuple[Light, NDArray[np.int32]]:
     """One to four regions with uneven borders, RGBA (H, W, 4), and their numbers."""
     tree = nodes.leaf()
     nodes.sets.append([tree])
     light = texture(rng, *shape, colour(rng))
     labels = np.full(shape, tree, np.int32)
-    x, y = np.arange(shape[1], dtype=np.float32) / shape[1] - 0.5, np.arange(shape[0], dtype=np.float32) / shape[0] - 0.5
+    x, y = (
+        np.arange(shape[1], dtype=np.float32) / shape[1] - 0.5,
+        np.arange(shape[0], dtype=np.float32) / shape[0] - 0.5,
+    )
     for _ in range(rng.choice(4, p=[0.3, 0.35, 0.2, 0.15])):
         angle = rng.normal(np.pi / 2, 0.15) if rng.random() < 0.6 else rng.uniform(0, 2 * np.pi)
         field = np.cos(angle) * x + np.sin(angle) * y[:, None] - rng.uniform(-0.35, 0.35)
@@ -260,7 +261,7 @@ def _fill(
         return
     box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     alpha = outline[box][..., None] / np.float32(255)
-    surface = texture(rng, *alpha.shape[:2], base)
+    surface = texture(rng, alpha.shape[0], alpha.shape[1], base)
     if shading is not None:
         surface = surface * shading[box]
     light[box] = light[box] * (1 - alpha) + np.concatenate([surface * alpha, alpha], axis=2)
@@ -298,7 +299,7 @@ def _paint(frame: Light, layer: Layer, matrix: NDArray[np.float64] | None = None
     height, width = layer.labels.shape
     top, left, light = layer.top, layer.left, layer.light
     if matrix is not None:
-        corners = np.array([(0, 0), (width, 0), (0, height), (width, height)]) + (left, top)
+        corners = np.array([(left, top), (left + width, top), (left, top + height), (left + width, top + height)])
         moved = corners @ matrix[:, :2].T + matrix[:, 2]
         new_left, new_top = (int(side) for side in np.maximum(0, np.floor(moved.min(axis=0)) - 1))
         right, bottom = (int(side) for side in np.minimum(frame.shape[1::-1], np.ceil(moved.max(axis=0)) + 2))

@@ -18,7 +18,7 @@ python -c "
 import samdeblur.storage as package
 assert package.__file__.startswith('$site'), package.__file__
 "
-samdeblur-prep run sample store --split test --workers 1
+samdeblur-prep run worlds:3:128 store --split train --workers 1 # with both bundled models
 samdeblur-train store --method map-dropout --config tiny --steps 2 --set batch_size=2 --out run
 samdeblur-eval run run store --out results
 test -s results/report.html

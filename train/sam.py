@@ -2,9 +2,9 @@
 
 The recipe is Segment Anything's (Kirillov et al., ICCV 2023, section 3 and appendix A): points and boxes sampled from
 masks, a second round with a point where the first was wrong and the first mask as a prompt, three masks for an
-ambiguous point of which the best is trained, focal + dice loss and a head that predicts the IoU. Three things differ, so
-that two CPU cores can train it: every true mask that contains a point is a target, training starts on small windows of
-the picture, and a dense auxiliary loss (do two places share a mask?) trains the encoder from the first step.
+ambiguous point of which the best is trained, focal + dice loss and a head that predicts the IoU. Three things differ,
+so that two CPU cores can train it: every true mask that contains a point is a target, training starts on small windows
+of the picture, and a dense auxiliary loss (do two places share a mask?) trains the encoder from the first step.
 
 Shapes: B images, N prompts, T targets of a prompt, K outputs of a prompt, s side of the low-resolution masks, C channels,
 h w tokens.
@@ -127,7 +127,9 @@ class Prompts(NamedTuple):
         )
 
 
-def decode(decoder: MaskDecoder, embedding: Tensor, position: Tensor, sparse: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
+def decode(
+    decoder: MaskDecoder, embedding: Tensor, position: Tensor, sparse: Tensor, dense: Tensor
+) -> tuple[Tensor, Tensor]:
     """What MaskDecoder.predict_masks does, for prompts of several images at once.
 
     Args:
@@ -291,7 +293,7 @@ def _batches(
     store: MaskStore, phases: tuple[Phase, ...], seed: int, first: int
 ) -> Iterator[tuple[int, Phase, float, list[PromptedImage]]]:
     """Step, phase, learning rate and images from a step on; a thread draws the next ones meanwhile."""
-    plan = []
+    plan: list[tuple[int, Phase, float]] = []
     for phase in phases:
         for place in range(phase.steps):
             fall = (1 + math.cos(math.pi * place / phase.steps)) / 2

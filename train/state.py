@@ -19,7 +19,7 @@ import matplotlib
 import torch
 
 from samdeblur.models import CheckpointError, Deblurrer
-from samdeblur.models.checkpoints import BEST_WEIGHTS, encode_network, read_torch
+from samdeblur.models.checkpoints import BEST_WEIGHTS, BUNDLED_NETWORK, encode_network, read_torch, resolve_checkpoint
 from samdeblur.storage.files import write_durably
 from samdeblur.train.config import ConfigError, TrainConfig, read_config
 
@@ -133,13 +133,13 @@ def read_curves(folder: Path) -> bytes:
 
 
 def run_weights(folder: Path, which: str) -> Path:
-    """Path of the `best`, `last` or `initial` weights of a run; `folder` may be a checkpoint file itself.
+    """Path of the `best`, `last` or `initial` weights of a run; `folder` may be a checkpoint file itself, or "bundled".
 
     Raises:
         FileNotFoundError, CheckpointError: no such run or weights.
     """
-    if folder.is_file():
-        return folder
+    if folder.is_file() or str(folder) == "bundled":
+        return resolve_checkpoint(folder, BUNDLED_NETWORK)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such run or checkpoint")
     path = folder / f"{which}.safetensors"

@@ -53,7 +53,7 @@ def samdeblur(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 
 @pytest.fixture
 def prep_run(samdeblur: Callable[..., Result]) -> Callable[..., Result]:
-    """prep_run(source, store, ...) -> Result of `samdeblur-prep run` in this process; superpixels unless --sam is given."""
+    """prep_run(source, store, ...) -> Result of `samdeblur-prep run` in this process; superpixels without --sam."""
 
     def call(source: object, store: object, *options: object) -> Result:
         fixed = ("--split", "test", "--workers", 1, "--block-size", 2)

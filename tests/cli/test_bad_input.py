@@ -89,8 +89,10 @@ def test_a_store_of_another_recipe_is_refused_naming_the_difference(prep_run, pa
     [
         (("prep", "run", "x", "y", "--split", "test", "--speling"), "--speling"),
         (("prep", "run", "x", "y"), "--split"),
-        (("prep", "run", "x", "y", "--split", "test", "--segmenter", "superpixels", "--points-per-side", "4"),
-         "--points-per-side needs --segmenter sam"),
+        (
+            ("prep", "run", "x", "y", "--split", "test", "--segmenter", "superpixels", "--points-per-side", "4"),
+            "--points-per-side needs --segmenter sam",
+        ),
         (("prep", "status", "nowhere"), "no such store"),
         (("prep", "verify", "nowhere", "more"), "more"),
         (("train", "nowhere", "--out", "run"), "no such store"),

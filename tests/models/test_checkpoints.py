@@ -3,8 +3,8 @@ from __future__ import annotations
 import json
 import os
 import pickle
-from pathlib import Path
 from collections import OrderedDict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -132,10 +132,11 @@ def test_a_missing_file_is_named(tmp_path, load, name):
 
 
 @LOADERS
-def test_a_file_called_bundled_comes_before_the_bundled_weights(tmp_path, load, monkeypatch):
+def test_bundled_means_the_bundled_weights_whatever_lies_in_the_folder(tmp_path, load, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("bundled").write_text("hello")
-    assert _refusal(load, "bundled")
+    assert load("bundled").state_dict()
+    assert _refusal(load, tmp_path / "bundled")
 
 
 @LOADERS

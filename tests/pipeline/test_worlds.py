@@ -11,7 +11,14 @@ from samdeblur.storage import open_store
 from samdeblur.storage.verify import verify_store
 
 SMALL = WorldModel(size=(96, 128))
-STILL = replace(SMALL, camera_path=(0, 0), camera_turn=0, moving=0, lamps=0, sensor=replace(SMALL.sensor, shot_noise=0, read_noise=0))
+STILL = replace(
+    SMALL,
+    camera_path=(0, 0),
+    camera_turn=0,
+    moving=0,
+    lamps=0,
+    sensor=replace(SMALL.sensor, shot_noise=0, read_noise=0),
+)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +86,9 @@ def test_masks_follow_the_colours():
 def test_longer_paths_blur_more():
     def error(length: float) -> float:
         model = replace(STILL, camera_path=(length, length))
-        return float(np.mean([np.square(s.blurred.astype(float) - s.sharp).mean() for s in map(model.render, range(4))]))
+        return float(
+            np.mean([np.square(s.blurred.astype(float) - s.sharp).mean() for s in map(model.render, range(4))])
+        )
 
     assert error(2) < error(8) < error(20)
 

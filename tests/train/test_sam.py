@@ -10,7 +10,7 @@ from samdeblur.models.sam import SamConfig, build_small_sam
 from samdeblur.pipeline import MaskGenerator, PrepSettings, open_source, prepare
 from samdeblur.storage import open_store
 from samdeblur.train.prompts import draw
-from samdeblur.train.sam import Phase, compare, image_loss, train_sam
+from samdeblur.train.sam import Phase, Prompts, compare, decode, mask_loss, train_sam, wrong_points
 
 TINY = SamConfig(img_size=64, widths=(4, 4, 8, 8), depths=(1, 1, 1, 1), embed_dim=8, heads=2, mlp_dim=16)
 PHASES = (
@@ -40,7 +40,7 @@ def test_prompts_lie_in_their_targets(worlds, tokens):
             assert len(set(meant)) == len(meant)
             if is_box and len(meant):
                 assert len(meant) == 1
-                rows, columns = np.nonzero(image.masks[meant[0]] > 0.5)
+                rows, columns = np.nonzero(image.masks[meant[0]])
                 centre = 4 * columns.mean(), 4 * rows.mean()
                 assert box[0] - 8 <= centre[0] <= box[2] + 8
                 assert box[1] - 8 <= centre[1] <= box[3] + 8
@@ -80,15 +80,18 @@ def test_points_mean_the_same_place_wherever_the_picture_lies(worlds):
     embedding = torch.randn(1, 8, 2, 2)
     rows = []
     handle = sam.mask_decoder.transformer.register_forward_hook(lambda module, inputs, output: rows.append(inputs))
-    for offset in ((0, 0), (1, 2)):
-        image_loss(sam, embedding, image, offset, second_round=False)
+    near, far = (Prompts.of([image], offset) for offset in ((0, 0), (1, 2)))
+    mask_loss(sam, embedding, near, (0, 0), second_round=False)
+    mask_loss(sam, embedding, far, (1, 2), second_round=False)
     handle.remove()
     whole = sam.prompt_encoder.get_dense_pe()
-    assert torch.equal(rows[1][1][0], whole[0, :, 1:3, 2:4])
     assert torch.equal(rows[0][1][0], whole[0, :, :2, :2])
+    assert torch.equal(rows[1][1][0], whole[0, :, 1:3, 2:4])
+    assert torch.equal(far.points - near.points, torch.tensor([32.0, 16.0]).expand_as(near.points))
+    assert torch.equal(far.boxes - near.boxes, torch.tensor([32.0, 16.0, 32.0, 16.0]).expand_as(near.boxes))
 
 
-def test_training_learns_and_its_model_generates_masks(worlds, tmp_path):
+def test_a_trained_model_loads_and_generates_masks(worlds, tmp_path):
     rows = []
     train_sam(worlds, tmp_path, TINY, PHASES, progress=rows.append)
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
@@ -108,7 +111,7 @@ def test_a_stopped_training_goes_on_to_the_same_weights(worlds, tmp_path, monkey
         pass
 
     def stop(row):
-        if row["step"] == 4 and not (tmp_path / "again").exists():
+        if row["step"] == 4:
             raise Stop
 
     with pytest.raises(Stop):
@@ -116,3 +119,33 @@ def test_a_stopped_training_goes_on_to_the_same_weights(worlds, tmp_path, monkey
     train_sam(worlds, tmp_path / "cut", TINY, PHASES)
     whole, cut = ((tmp_path / name / "sam.safetensors").read_bytes() for name in ("whole", "cut"))
     assert whole == cut
+
+
+def test_prompts_of_several_images_are_decoded_as_segment_anything_decodes_one():
+    torch.manual_seed(0)
+    sam = build_small_sam(TINY).eval()
+    embedding, prompts = torch.randn(2, 8, 4, 4), torch.randn(2, 3, 2, 8)
+    dense = torch.randn(2, 3, 8, 4, 4)
+    position = sam.prompt_encoder.get_dense_pe()
+    with torch.no_grad():
+        logits, ious = decode(
+            sam.mask_decoder, embedding.repeat_interleave(3, 0), position, prompts.flatten(0, 1), dense.flatten(0, 1)
+        )
+        for image in range(2):
+            one = embedding[image : image + 1]
+            expected = sam.mask_decoder.predict_masks(one, position, prompts[image], dense[image])
+            assert torch.allclose(logits[3 * image : 3 * image + 3], expected[0], atol=1e-4)
+            assert torch.allclose(ious[3 * image : 3 * image + 3], expected[1], atol=1e-4)
+
+
+def test_correction_points_lie_where_the_mask_is_wrong():
+    torch.manual_seed(0)
+    truth = torch.zeros(3, 64)
+    truth[:, 10:20] = 1
+    logits = torch.where(truth > 0, 4.0, -4.0)
+    logits[0, 12], logits[1, 40] = -4.0, 4.0
+    for _ in range(5):
+        points, labels = wrong_points(logits.unflatten(1, (8, 8)), truth)
+        assert points[0].tolist() == [4 * 4 + 2, 4 * 1 + 2]
+        assert points[1].tolist() == [0 * 4 + 2, 4 * 5 + 2]
+        assert labels[:2].tolist() == [1, 0]

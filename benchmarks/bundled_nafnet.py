@@ -1,0 +1,72 @@
+"""What the bundled NAFNet can do: the figures of its card.
+
+python benchmarks/bundled_nafnet.py                       # -> benchmarks/results/bundled_nafnet.json
+python benchmarks/bundled_nafnet.py --pairs FOLDER        # and on your pairs: FOLDER/blur, FOLDER/sharp
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+
+from samdeblur.models import deblur, load_network
+from samdeblur.pipeline import Source, open_source
+from samdeblur.train.metrics import psnr, ssim
+
+HELD_OUT = {
+    "worlds, test": ("worlds:60", "test"),
+    "worlds, test-ood": ("worlds:60", "test-ood"),
+    "photographs, test": ("sample", "test"),
+    "photographs, test-ood": ("sample", "test-ood"),
+}
+
+
+def measure(network: torch.nn.Module, source: Source) -> dict[str, float]:
+    """Mean PSNR and SSIM of a split before and after, and how many images got worse."""
+    rows = []
+    start = time.perf_counter()
+    for key in source.keys:
+        pair = source.read(key)
+        result = deblur(network, pair.blurred)
+        rows.append([metric(image, pair.sharp) for metric in (psnr, ssim) for image in (pair.blurred, result)])
+    before, after, ssim_before, ssim_after = np.mean(rows, axis=0)
+    gains = [row[1] - row[0] for row in rows]
+    return {
+        "images": len(rows),
+        "PSNR blurred": round(before, 3),
+        "PSNR deblurred": round(after, 3),
+        "gain dB": round(after - before, 3),
+        "worst gain dB": round(min(gains), 3),
+        "images made worse": sum(gain < 0 for gain in gains),
+        "SSIM blurred": round(ssim_before, 4),
+        "SSIM deblurred": round(ssim_after, 4),
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+
+
+@click.command()
+@click.option("--weights", default="bundled")
+@click.option("--pairs", type=click.Path(exists=True), help="A folder of pairs to measure as well.")
+@click.option("--split", default="test", show_default=True, help="Split of --pairs.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path(__file__).parent / "results/bundled_nafnet.json")
+def main(weights: str, pairs: str | None, split: str, out: Path) -> None:
+    """Measure a network on held-out blur."""
+    network = load_network(weights)
+    sources = {name: open_source(*where) for name, where in HELD_OUT.items()}
+    if pairs:
+        sources[Path(pairs).name] = open_source(pairs, split)
+    figures = {"parameters": sum(p.numel() for p in network.parameters())}
+    figures |= {name: measure(network, source) for name, source in sources.items()}
+    figures["machine"] = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    out.write_text(json.dumps(figures, indent=1) + "\n")
+    click.echo(json.dumps(figures, indent=1))
+
+
+if __name__ == "__main__":
+    main()
