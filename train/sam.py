@@ -6,8 +6,8 @@ ambiguous point of which the best is trained, focal + dice loss and a head that 
 so that two CPU cores can train it: every true mask that contains a point is a target, training starts on small windows
 of the picture, and a dense auxiliary loss (do two places share a mask?) trains the encoder from the first step.
 
-Shapes: B images, N prompts, T targets of a prompt, K outputs of a prompt, s side of the low-resolution masks, C channels,
-h w tokens.
+Shapes: B images, N prompts, T targets of a prompt, K outputs of a prompt, s side of the low-resolution masks,
+C channels, h w tokens.
 """
 
 from __future__ import annotations
@@ -40,8 +40,15 @@ SAVE_EVERY = 200
 
 @dataclass(frozen=True)
 class Phase:
-    """Part of a training. `tokens` is the side of its pictures, `lr` falls to `lr_end` by a cosine, `second_round` is the
-    share of the steps with a correction round."""
+    """Part of a training.
+
+    Attributes:
+        tokens: side of its pictures, of the 24 tokens the model sees when it is used.
+        batch: pictures per step. prompts: prompts per picture; 0 trains the encoder alone.
+        lr, lr_end: learning rate, falling by a cosine.
+        auxiliary: weight of the dense loss.
+        second_round: share of the steps with a correction round.
+    """
 
     tokens: int
     steps: int
@@ -97,8 +104,12 @@ class Affinity(nn.Module):
 
 
 class Prompts(NamedTuple):
-    """The prompts of a batch that mean something, numbered through: points (N, 2) and boxes (N, 4) in pixels of the prompt
-    encoder's field, which of the two counts, the image of each, targets (N, T, s * s) and which of those there are."""
+    """The prompts of a batch that mean something, numbered through.
+
+    Attributes:
+        points: (N, 2) and boxes: (N, 4), in pixels of the prompt encoder's field. is_box: (N,) which of them counts.
+        image: (N,) the image of each. truth: (N, T, s * s) its targets. valid: (N, T) which of them there are.
+    """
 
     points: Tensor
     boxes: Tensor
@@ -187,8 +198,10 @@ def mask_loss(
 
 
 def wrong_points(logits: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
-    """A random pixel at which each mask (N, s, s) errs from the truth (N, s * s): x y in pixels of the picture, (N, 2), and
-    whether it belongs to the truth, (N,)."""
+    """A random place at which each mask errs, from logits (N, s, s) and truth (N, s * s).
+
+    Returns x y in pixels of the picture, (N, 2), and whether the place belongs to the truth, (N,) of 0 and 1.
+    """
     side = logits.shape[-1]
     wrong = ((logits.flatten(1) > 0) != (truth > 0.5)).float() + 1e-6
     place = torch.multinomial(wrong, 1)[:, 0]
@@ -197,7 +210,11 @@ def wrong_points(logits: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def compare(logits: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
-    """20 x focal + dice loss, and IoU at the thresholds 0 and 0.5, of all pairs: (N, K, p), (N, T, p) -> (N, K, T) each."""
+    """20 x focal + dice loss, and IoU, of every output with every target: (N, K, p), (N, T, p) -> (N, K, T) each.
+
+    The focal loss is linear in the target, so that all pairs are two matrix products; IoU takes a share of half a pixel
+    for a whole one.
+    """
     share = logits.sigmoid()
     other = truth.transpose(1, 2)
     if_inside, if_outside = (1 - share).square() * F.softplus(-logits), share.square() * F.softplus(logits)
