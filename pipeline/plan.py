@@ -44,6 +44,8 @@ def ensure_store(source: Source, path: Path, settings: PrepSettings, options: St
         create_store(path, header, source.keys, shapes)
         return header
     header = read_header(path)
+    if path.is_file():
+        raise StoreError(f"{path}: a share, which is only read; prepare into a folder")
     differences = recipe_differences(header.recipe, settings.recipe())
     if differences:
         raise StoreError(f"{path}: made by another recipe ({'; '.join(differences)}); write to a new store")

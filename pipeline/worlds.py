@@ -73,7 +73,7 @@ class WorldModel:
     gain: tuple[float, float] = (0.8, 1.3)
     sensor: Sensor = field(default_factory=Sensor)
     jpeg_quality: tuple[int, int] | None = None
-    min_area: float = 0.0005
+    min_area: float = 0.001
 
     def render(self, seed: int | Sequence[int]) -> Scene:
         """The world of a seed. Same seed, same scene."""

@@ -33,6 +33,7 @@ from samdeblur.storage.layout import (
     write_all_chunks,
 )
 from samdeblur.storage.lease import Lease
+from samdeblur.storage.readers import part_path
 
 NO_SHARD = bytes(32)
 
@@ -78,11 +79,6 @@ def run_folder(store: Path) -> Path:
     return store.with_name(store.name + ".run")
 
 
-def shard_path(block: int, dimensions: int) -> str:
-    """Path of a block's shard inside its array; only the first axis has more than one shard."""
-    return "/".join(["c", str(block), *["0"] * (dimensions - 1)])
-
-
 def check_caps(atoms: AtomMap) -> None:
     """Raise TooManyAtoms when a map does not fit into a row of the store."""
     if len(atoms.pairs) > MAX_PAIRS or atoms.n_masks > MAX_RECORDS:
@@ -124,7 +120,7 @@ def stage_block(
         shutil.copyfile(store / name / "zarr.json", target / "zarr.json")
         array = zarr.open_array(DurableStore(target), mode="r+")
         array[images.start : images.stop] = rows
-        shard = target / shard_path(block, len(spec.shape))
+        shard = target / part_path(block, len(spec.shape))
         digests.append(sha256_file(shard) if shard.exists() else NO_SHARD)
     return tuple(digests)
 
@@ -218,7 +214,7 @@ class Committer:
         """Returns the folders whose entries changed."""
         changed = set()
         for (name, spec), digest in zip(self.header.data_arrays().items(), block.shard_digests, strict=True):
-            shard = shard_path(block.block, len(spec.shape))
+            shard = part_path(block.block, len(spec.shape))
             target = self._store / name / shard
             if digest == NO_SHARD:
                 target.unlink(missing_ok=True)  # left by a killed job

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from samdeblur.storage.files import DurableStore, fsync_path
+from samdeblur.storage.readers import Reader, open_reader
 
 FORMAT = 1
 CHUNK = 256  # pixels on a side of a chunk of a plane
@@ -190,14 +191,14 @@ def create_store(path: Path, header: Header, keys: Sequence[str], shapes: NDArra
     building.parent.mkdir(parents=True, exist_ok=True)
     group = zarr.create_group(DurableStore(building), attributes=header.attributes())
     for name, spec in header.data_arrays().items():
-        _create_array(group, name, spec)
+        create_array(group, name, spec)
     known: dict[str, Any] = {
         "index/key": np.stack([pack_text(key, header.key_bytes) for key in keys]),
         "index/shape": shapes,
     }
     with write_all_chunks():
         for name, spec in header.index_arrays().items():
-            _create_array(group, name, spec)[...] = known.get(name, 0)
+            create_array(group, name, spec)[...] = known.get(name, 0)
     os.rename(building, path)
     fsync_path(path.parent)
 
@@ -209,7 +210,8 @@ def write_all_chunks() -> Iterator[None]:
         yield
 
 
-def _create_array(group: zarr.Group, name: str, spec: ArraySpec) -> zarr.Array[Any]:
+def create_array(group: zarr.Group, name: str, spec: ArraySpec) -> zarr.Array[Any]:
+    """An array of the format, with its codecs, empty."""
     return group.create_array(
         name,
         shape=spec.shape,
@@ -222,20 +224,19 @@ def _create_array(group: zarr.Group, name: str, spec: ArraySpec) -> zarr.Array[A
     )
 
 
-def read_header(path: Path) -> Header:
-    """Read and check what a store on disk says of itself.
+def read_header(path: Path, reader: Reader | None = None) -> Header:
+    """Read and check what a store on disk says of itself; `reader` is one that was opened for it already.
 
     Raises:
         FileNotFoundError: nothing there.
         StoreError: not a mask store of this format.
     """
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such store")
     try:
-        attributes = json.loads((path / "zarr.json").read_text())["attributes"]
+        reader = reader or open_reader(path)
+        attributes = reader.metadata("")["attributes"]
         if attributes["format"] != FORMAT:
             raise StoreError(f"{path}: store format {attributes['format']}, this version reads format {FORMAT}")
-        key, atoms = (json.loads((path / name / "zarr.json").read_text()) for name in ("index/key", "atoms"))
+        key, atoms = reader.metadata("index/key"), reader.metadata("atoms")
         n_images, key_bytes = key["shape"]
         _, height, width = atoms["shape"]
         block_size = atoms["chunk_grid"]["configuration"]["chunk_shape"][0]
@@ -250,13 +251,26 @@ def read_header(path: Path) -> Header:
             extent=(height, width),
             key_bytes=key_bytes,
             block_size=block_size,
-            images=(path / "images").is_dir(),
+            images=_has_images(reader),
         )
         sound = attributes["fingerprint"] == header.fingerprint
     except StoreError:
         raise
+    except FileNotFoundError as error:
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: no such store") from error
+        raise StoreError(f"{path}: not a mask store ({type(error).__name__}: {error})") from error
     except (OSError, KeyError, TypeError, ValueError, IndexError) as error:
         raise StoreError(f"{path}: not a mask store ({type(error).__name__}: {error})") from error
     if not sound:
         raise StoreError(f"{path}: the fingerprint does not belong to the recipe beside it; the store was altered")
     return header
+
+
+def _has_images(reader: Reader) -> bool:
+    """Whether there is an array of images; with one alone the store is damaged, not without images."""
+    for name in IMAGE_NAMES:
+        with suppress(OSError, KeyError):
+            reader.metadata(f"images/{name}")
+            return True
+    return False

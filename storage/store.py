@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorstore as ts
 from numpy.typing import NDArray
 
 from samdeblur.storage.atoms import AtomMap, check_window, from_window
-from samdeblur.storage.commits import NO_SHARD, shard_path
+from samdeblur.storage.commits import NO_SHARD
 from samdeblur.storage.layout import (
     DONE,
     IMAGE_NAMES,
@@ -22,10 +21,9 @@ from samdeblur.storage.layout import (
     read_header,
     unpack_text,
 )
+from samdeblur.storage.readers import open_reader, part_path
 
 Window = tuple[int, int, int, int]
-
-CACHE_BYTES = 64 << 20
 
 
 class ImageNotReady(KeyError):
@@ -49,13 +47,16 @@ class MaskStore:
     Safe to send to another process (it opens its own handles there). Not safe to use in a child made by `fork` after
     it was read from; start DataLoader workers with `spawn` or `forkserver`.
 
-    Memory: the index (about 120 bytes an image, and its name) and a cache of at most `CACHE_BYTES` of decoded chunks.
+    Memory: the index (about 120 bytes an image, and its name) and at most `readers.CACHE_BYTES` of decoded chunks.
     """
 
     def __init__(self, location: str | Path) -> None:
         self.path = Path(location)
-        self.header = read_header(self.path)
-        self._arrays: dict[str, ts.TensorStore] = {}
+        try:
+            self.reader = open_reader(self.path)
+        except ValueError as error:
+            raise StoreError(f"{self.path}: not a mask store ({error})") from error
+        self.header = read_header(self.path, self.reader)
         self._present: set[tuple[str, int]] = set()
         self._names = list(self.header.data_arrays())
         self.counts: NDArray[np.int32] = self._load("index/counts")  # (I, 3) masks, atoms, pairs
@@ -174,8 +175,8 @@ class MaskStore:
         else:
             self._require_index(name)
         try:
-            return self._array(name)[where].read().result()
-        except ValueError as error:
+            return self.reader.read(name, where)
+        except (ValueError, OSError, KeyError) as error:
             raise StoreDamaged(f"{self.path}/{name}: cannot be read; check the store with verify ({error})") from error
 
     def _load(self, name: str) -> NDArray[Any]:
@@ -188,35 +189,25 @@ class MaskStore:
             return
         spec = self.header.index_arrays()[name]
         for chunk in range(-(-spec.shape[0] // spec.chunks[0])):
-            file = self.path / name / shard_path(chunk, len(spec.shape))
-            if not file.exists():
-                raise StoreDamaged(f"{file}: this part of the index is missing; restore it")
+            self._require(name, chunk, len(spec.shape), "this part of the index is missing; restore it")
         self._present.add((name, 0))
 
     def _require_shard(self, name: str, block: int) -> None:
         """A shard that is missing would read as zeros, without an error."""
         if (name, block) in self._present:
             return
-        expected = self.shard_digests[block, self._names.index(name)].tobytes() != NO_SHARD
-        shard = self.path / name / shard_path(block, len(self._array(name).shape))
-        if expected and not shard.exists():
-            raise StoreDamaged(f"{shard}: this shard is missing; restore it or prepare the store again")
+        if self.shard_digests[block, self._names.index(name)].tobytes() != NO_SHARD:
+            dimensions = len(self.header.data_arrays()[name].shape)
+            self._require(name, block, dimensions, "this shard is missing; restore it or prepare the store again")
         self._present.add((name, block))
 
-    def _array(self, name: str) -> ts.TensorStore:
-        if name not in self._arrays:
-            spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(self.path / name)}}
-            try:
-                self._arrays[name] = ts.open(
-                    spec, open=True, read=True, context=self._context, recheck_cached_data="open"
-                ).result()
-            except ValueError as error:
-                raise StoreDamaged(f"{self.path}/{name}: cannot be opened ({error})") from error
-        return self._arrays[name]
-
-    @cached_property
-    def _context(self) -> ts.Context:
-        return ts.Context({"cache_pool": {"total_bytes_limit": CACHE_BYTES}})
+    def _require(self, name: str, part: int, dimensions: int, otherwise: str) -> None:
+        try:
+            there = self.reader.has(name, part)
+        except (ValueError, OSError, KeyError) as error:
+            raise StoreDamaged(f"{self.path}/{name}: cannot be opened ({error})") from error
+        if not there:
+            raise StoreDamaged(f"{self.path / name / part_path(part, dimensions)}: {otherwise}")
 
 
 def open_store(location: str | Path) -> MaskStore:

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from samdeblur.storage.atoms import AtomMap
-from samdeblur.storage.commits import NO_SHARD, shard_path
-from samdeblur.storage.files import sha256_file
+from samdeblur.storage.commits import NO_SHARD
 from samdeblur.storage.layout import DONE, PENDING, QUARANTINED, ArraySpec, StoreError, pixel_digest, read_header
+from samdeblur.storage.readers import Reader, open_reader, part_path
 from samdeblur.storage.store import MaskStore, open_store
 
 
@@ -22,8 +22,9 @@ def verify_store(path: Path) -> Iterator[str]:
     done the tables against the label plane and the digest against the stored blurred image.
     """
     try:
-        header = read_header(path)
-        wrong = list(_metadata_problems(path, header.index_arrays() | header.data_arrays()))
+        reader = open_reader(path)
+        header = read_header(path, reader)
+        wrong = list(_metadata_problems(path, reader, header.index_arrays() | header.data_arrays()))
         yield from wrong
         if wrong:
             return
@@ -36,6 +37,9 @@ def verify_store(path: Path) -> Iterator[str]:
             store.digest(key)
     except (FileNotFoundError, StoreError, UnicodeDecodeError) as error:
         yield str(error)
+        return
+    except ValueError as error:
+        yield f"{path}: not a mask store ({error})"
         return
     damaged = set()
     for block in range(header.n_blocks):
@@ -53,14 +57,14 @@ def verify_store(path: Path) -> Iterator[str]:
                 yield f"{path}: {key}: {error}"
 
 
-def _metadata_problems(path: Path, arrays: dict[str, ArraySpec]) -> Iterator[str]:
+def _metadata_problems(path: Path, reader: Reader, arrays: dict[str, ArraySpec]) -> Iterator[str]:
     for group in sorted({name.split("/")[0] for name in arrays if "/" in name}):
-        if not (path / group / "zarr.json").exists():
+        if path.is_dir() and not (path / group / "zarr.json").exists():
             yield f"{path / group / 'zarr.json'}: missing"
     for name, spec in arrays.items():
         file = path / name / "zarr.json"
         try:
-            metadata = json.loads(file.read_text())
+            metadata = reader.metadata(name)
             found = (metadata["shape"], metadata["data_type"], metadata["chunk_grid"]["configuration"]["chunk_shape"])
         except (OSError, KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
             yield f"{file}: cannot be read ({type(error).__name__})"
@@ -72,16 +76,16 @@ def _metadata_problems(path: Path, arrays: dict[str, ArraySpec]) -> Iterator[str
 
 def _shard_problems(path: Path, store: MaskStore, block: int) -> Iterator[str]:
     for (name, spec), digest in zip(store.header.data_arrays().items(), store.shard_digests[block], strict=True):
-        shard = path / name / shard_path(block, len(spec.shape))
-        expected = digest.tobytes()
+        shard = path / name / part_path(block, len(spec.shape))
+        there, expected = store.reader.has(name, block), digest.tobytes()
         rows = store.header.block_range(block)
         images = f"images {store.keys[rows[0]]} to {store.keys[rows[-1]]}"
         if expected == NO_SHARD:
-            if shard.exists() and (store.states[rows.start : rows.stop] != PENDING).any():
+            if there and path.is_dir() and (store.states[rows.start : rows.stop] != PENDING).any():
                 yield f"{shard}: not in the index ({images})"
-        elif not shard.exists():
+        elif not there:
             yield f"{shard}: missing ({images})"
-        elif sha256_file(shard) != expected:
+        elif (found := store.reader.digest(name, block)) is not None and found != expected:
             yield f"{shard}: does not match its checksum ({images})"
 
 

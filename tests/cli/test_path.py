@@ -93,3 +93,25 @@ def test_help_is_there(samdeblur, arguments):
     shown = samdeblur(*arguments, "--help")
     assert shown.code == 0
     assert "Usage:" in shown.out
+
+
+@pytest.mark.parametrize("name", ["toy.zarr.zip", "toy.h5"])
+def test_a_store_is_exported_and_trained_on_as_one_file(samdeblur, pairs, store, prep_run, tiny, tmp_path, name):
+    share = tmp_path / name
+    exported = samdeblur("prep", "export", store, share, "--with-images", "--licence", "CC0")
+    assert (exported.code, f"{name}.sha256" in exported.out) == (0, True)
+    assert "5 of 5 images done" in samdeblur("prep", "status", share).out
+    assert "sound" in samdeblur("prep", "verify", share).out
+    trained = samdeblur("train", share, *tiny, "--method", "map-dropout", "--out", tmp_path / "run")
+    assert trained.code == 0
+    refused = prep_run(pairs, share)
+    assert (refused.code, "prepare into a folder" in refused.error) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [(["x.tar"], "name it .zip, .h5 or .hdf5"), (["x.zip", "--codec", "gzip"], "--codec is for HDF5")],
+)
+def test_exports_to_something_else_are_refused(samdeblur, store, options, words):
+    refused = samdeblur("prep", "export", store, *options)
+    assert (refused.code, words in refused.err) == (2, True)
