@@ -20,8 +20,8 @@ from samdeblur.pipeline import Source, open_source
 from samdeblur.train.metrics import psnr, ssim
 
 HELD_OUT = {
-    "worlds, test": ("worlds:60", "test"),
-    "worlds, test-ood": ("worlds:60", "test-ood"),
+    "worlds, test": ("worlds:40", "test"),
+    "worlds, test-ood": ("worlds:40", "test-ood"),
     "photographs, test": ("sample", "test"),
     "photographs, test-ood": ("sample", "test-ood"),
 }

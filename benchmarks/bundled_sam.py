@@ -114,7 +114,7 @@ def _tile(image: np.ndarray) -> np.ndarray:
 
 @click.command()
 @click.option("--weights", default="bundled")
-@click.option("--scenes", "count", default=60, show_default=True)
+@click.option("--scenes", "count", default=16, show_default=True)
 @click.option("--set", "assignments", multiple=True, metavar="NAME=VALUE", help="Setting of the generator.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path(__file__).parent / "results" / "bundled_sam")
 def main(weights: str, count: int, assignments: tuple[str, ...], out: Path) -> None:

@@ -39,7 +39,12 @@ SAM_SETTINGS: dict[str, Any] = {
 
 
 # Those that suit the bundled model, by the measurements in its card.
-BUNDLED_SETTINGS: dict[str, Any] = {"pred_iou_thresh": 0.7, "stability_score_thresh": 0.8}
+BUNDLED_SETTINGS: dict[str, Any] = {
+    "points_per_side": 24,
+    "pred_iou_thresh": 0.25,
+    "stability_score_thresh": 0.6,
+    "stability_score_offset": 0.3,
+}
 
 
 class SettingsError(ValueError):

@@ -65,7 +65,7 @@ PHASES = (
     Phase(tokens=6, steps=1200, batch=16, prompts=16, lr=1.5e-3, lr_end=1e-3, auxiliary=0.5),
     Phase(tokens=12, steps=1150, batch=8, prompts=20, lr=1e-3, lr_end=7e-4, auxiliary=0.3, second_round=0.2),
     Phase(tokens=24, steps=2000, batch=4, prompts=16, lr=8e-4, lr_end=5e-6, auxiliary=0.1, second_round=0.3),
-    Phase(tokens=24, steps=1300, batch=4, prompts=20, lr=6e-4, lr_end=5e-6, auxiliary=0.1, second_round=0.2),
+    Phase(tokens=24, steps=750, batch=4, prompts=20, lr=6e-4, lr_end=5e-6, auxiliary=0.1, second_round=0.2),
 )
 
 

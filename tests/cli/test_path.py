@@ -1,10 +1,13 @@
 """The path a user walks."""
 
+import hashlib
 import json
 
 import pytest
 import torch
 
+from samdeblur.models.checkpoints import BUNDLED
+from samdeblur.pipeline import BUNDLED_SETTINGS
 from samdeblur.storage import open_store
 
 
@@ -115,3 +118,22 @@ def test_a_store_is_exported_and_trained_on_as_one_file(samdeblur, pairs, store,
 def test_exports_to_something_else_are_refused(samdeblur, store, options, words):
     refused = samdeblur("prep", "export", store, *options)
     assert (refused.code, words in refused.err) == (2, True)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_the_bundled_models_are_the_defaults(samdeblur, pairs, tmp_path, split):
+    command = ("prep", "run", pairs, tmp_path / "s.zarr", "--split", split, "--workers", 1, "--points-per-side", 3)
+    assert samdeblur(*command).code == 0
+    recipe = open_store(tmp_path / "s.zarr").header.recipe
+    digests = {
+        name: hashlib.sha256((BUNDLED / f"{name}.safetensors").read_bytes()).hexdigest() for name in ("sam", "nafnet")
+    }
+    assert recipe["predeblur"] == ({"checkpoint": digests["nafnet"]} if split == "train" else None)
+    assert recipe["segmenter"]["checkpoint"] == digests["sam"]
+    assert recipe["segmenter"]["points_per_side"] == 3
+    assert recipe["segmenter"]["pred_iou_thresh"] == BUNDLED_SETTINGS["pred_iou_thresh"]
+
+
+def test_the_bundled_network_is_evaluated_by_name(samdeblur, store, tmp_path):
+    assert samdeblur("eval", "run", "bundled", store, "--out", tmp_path / "results").code == 0
+    assert json.loads((tmp_path / "results" / "results.json").read_text())["weights"].endswith("nafnet.safetensors")
