@@ -42,7 +42,7 @@ wheel: $(READY)
 bench: $(READY)
 	for script in benchmarks/*.py; do $(BIN)/python $$script; done
 
-# The bundled weights again, from nothing: about an hour and a half on two cores. Their cards name the figures.
+# The bundled weights again, from nothing: some two hours on two cores. Their cards name the figures.
 weights: $(READY)
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash benchmarks/weights.sh weights
 

@@ -129,12 +129,12 @@ def _reason(error: Exception) -> str:
 def open_source(
     location: str, split: str, layout: str = "auto", dataset: str | None = None, skip_unpaired: bool = False
 ) -> Source:
-    """The source at a folder, or the embedded one for the location `sample`.
+    """The source at a folder, or one of this package for the locations `sample` and `worlds[:COUNT[:SIZE]]`.
 
     Args:
-        location: a folder, or "sample".
+        location: a folder, or the name of a source of this package.
         split: names the split; the native layouts have a folder of this name.
-        layout: a key of LAYOUTS, "sample", or "auto".
+        layout: a key of LAYOUTS, "sample", "worlds", or "auto".
         dataset: name written into the store; by default that of the layout or the folder.
         skip_unpaired: leave out images without a counterpart instead of refusing the folder.
 
@@ -162,7 +162,7 @@ def open_source(
                 f"{split}/GOPR.../blur and sharp"
             )
     elif layout not in LAYOUTS:
-        raise SourceError(f"unknown layout {layout!r}, choose from {', '.join(['auto', 'sample', *LAYOUTS])}")
+        raise SourceError(f"unknown layout {layout!r}, choose from {', '.join(['auto', 'sample', 'worlds', *LAYOUTS])}")
     entry = LAYOUTS[layout]
     files = entry.list(root, split, skip_unpaired)
     if not files:
