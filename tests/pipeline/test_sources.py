@@ -129,7 +129,7 @@ def test_two_images_of_one_name_are_ambiguous(tmp_path, write_pairs, save, pictu
         (["blur"], {}, SourceError, "no known layout; expected two folders"),
         (["blur", "sharp"], {}, SourceError, r"no images \(\.bmp"),
         (["test/a/sharp"], {}, SourceError, r"no images \(\.bmp.* gopro layout"),
-        (["blur", "sharp"], {"layout": "reds"}, SourceError, "unknown layout 'reds', choose from auto, sample, worlds, gopro"),
+        (["blur", "sharp"], {"layout": "reds"}, SourceError, "choose from auto, sample, worlds, gopro"),
         (["blur"], {"layout": "pairs"}, SourceError, r"no folders blur\|.* and sharp\|"),
         (["train/a/sharp"], {"layout": "gopro"}, SourceError, "no split 'test' there"),
         (None, {}, FileNotFoundError, "no such folder"),
