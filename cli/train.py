@@ -23,7 +23,7 @@ from samdeblur.train.state import Row
 @click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder of the run.")
 @click.option("--method", type=click.Choice(METHODS), help="Row of the paper's Table 1.  [default: none]")
 @click.option("--val", type=click.Path(path_type=Path), help="Store to validate on.  [default: images of STORE]")
-@click.option("--config", default="paper", show_default=True, help="Preset (paper, tiny) or YAML file.")
+@click.option("--config", default="paper", show_default=True, help="Preset (paper, tiny, worlds) or YAML file.")
 @click.option("--set", "assignments", multiple=True, metavar="NAME=VALUE", help="Override a setting; may be repeated.")
 @click.option("--steps", type=int, help="Short for --set steps=...")
 @click.option("--batch-size", type=int, help="Short for --set batch_size=...")

@@ -6,6 +6,7 @@ A reader knows arrays by their names ("atoms", "index/key") and nothing of what 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import struct
@@ -158,7 +159,7 @@ class ZipEntries(Store):
         try:
             with zipfile.ZipFile(path) as archive:
                 infos = archive.infolist()
-        except (zipfile.BadZipFile, NotImplementedError, OSError, OverflowError, struct.error) as error:
+        except (zipfile.BadZipFile, RuntimeError, OSError, OverflowError, struct.error) as error:
             raise ValueError(f"a damaged zip: {error}") from error
         self._infos = {info.filename: info for info in infos if not info.is_dir()}
         if len({info.filename for info in infos}) != len(infos):
@@ -214,10 +215,10 @@ class ZipEntries(Store):
         return key in self._infos
 
     async def set(self, key: str, value: Buffer) -> None:
-        raise NotImplementedError("a zip is read only")
+        raise io.UnsupportedOperation("a zip is read only")
 
     async def delete(self, key: str) -> None:
-        raise NotImplementedError("a zip is read only")
+        raise io.UnsupportedOperation("a zip is read only")
 
     async def list(self) -> AsyncIterator[str]:
         for key in self._infos:

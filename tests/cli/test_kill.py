@@ -39,7 +39,8 @@ prep.main()
 
     def stop(store, number):
         told, tells = os.pipe()
-        arguments = ["run", pairs, store, "--split", "test", "--workers", "1", "--block-size", "2", str(tells)]
+        arguments = ["run", pairs, store, "--split", "test", "--workers", "1", "--block-size", "2"]
+        arguments += ["--segmenter", "superpixels", str(tells)]
         process = subprocess.Popen(
             [sys.executable, "-c", script, *map(str, arguments)],
             stdin=subprocess.PIPE,

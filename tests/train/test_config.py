@@ -15,7 +15,7 @@ def test_presets_load(name):
 
 
 def test_the_defaults_are_the_preset_of_the_paper():
-    assert {path.stem for path in PRESETS.glob("*.yaml")} == {"paper", "tiny"}
+    assert {path.stem for path in PRESETS.glob("*.yaml")} == {"paper", "tiny", "worlds"}
     assert TrainConfig.of(read_config("paper")) == TrainConfig()
 
 
@@ -166,7 +166,7 @@ def test_an_empty_file_is_the_defaults(tmp_path):
 @pytest.mark.parametrize("location", ["papr", ".", "", "mine.yaml"])
 def test_a_configuration_that_is_not_there_is_refused_with_the_presets(tmp_path, monkeypatch, location):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"nor a preset \(paper, tiny\)"):
+    with pytest.raises(FileNotFoundError, match=r"nor a preset \(paper, tiny, worlds\)"):
         read_config(location)
 
 
