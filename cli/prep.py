@@ -90,6 +90,8 @@ def run(
     """
     if predeblur == "auto":
         predeblur = "bundled" if split.startswith("train") and segmenter != "true-masks" else "none"
+    if segmenter == "true-masks" and predeblur != "none":
+        raise click.UsageError("--predeblur needs a segmenter; true masks are not found in the pictures")
     if segmenter != "sam":
         given = [
             f"--{name.replace('_', '-')}" for name, value in {"sam": sam, **sam_settings}.items() if value is not None

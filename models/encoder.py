@@ -52,12 +52,6 @@ class ConvEncoder(nn.Module):
         embed_dim: int = 64,
     ) -> None:
         super().__init__()
-        self.config = {
-            "img_size": img_size,
-            "widths": list(widths),
-            "depths": list(depths),
-            "embed_dim": embed_dim,
-        }
         self.img_size = img_size
         self.stem = nn.Sequential(nn.Conv2d(3, widths[0], 4, stride=4), LayerNorm2d(widths[0]))
         self.levels = nn.ModuleList(

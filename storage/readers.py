@@ -240,7 +240,10 @@ class Hdf5Reader:
     """An HDF5 file. Opened once per process: HDF5 has one lock for all its reading."""
 
     def __init__(self, path: Path) -> None:
-        self._file = h5py.File(path, "r")
+        try:
+            self._file = h5py.File(path, "r")
+        except OSError as error:
+            raise ValueError(f"a damaged HDF5 file: {error}") from error
 
     def metadata(self, name: str) -> Any:
         if not name:

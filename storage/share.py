@@ -18,7 +18,7 @@ import zarr
 from zarr.storage import MemoryStore
 
 from samdeblur.storage.files import PARTIAL, fsync_path, sha256_file, write_durably
-from samdeblur.storage.layout import DONE, Header, StoreError, create_array, write_all_chunks
+from samdeblur.storage.layout import DONE, PENDING, Header, StoreError, create_array, write_all_chunks
 from samdeblur.storage.readers import FolderReader
 from samdeblur.storage.store import MaskStore, open_store
 
@@ -107,7 +107,7 @@ def _source(store: Path, images: bool) -> tuple[MaskStore, Header]:
     source = open_store(store)
     if not isinstance(source.reader, FolderReader):
         raise StoreError(f"{store}: not a folder; export from the store it was made of, or copy the file")
-    pending = int((source.states == 0).sum())
+    pending = int((source.states == PENDING).sum())
     if pending:
         raise StoreError(f"{store}: {pending} of {len(source)} images are pending; finish it with samdeblur-prep run")
     if images:
