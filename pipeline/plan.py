@@ -14,7 +14,8 @@ from samdeblur.pipeline.sources import BadImage, Source
 from samdeblur.pipeline.worker import BlockTask
 from samdeblur.storage import StoreError, open_store
 from samdeblur.storage.commits import Committer
-from samdeblur.storage.layout import Header, create_store, read_header, round_up
+from samdeblur.storage.header import read_header
+from samdeblur.storage.layout import Header, create_store, round_up
 
 BLOCK_SIZE = 8
 

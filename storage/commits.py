@@ -19,23 +19,22 @@ import zarr
 from numpy.typing import NDArray
 
 from samdeblur.storage.atoms import AtomMap, TooManyAtoms
-from samdeblur.storage.files import PARTIAL, DurableStore, fsync_path, sha256_file
+from samdeblur.storage.files import PARTIAL, DurableStore, fsync_path
+from samdeblur.storage.header import read_header
 from samdeblur.storage.layout import (
     ERROR_BYTES,
     IMAGE_NAMES,
     MAX_PAIRS,
     MAX_RECORDS,
+    NO_SHARD,
     PENDING,
     RECORD_COLUMNS,
     Header,
+    finish_shard,
     pack_text,
-    read_header,
     write_all_chunks,
 )
 from samdeblur.storage.lease import Lease
-from samdeblur.storage.readers import part_path
-
-NO_SHARD = bytes(32)
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ class StagedBlock:
     block: int
     staging: str
     outcomes: tuple[ImageOutcome, ...]
-    shard_digests: tuple[bytes, ...]  # SHA-256 per data array; NO_SHARD where nothing was written
+    shard_digests: tuple[bytes, ...]  # per data array; NO_SHARD where nothing was written
 
 
 def run_folder(store: Path) -> Path:
@@ -106,7 +105,7 @@ def stage_block(
         contents: one per image of the block; None for a quarantined image.
 
     Returns:
-        SHA-256 of each shard, in the order of `header.data_arrays()`.
+        The digest each shard ends in, in the order of `header.data_arrays()`.
     """
     images = header.block_range(block)
     digests = []
@@ -120,8 +119,8 @@ def stage_block(
         shutil.copyfile(store / name / "zarr.json", target / "zarr.json")
         array = zarr.open_array(DurableStore(target), mode="r+")
         array[images.start : images.stop] = rows
-        shard = target / part_path(block, len(spec.shape))
-        digests.append(sha256_file(shard) if shard.exists() else NO_SHARD)
+        shard = target / spec.part_path(block)
+        digests.append(finish_shard(shard) if shard.exists() else NO_SHARD)
     return tuple(digests)
 
 
@@ -214,7 +213,7 @@ class Committer:
         """Returns the folders whose entries changed."""
         changed = set()
         for (name, spec), digest in zip(self.header.data_arrays().items(), block.shard_digests, strict=True):
-            shard = part_path(block.block, len(spec.shape))
+            shard = spec.part_path(block.block)
             target = self._store / name / shard
             if digest == NO_SHARD:
                 target.unlink(missing_ok=True)  # left by a killed job

@@ -10,18 +10,19 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.codecs import Crc32cCodec, ZstdCodec
+from zarr.codecs import Crc32cCodec, ShardingCodecIndexLocation, TransposeCodec, ZstdCodec
+from zarr.core.array import ShardsConfigParam
 
-from samdeblur.storage.files import DurableStore, fsync_path
-from samdeblur.storage.readers import Reader, open_reader
+from samdeblur.storage.files import DurableStore, fsync_path, sha256_file
 
 FORMAT = 1
 CHUNK = 256  # pixels on a side of a chunk of a plane
@@ -29,8 +30,18 @@ MAX_PAIRS = 65536
 MAX_RECORDS = 4096
 ERROR_BYTES = 160
 INDEX_ROWS = 8192  # rows of a chunk of an index array
-ZSTD_LEVEL = 3
+MASK_LEVEL = 15  # of zstd: a quarter smaller than level 3, for a tenth of a second more per image (benchmarks/store.py)
+IMAGE_LEVEL = 3  # photographs gain little from more
+DIGEST_BYTES = 32
+NO_SHARD = bytes(DIGEST_BYTES)  # in place of the digest of a shard without any chunk, which is not written
 
+# What a reader takes on trust at most: a share that claims more is refused before anything is allocated for it.
+MAX_IMAGES = 1 << 24
+MAX_KEY_BYTES = 1024
+MAX_SIDE = 1 << 15
+MAX_PIXELS = 1 << 28
+MAX_BLOCK = 4096
+MAX_SHARD_CHUNKS = 1 << 20
 
 RECORD_COLUMNS = (
     "area",
@@ -59,13 +70,69 @@ class StoreError(ValueError):
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """One Zarr array. `shards` is None for the index arrays."""
+    """One Zarr array.
+
+    Attributes:
+        chunks: shape of the pieces that are compressed, each by itself.
+        shards: shape of a file of many chunks; None for the index arrays, whose chunks are files.
+        order: of the axes of a chunk as it is stored; None for their own.
+        level: of zstd.
+    """
 
     shape: tuple[int, ...]
     dtype: str
     chunks: tuple[int, ...]
     shards: tuple[int, ...] | None = None
+    order: tuple[int, ...] | None = None
+    level: int = MASK_LEVEL
     attributes: Mapping[str, Any] | None = None
+
+    @property
+    def part_rows(self) -> int:
+        """Rows of the first axis in one file."""
+        return (self.shards or self.chunks)[0]
+
+    @property
+    def n_parts(self) -> int:
+        return -(-self.shape[0] // self.part_rows)
+
+    def part_path(self, part: int) -> str:
+        """Path of a file inside its array; only the first axis has more than one."""
+        return "/".join(["c", str(part), *["0"] * (len(self.shape) - 1)])
+
+    def document(self) -> dict[str, Any]:
+        """The array's zarr.json."""
+        return {
+            "shape": list(self.shape),
+            "data_type": self.dtype,
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(self.shards or self.chunks)}},
+            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+            "fill_value": 0,
+            "codecs": self._codecs(),
+            "attributes": dict(self.attributes or {}),
+            "zarr_format": 3,
+            "node_type": "array",
+            "storage_transformers": [],
+        }
+
+    def _codecs(self) -> list[Any]:
+        little = {"name": "bytes", "configuration": {"endian": "little"}}
+        transpose = [{"name": "transpose", "configuration": {"order": list(self.order)}}] if self.order else []
+        plain = [
+            *transpose,
+            little if np.dtype(self.dtype).itemsize > 1 else {"name": "bytes"},
+            {"name": "zstd", "configuration": {"level": self.level, "checksum": False}},
+            {"name": "crc32c"},
+        ]
+        if self.shards is None:
+            return plain
+        sharding = {
+            "chunk_shape": list(self.chunks),
+            "codecs": plain,
+            "index_codecs": [little, {"name": "crc32c"}],
+            "index_location": "start",
+        }
+        return [{"name": "sharding_indexed", "configuration": sharding}]
 
 
 @dataclass(frozen=True)
@@ -81,6 +148,7 @@ class Header:
     key_bytes: int
     block_size: int
     images: bool
+    seal: str = field(default="", compare=False)  # as read from a store
 
     @property
     def fingerprint(self) -> str:
@@ -100,27 +168,29 @@ class Header:
         images, block, (height, width) = self.n_images, self.block_size, self.extent
         columns = len(RECORD_COLUMNS)
 
-        def plane(dtype: str, *channels: int) -> ArraySpec:
+        def plane(dtype: str, *channels: int, level: int = MASK_LEVEL) -> ArraySpec:
             return ArraySpec(
                 (images, height, width, *channels),
                 dtype,
                 (1, CHUNK, CHUNK, *channels),
                 (block, height, width, *channels),
+                level=level,
             )
 
         arrays = {
             "atoms": plane("uint16"),
-            "pairs": ArraySpec((images, MAX_PAIRS, 2), "uint16", (1, 2048, 2), (block, MAX_PAIRS, 2)),
+            "pairs": ArraySpec((images, MAX_PAIRS, 2), "uint16", (1, 2048, 2), (block, MAX_PAIRS, 2), (0, 2, 1)),
             "records": ArraySpec(
                 (images, MAX_RECORDS, columns),
                 "float64",
                 (1, 128, columns),
                 (block, MAX_RECORDS, columns),
-                {"columns": list(RECORD_COLUMNS)},
+                (0, 2, 1),
+                attributes={"columns": list(RECORD_COLUMNS)},
             ),
         }
         if self.images:
-            arrays |= {f"images/{name}": plane("uint8", 3) for name in IMAGE_NAMES}
+            arrays |= {f"images/{name}": plane("uint8", 3, level=IMAGE_LEVEL) for name in IMAGE_NAMES}
         return arrays
 
     def index_arrays(self) -> dict[str, ArraySpec]:
@@ -132,12 +202,17 @@ class Header:
         return {
             "index/key": rows("uint8", self.key_bytes),
             "index/shape": rows("int32", 2),
-            "index/digest": rows("uint8", 32),
+            "index/digest": rows("uint8", DIGEST_BYTES),
             "index/counts": rows("int32", 3),
             "index/state": rows("uint8"),
             "index/error": rows("uint8", ERROR_BYTES),
-            "index/shard_digest": rows("uint8", len(self.data_arrays()), 32, count=self.n_blocks),
+            "index/shard_digest": rows("uint8", len(self.data_arrays()), DIGEST_BYTES, count=self.n_blocks),
         }
+
+    @cached_property
+    def arrays(self) -> dict[str, ArraySpec]:
+        """All of them."""
+        return self.index_arrays() | self.data_arrays()
 
     def attributes(self) -> dict[str, Any]:
         return {
@@ -150,10 +225,22 @@ class Header:
         }
 
 
+def seal(attributes: Mapping[str, Any], keys: NDArray[np.uint8], shapes: NDArray[np.int32]) -> str:
+    """SHA-256 (hex) of what never changes in a store: its attributes as JSON, its names and its shapes."""
+    kept = {name: attributes[name] for name in ("format", "dataset", "split", "recipe", "digest")}
+    digest = hashlib.sha256(_compact(kept))
+    digest.update(keys.tobytes())
+    digest.update(shapes.astype("<i4").tobytes())
+    return digest.hexdigest()
+
+
 def fingerprint(recipe: Mapping[str, Any]) -> str:
     """SHA-256 (hex) of a recipe written as JSON with sorted keys and no spaces."""
-    text = json.dumps(recipe, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(_compact(recipe)).hexdigest()
+
+
+def _compact(value: Mapping[str, Any]) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 def pixel_digest(image: NDArray[np.uint8]) -> bytes:
@@ -189,18 +276,28 @@ def create_store(path: Path, header: Header, keys: Sequence[str], shapes: NDArra
     building = path.with_name(path.name + ".creating")
     shutil.rmtree(building, ignore_errors=True)
     building.parent.mkdir(parents=True, exist_ok=True)
-    group = zarr.create_group(DurableStore(building), attributes=header.attributes())
+    packed = pack_keys(keys, header.key_bytes)
+    attributes = header.attributes() | {"seal": seal(header.attributes(), packed, shapes)}
+    group = zarr.create_group(DurableStore(building), attributes=attributes)
     for name, spec in header.data_arrays().items():
         create_array(group, name, spec)
-    known: dict[str, Any] = {
-        "index/key": np.stack([pack_text(key, header.key_bytes) for key in keys]),
-        "index/shape": shapes,
-    }
+    known: dict[str, Any] = {"index/key": packed, "index/shape": shapes}
     with write_all_chunks():
         for name, spec in header.index_arrays().items():
             create_array(group, name, spec)[...] = known.get(name, 0)
     os.rename(building, path)
     fsync_path(path.parent)
+
+
+def pack_keys(keys: Sequence[str], key_bytes: int) -> NDArray[np.uint8]:
+    """(I, key_bytes) UTF-8, zero-padded."""
+    text = np.array([key.encode() for key in keys], f"S{key_bytes}")
+    return text.view(np.uint8).reshape(len(keys), key_bytes)
+
+
+def unpack_keys(raw: NDArray[np.uint8]) -> list[str]:
+    """The names in (I, key_bytes). Raises ValueError when one is not UTF-8."""
+    return [text.decode() for text in np.ascontiguousarray(raw).view(f"S{raw.shape[1]}")[:, 0].tolist()]
 
 
 @contextmanager
@@ -217,60 +314,25 @@ def create_array(group: zarr.Group, name: str, spec: ArraySpec) -> zarr.Array[An
         shape=spec.shape,
         dtype=spec.dtype,
         chunks=spec.chunks,
-        shards=spec.shards,
-        compressors=[ZstdCodec(level=ZSTD_LEVEL), Crc32cCodec()],
+        shards=ShardsConfigParam(shape=spec.shards, index_location=ShardingCodecIndexLocation.start)
+        if spec.shards
+        else None,
+        filters=[TransposeCodec(order=spec.order)] if spec.order else None,
+        compressors=[ZstdCodec(level=spec.level), Crc32cCodec()],
         fill_value=0,
         attributes=dict(spec.attributes or {}),
     )
 
 
-def read_header(path: Path, reader: Reader | None = None) -> Header:
-    """Read and check what a store on disk says of itself; `reader` is one that was opened for it already.
+def finish_shard(shard: Path) -> bytes:
+    """Append to a shard file the SHA-256 of what is in it, and return that.
 
-    Raises:
-        FileNotFoundError: nothing there.
-        StoreError: not a mask store of this format.
+    A reader compares these last 32 bytes with the index before it takes anything from a shard: a whole shard from
+    another place is then as recognisable as a damaged one, for the price of 32 bytes. Zarr ignores them.
     """
-    try:
-        reader = reader or open_reader(path)
-        attributes = reader.metadata("")["attributes"]
-        if attributes["format"] != FORMAT:
-            raise StoreError(f"{path}: store format {attributes['format']}, this version reads format {FORMAT}")
-        key, atoms = reader.metadata("index/key"), reader.metadata("atoms")
-        n_images, key_bytes = key["shape"]
-        _, height, width = atoms["shape"]
-        block_size = atoms["chunk_grid"]["configuration"]["chunk_shape"][0]
-        if min(n_images, key_bytes, height, width, block_size) < 1:
-            raise ValueError("an array or a block is empty")
-        header = Header(
-            dataset=attributes["dataset"],
-            split=attributes["split"],
-            recipe=attributes["recipe"],
-            digest=attributes["digest"],
-            n_images=n_images,
-            extent=(height, width),
-            key_bytes=key_bytes,
-            block_size=block_size,
-            images=_has_images(reader),
-        )
-        sound = attributes["fingerprint"] == header.fingerprint
-    except StoreError:
-        raise
-    except FileNotFoundError as error:
-        if not path.exists():
-            raise FileNotFoundError(f"{path}: no such store") from error
-        raise StoreError(f"{path}: not a mask store ({type(error).__name__}: {error})") from error
-    except (OSError, KeyError, TypeError, ValueError, IndexError) as error:
-        raise StoreError(f"{path}: not a mask store ({type(error).__name__}: {error})") from error
-    if not sound:
-        raise StoreError(f"{path}: the fingerprint does not belong to the recipe beside it; the store was altered")
-    return header
-
-
-def _has_images(reader: Reader) -> bool:
-    """Whether there is an array of images; with one alone the store is damaged, not without images."""
-    for name in IMAGE_NAMES:
-        with suppress(OSError, KeyError):
-            reader.metadata(f"images/{name}")
-            return True
-    return False
+    digest = sha256_file(shard)
+    with open(shard, "ab") as file:
+        file.write(digest)
+        file.flush()
+        os.fsync(file.fileno())
+    return digest

@@ -1,104 +1,127 @@
-"""Where the bytes of a store lie: in a folder, or in the zip or HDF5 file that was exported from one.
+"""How the arrays of a store are read: from a folder, or from the zip or HDF5 file that was exported from one.
 
-A reader knows arrays by their names ("atoms", "index/key") and nothing of what they mean.
+A reader knows arrays by their names ("atoms", "index/key") and specifications, and nothing of what they mean.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import os
-import struct
-import weakref
 import zipfile
-import zlib
-from collections.abc import AsyncIterator, Iterable
-from functools import cached_property
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from functools import cached_property, lru_cache
 from typing import Any, Protocol
 
 import h5py
 import numpy as np
 import tensorstore as ts
-import zarr
 from numpy.typing import NDArray
-from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
-from zarr.core.buffer import Buffer, BufferPrototype
 
-from samdeblur.storage.files import sha256_file
+from samdeblur.storage.chunks import decode_chunk, decode_index, index_bytes, put, read_shard
+from samdeblur.storage.layout import DIGEST_BYTES, ArraySpec
+from samdeblur.storage.location import TIMEOUT, Files, Location, answering
+from samdeblur.storage.zips import Zip
 
 CACHE_BYTES = 64 << 20  # decoded chunks kept by a reader of a folder
+CACHED_INDICES = 256  # shard indices, and CACHED_ROWS chunks of the index, kept by a reader of a zip
+CACHED_ROWS = 16
+
+Where = Any  # ..., or a position, or a position and slices with start and stop
 
 
 class Reader(Protocol):
-    """Read access to one store."""
+    """Read access to one store. What is damaged raises ValueError, a silent server Unreachable."""
 
-    def metadata(self, name: str) -> Any:
-        """The Zarr metadata of an array, or of the root for "". Raises OSError, KeyError, ValueError."""
+    has_shards: bool  # files of their own, each ending in its digest
+
+    def documents(self, names: Sequence[str]) -> dict[str, Any]:
+        """The Zarr metadata, by name, of arrays and groups ("" for the root); without those that are not there."""
         ...
 
-    def has(self, name: str, part: int) -> bool:
-        """Whether the file of a part of an array is there: of a shard, or of a chunk of an array without shards."""
+    def trailer(self, name: str, part: int, spec: ArraySpec) -> bytes | None:
+        """The last 32 bytes of a shard; None when the shard is not there."""
         ...
 
-    def digest(self, name: str, part: int) -> bytes | None:
-        """SHA-256 of the file of a part that is there; None in a file format without such files."""
+    def digest(self, name: str, part: int, spec: ArraySpec) -> bytes:
+        """SHA-256 of a shard that is there, without its last 32 bytes."""
         ...
 
-    def read(self, name: str, where: Any) -> NDArray[Any]:
-        """Values of an array at a NumPy index of integers and slices. Raises ValueError for damage."""
+    def read(self, name: str, spec: ArraySpec, where: Where) -> NDArray[Any]:
+        """Values of an array. A missing chunk of an array without shards raises, one of a shard is zeros."""
+        ...
+
+    def stray(self) -> Iterator[str]:
+        """Names of the files that are damaged apart from all arrays."""
         ...
 
 
-def part_path(part: int, dimensions: int) -> str:
-    """Path of a part inside its array; only the first axis has more than one."""
-    return "/".join(["c", str(part), *["0"] * (dimensions - 1)])
-
-
-def open_reader(path: Path) -> Reader:
-    """The reader for what lies at a path.
+def open_reader(location: Location) -> Reader:
+    """The reader for what lies at a location.
 
     Raises:
         FileNotFoundError: nothing there.
-        ValueError: a file that is neither a zip nor an HDF5 file.
+        ValueError: neither a folder, nor a zip or HDF5 file.
+        Unreachable: no answer in time, or no parts of files.
     """
-    if path.is_dir():
-        return FolderReader(path)
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such store")
-    if zipfile.is_zipfile(path):
-        return ZipReader(path)
-    if h5py.is_hdf5(path):
-        return Hdf5Reader(path)
-    raise ValueError("neither a folder nor a zip or HDF5 file")
+    hdf5 = location.name.endswith((".h5", ".hdf5"))
+    if location.remote:
+        if hdf5:
+            raise ValueError("HDF5 files are read from a disk only; download it, or share a zip")
+        if location.name.endswith(".zip"):
+            return ZipReader(location)
+        reader = FolderReader(location)
+        if not reader.documents([""]):
+            raise FileNotFoundError(f"{location}: no such store")
+        return reader
+    if location.path.is_dir():
+        return FolderReader(location)
+    if not location.path.exists():
+        raise FileNotFoundError(f"{location}: no such store")
+    if zipfile.is_zipfile(location.path):
+        return ZipReader(location)
+    if h5py.is_hdf5(location.path):
+        return Hdf5Reader(location)
+    raise ValueError("neither a folder nor a zip or HDF5 file, or a damaged one")
 
 
 class FolderReader:
     """A folder, read by TensorStore: several times faster than zarr-python on the same files."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    has_shards = True
+
+    def __init__(self, location: Location) -> None:
+        self._location = location
+        self._files = Files(location)
         self._arrays: dict[str, ts.TensorStore] = {}
 
-    def metadata(self, name: str) -> Any:
-        return json.loads((self._path / name / "zarr.json").read_text())
+    def documents(self, names: Sequence[str]) -> dict[str, Any]:
+        contents = self._files.get_all([(f"{name}/zarr.json".lstrip("/"), None) for name in names])
+        return _parse(dict(zip(names, contents, strict=True)))
 
-    def has(self, name: str, part: int) -> bool:
-        return (self._path / name / part_path(part, self._array(name).rank)).exists()
+    def trailer(self, name: str, part: int, spec: ArraySpec) -> bytes | None:
+        return self._files.get(f"{name}/{spec.part_path(part)}", slice(-DIGEST_BYTES, None))
 
-    def digest(self, name: str, part: int) -> bytes | None:
-        return sha256_file(self._path / name / part_path(part, self._array(name).rank))
+    def digest(self, name: str, part: int, spec: ArraySpec) -> bytes:
+        content = self._files.get(f"{name}/{spec.part_path(part)}") or b""
+        return hashlib.sha256(content[:-DIGEST_BYTES]).digest()
 
-    def read(self, name: str, where: Any) -> NDArray[Any]:
-        return self._array(name)[where].read().result()
+    def read(self, name: str, spec: ArraySpec, where: Where) -> NDArray[Any]:
+        with answering(self._location / name):
+            return self._array(name, spec)[where].read().result(timeout=TIMEOUT)
 
-    def _array(self, name: str) -> ts.TensorStore:
+    def stray(self) -> Iterator[str]:
+        yield from ()
+
+    def _array(self, name: str, spec: ArraySpec) -> ts.TensorStore:
         if name not in self._arrays:
-            spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(self._path / name)}}
+            description = {
+                "driver": "zarr3",
+                "kvstore": (self._location / name).spec(),
+                "fill_missing_data_reads": spec.shards is not None,
+            }
             self._arrays[name] = ts.open(
-                spec, open=True, read=True, context=self._context, recheck_cached_data="open"
-            ).result()
+                description, open=True, read=True, context=self._context, recheck_cached_data="open"
+            ).result(timeout=TIMEOUT)
         return self._arrays[name]
 
     @cached_property
@@ -107,163 +130,165 @@ class FolderReader:
 
 
 class ZipReader:
-    """A zip whose entries are stored, read by zarr-python: of each entry only the bytes of the chunks that are needed.
+    """A zip whose entries are stored: of each only the bytes of the chunks that are needed.
 
     TensorStore's own zip driver hangs on larger entries, or reads them whole.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._entries = ZipEntries(path)
-        self._arrays: dict[str, zarr.Array[Any]] = {}
+    has_shards = True
 
-    def metadata(self, name: str) -> Any:
-        try:
-            return json.loads(self._entries.content(f"{name}/zarr.json".lstrip("/")))
-        except zipfile.BadZipFile as error:
-            raise ValueError(str(error)) from error
+    def __init__(self, location: Location) -> None:
+        self._zip = Zip(location)
+        self._index = lru_cache(CACHED_INDICES)(self._read_index)
+        self._rows = lru_cache(CACHED_ROWS)(self._read_rows)
+        self._specs: dict[str, ArraySpec] = {}
 
-    def has(self, name: str, part: int) -> bool:
-        return f"{name}/{part_path(part, self._array(name).ndim)}" in self._entries
+    def documents(self, names: Sequence[str]) -> dict[str, Any]:
+        files = {name: f"{name}/zarr.json".lstrip("/") for name in names}
+        return _parse({name: self._zip.content(file) for name, file in files.items() if file in self._zip})
 
-    def digest(self, name: str, part: int) -> bytes | None:
-        entry = self._entries.content(f"{name}/{part_path(part, self._array(name).ndim)}")
-        return hashlib.sha256(entry).digest()
-
-    def read(self, name: str, where: Any) -> NDArray[Any]:
-        try:
-            return np.asarray(self._array(name)[where])
-        except (zipfile.BadZipFile, RuntimeError, OSError) as error:
-            raise ValueError(str(error)) from error
-
-    def _array(self, name: str) -> zarr.Array[Any]:
-        if name not in self._arrays:
-            try:
-                self._arrays[name] = zarr.open_array(self._entries, path=name, mode="r", zarr_format=3)
-            except Exception as error:  # altered metadata makes zarr stumble in many ways
-                raise ValueError(f"{name}: {error}") from error
-        return self._arrays[name]
-
-
-class ZipEntries(Store):
-    """The stored entries of a zip as a read-only Zarr store that answers byte ranges.
-
-    Raises ValueError for compressed, encrypted or repeated entries.
-    """
-
-    supports_writes = supports_deletes = supports_partial_writes = False
-    supports_listing = True
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(read_only=True)
-        self.path = path
-        try:
-            with zipfile.ZipFile(path) as archive:
-                infos = archive.infolist()
-        except (zipfile.BadZipFile, RuntimeError, OSError, OverflowError, struct.error) as error:
-            raise ValueError(f"a damaged zip: {error}") from error
-        self._infos = {info.filename: info for info in infos if not info.is_dir()}
-        if len({info.filename for info in infos}) != len(infos):
-            raise ValueError("two entries of the zip have one name")
-        for info in infos:
-            if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
-                raise ValueError(f"entry {info.filename} of the zip is compressed or encrypted; store it as it is")
-        self._file = os.open(path, os.O_RDONLY)
-        weakref.finalize(self, os.close, self._file)
-        self._starts: dict[str, int] = {}
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._infos
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, ZipEntries) and other.path == self.path
-
-    def content(self, key: str) -> bytes:
-        """A whole entry. Raises KeyError."""
-        return self._bytes(key, 0, self._infos[key].file_size)
-
-    def _bytes(self, key: str, start: int, stop: int) -> bytes:
-        info = self._infos[key]
-        if key not in self._starts:
-            header = os.pread(self._file, 30, info.header_offset)
-            if header[:4] != b"PK\x03\x04":
-                raise zipfile.BadZipFile(f"entry {key} is not where the directory of the zip says")
-            names = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
-            self._starts[key] = info.header_offset + 30 + names
-        content = os.pread(self._file, max(0, stop - start), self._starts[key] + start)
-        if len(content) == info.file_size and zlib.crc32(content) != info.CRC:
-            raise zipfile.BadZipFile(f"entry {key} of the zip does not match its checksum")
-        return content
-
-    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
-        if key not in self._infos:
+    def trailer(self, name: str, part: int, spec: ArraySpec) -> bytes | None:
+        entry = f"{name}/{spec.part_path(part)}"
+        if entry not in self._zip:
             return None
-        start, stop = 0, self._infos[key].file_size
-        if isinstance(byte_range, RangeByteRequest):
-            start, stop = byte_range.start, min(stop, byte_range.end)
-        elif isinstance(byte_range, OffsetByteRequest):
-            start = byte_range.offset
-        elif isinstance(byte_range, SuffixByteRequest):
-            start = max(0, stop - byte_range.suffix)
-        return prototype.buffer.from_bytes(self._bytes(key, start, stop))
+        size = self._zip.size(entry)
+        return self._zip.ranges(entry, [(max(0, size - DIGEST_BYTES), size)])[0]
 
-    async def get_partial_values(
-        self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
-    ) -> list[Buffer | None]:
-        return [await self.get(key, prototype, byte_range) for key, byte_range in key_ranges]
+    def digest(self, name: str, part: int, spec: ArraySpec) -> bytes:
+        content = self._zip.content(f"{name}/{spec.part_path(part)}")
+        return hashlib.sha256(content[:-DIGEST_BYTES]).digest()
 
-    async def exists(self, key: str) -> bool:
-        return key in self._infos
+    def read(self, name: str, spec: ArraySpec, where: Where) -> NDArray[Any]:
+        self._specs[name] = spec
+        start, stop = _box(where, spec.shape)
+        box = np.zeros([last - first for first, last in zip(start, stop, strict=True)], spec.dtype)
+        for part in range(start[0] // spec.part_rows, -(-stop[0] // spec.part_rows)):
+            first = part * spec.part_rows
+            if spec.shards is None:
+                put(box, start, self._rows(name, part), [first, *[0] * (len(start) - 1)])
+                continue
+            low, high = max(start[0], first), min(stop[0], first + spec.part_rows)
+            content = self._read_shard(name, part, [low - first, *start[1:]], [high - first, *stop[1:]])
+            box[low - start[0] : high - start[0]] = content
+        return box[0] if _is_position(where) else box
 
-    async def set(self, key: str, value: Buffer) -> None:
-        raise io.UnsupportedOperation("a zip is read only")
+    def stray(self) -> Iterator[str]:
+        for name in self._zip:
+            try:
+                self._zip.content(name)
+            except ValueError:
+                yield name
 
-    async def delete(self, key: str) -> None:
-        raise io.UnsupportedOperation("a zip is read only")
+    def _read_rows(self, name: str, part: int) -> NDArray[Any]:
+        spec = self._specs[name]
+        entry = f"{name}/{spec.part_path(part)}"
+        if entry not in self._zip:
+            raise ValueError(f"{entry} is missing")
+        return decode_chunk(self._zip.content(entry), spec)
 
-    async def list(self) -> AsyncIterator[str]:
-        for key in self._infos:
-            yield key
+    def _read_shard(self, name: str, part: int, start: list[int], stop: list[int]) -> NDArray[Any]:
+        spec = self._specs[name]
+        entry = f"{name}/{spec.part_path(part)}"
+        if entry not in self._zip:
+            return np.zeros([last - first for first, last in zip(start, stop, strict=True)], spec.dtype)
+        return read_shard(spec, self._index(name, part), lambda spans: self._zip.ranges(entry, spans), start, stop)
 
-    async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
-        for key in self._infos:
-            if key.startswith(prefix):
-                yield key
-
-    async def list_dir(self, prefix: str) -> AsyncIterator[str]:
-        folder = f"{prefix.rstrip('/')}/" if prefix else ""
-        names = {key[len(folder) :].split("/")[0] for key in self._infos if key.startswith(folder)}
-        for name in sorted(names):
-            yield name
+    def _read_index(self, name: str, part: int) -> NDArray[np.uint64]:
+        spec = self._specs[name]
+        (content,) = self._zip.ranges(f"{name}/{spec.part_path(part)}", [(0, index_bytes(spec))])
+        return decode_index(content, spec)
 
 
 class Hdf5Reader:
-    """An HDF5 file. Opened once per process: HDF5 has one lock for all its reading."""
+    """An HDF5 file. Opened once per process: HDF5 has one lock for all its reading.
 
-    def __init__(self, path: Path) -> None:
+    Links that lead out of the file, or in circles, are refused.
+    """
+
+    has_shards = False
+
+    def __init__(self, location: Location) -> None:
         try:
-            self._file = h5py.File(path, "r")
+            self._file = h5py.File(location.path, "r")
         except OSError as error:
             raise ValueError(f"a damaged HDF5 file: {error}") from error
 
-    def metadata(self, name: str) -> Any:
-        if not name:
-            return {"attributes": json.loads(self._file.attrs["attributes"])}
-        array = self._file[name]
-        first = int(self._file.attrs["block_size"]) if not name.startswith("index/") else array.chunks[0]
+    def documents(self, names: Sequence[str]) -> dict[str, Any]:
+        """What `ArraySpec.document` gives, of arrays whose types and chunks are those of the format."""
+        found: dict[str, Any] = {}
+        for name in names:
+            try:
+                if not name:
+                    found[name] = {"attributes": json.loads(self._file.attrs["attributes"])}
+                elif (node := self._node(name)) is not None:
+                    found[name] = self._document(name, node)
+            except (OSError, RuntimeError, TypeError, KeyError, AttributeError) as error:
+                raise ValueError(f"{name or 'attributes'}: {error}") from error
+        return found
+
+    def _document(self, name: str, node: h5py.Group | h5py.Dataset) -> dict[str, Any]:
+        if isinstance(node, h5py.Group):
+            return {"node_type": "group"}
+        if node.is_virtual or node.external or node.chunks is None:
+            raise ValueError(f"{name} is not an array in chunks of this file")
+        first = node.chunks[0] if name.startswith("index/") else int(self._file.attrs["block_size"])
         return {
-            "shape": list(array.shape),
-            "data_type": array.dtype.name,
-            "chunk_grid": {"configuration": {"chunk_shape": [first, *array.shape[1:]]}},
+            "shape": list(node.shape),
+            "data_type": node.dtype.name,
+            "chunk_grid": {"configuration": {"chunk_shape": [first, *node.shape[1:]]}},
+            "chunks": list(node.chunks),
         }
 
-    def has(self, name: str, part: int) -> bool:
-        return name in self._file
+    def _node(self, name: str) -> h5py.Group | h5py.Dataset | None:
+        node: Any = self._file
+        for part in name.split("/"):
+            link = node.get(part, getlink=True) if isinstance(node, h5py.Group) else None
+            if link is None:
+                return None
+            if not isinstance(link, h5py.HardLink):
+                raise ValueError(f"{name} is a link to another place")
+            node = node[part]
+        return node
 
-    def digest(self, name: str, part: int) -> bytes | None:
+    def trailer(self, name: str, part: int, spec: ArraySpec) -> bytes | None:
         return None
 
-    def read(self, name: str, where: Any) -> NDArray[Any]:
+    def digest(self, name: str, part: int, spec: ArraySpec) -> bytes:
+        raise ValueError("an HDF5 file has no shards")
+
+    def read(self, name: str, spec: ArraySpec, where: Where) -> NDArray[Any]:
         try:
             return np.asarray(self._file[name][where])
-        except (OSError, KeyError) as error:
+        except (OSError, KeyError, RuntimeError) as error:
             raise ValueError(str(error)) from error
+
+    def stray(self) -> Iterator[str]:
+        yield from ()
+
+
+def _parse(contents: dict[str, bytes | None]) -> dict[str, Any]:
+    documents = {}
+    for name, content in contents.items():
+        if content is None:
+            continue
+        try:
+            documents[name] = json.loads(content)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{name}/zarr.json cannot be read ({type(error).__name__})".lstrip("/")) from error
+    return documents
+
+
+def _is_position(where: Where) -> bool:
+    return where is not ... and isinstance(where if not isinstance(where, tuple) else where[0], int | np.integer)
+
+
+def _box(where: Where, shape: tuple[int, ...]) -> tuple[list[int], list[int]]:
+    """First and last index (exclusive) along every axis."""
+    axes = [] if where is ... else list(where) if isinstance(where, tuple) else [where]
+    axes += [slice(None)] * (len(shape) - len(axes))
+    start, stop = [], []
+    for axis, size in zip(axes, shape, strict=True):
+        first, last, _ = (slice(int(axis), int(axis) + 1) if not isinstance(axis, slice) else axis).indices(size)
+        start.append(first)
+        stop.append(max(first, last))
+    return start, stop

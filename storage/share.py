@@ -18,7 +18,14 @@ import zarr
 from zarr.storage import MemoryStore
 
 from samdeblur.storage.files import PARTIAL, fsync_path, sha256_file, write_durably
-from samdeblur.storage.layout import DONE, PENDING, Header, StoreError, create_array, write_all_chunks
+from samdeblur.storage.layout import (
+    DONE,
+    PENDING,
+    Header,
+    StoreError,
+    create_array,
+    write_all_chunks,
+)
 from samdeblur.storage.readers import FolderReader
 from samdeblur.storage.store import MaskStore, open_store
 
@@ -69,7 +76,7 @@ def export_hdf5(
     source, header = _source(store, images)
     filters = _filters(codec)
     with _whole(target) as partial, h5py.File(partial, "w", libver="v110", track_order=False) as file:
-        file.attrs["attributes"] = json.dumps(header.attributes(), sort_keys=True)
+        file.attrs["attributes"] = json.dumps(header.attributes() | {"seal": header.seal}, sort_keys=True)
         file.attrs["block_size"] = header.block_size
         file.attrs["readme"] = note(source, header, target.name, licence)
         for name, spec in (header.index_arrays() | header.data_arrays()).items():
@@ -78,7 +85,7 @@ def export_hdf5(
             )
             array.attrs.update(spec.attributes or {})
             if name.startswith("index/") and name != SHARD_DIGEST:  # an HDF5 file has no shards
-                array[...] = source.reader.read(name, ...)
+                array[...] = source.reader.read(name, spec, ...)
         for position in np.flatnonzero(source.states == DONE):
             _copy_image(source, header, int(position), file)
 
@@ -86,10 +93,10 @@ def export_hdf5(
 def _copy_image(source: MaskStore, header: Header, position: int, file: h5py.File) -> None:
     n_masks, _, n_pairs = (int(count) for count in source.counts[position])
     height, width = (int(side) for side in source.shapes[position])
-    used = {"pairs": (slice(n_pairs),), "records": (slice(n_masks),)}
-    for name in header.data_arrays():
-        where = (position, *used.get(name, (slice(height), slice(width))))
-        file[name][where] = source.reader.read(name, where)
+    used = {"pairs": (slice(0, n_pairs),), "records": (slice(0, n_masks),)}
+    for name, spec in header.data_arrays().items():
+        where = (position, *used.get(name, (slice(0, height), slice(0, width))))
+        file[name][where] = source.reader.read(name, spec, where)
 
 
 def _filters(codec: Codec) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -10,18 +11,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from samdeblur.storage.atoms import AtomMap, check_window, from_window
-from samdeblur.storage.commits import NO_SHARD
+from samdeblur.storage.atoms import MAX_ATOMS, AtomMap, check_window, from_window
+from samdeblur.storage.header import open_checked
 from samdeblur.storage.layout import (
     DONE,
     IMAGE_NAMES,
+    MAX_PAIRS,
+    MAX_RECORDS,
+    NO_SHARD,
     PENDING,
     RECORD_COLUMNS,
     StoreError,
-    read_header,
+    seal,
+    unpack_keys,
     unpack_text,
 )
-from samdeblur.storage.readers import open_reader, part_path
+from samdeblur.storage.location import Unreachable
+
+TABLE_BYTES = 64 << 20  # tables of pairs kept by an open store
 
 Window = tuple[int, int, int, int]
 
@@ -47,25 +54,31 @@ class MaskStore:
     Safe to send to another process (it opens its own handles there). Not safe to use in a child made by `fork` after
     it was read from; start DataLoader workers with `spawn` or `forkserver`.
 
-    Memory: the index (about 120 bytes an image, and its name) and at most `readers.CACHE_BYTES` of decoded chunks.
+    Memory: the index (about 120 bytes an image, and its name twice), at most TABLE_BYTES of tables, and what its reader
+    keeps: at most `readers.CACHE_BYTES` of decoded chunks of a folder, or the indices of 256 shards of a zip.
     """
 
     def __init__(self, location: str | Path) -> None:
-        self.path = Path(location)
-        try:
-            self.reader = open_reader(self.path)
-        except ValueError as error:
-            raise StoreError(f"{self.path}: not a mask store ({error})") from error
-        self.header = read_header(self.path, self.reader)
-        self._present: set[tuple[str, int]] = set()
+        self.path, self.reader, self.header = open_checked(location)
+        self._arrays = self.header.arrays
         self._names = list(self.header.data_arrays())
-        self.counts: NDArray[np.int32] = self._load("index/counts")  # (I, 3) masks, atoms, pairs
-        self.states: NDArray[np.uint8] = self._load("index/state")  # (I,)
-        self.shapes: NDArray[np.int32] = self._load("index/shape")  # (I, 2) height, width
-        self.shard_digests: NDArray[np.uint8] = self._load("index/shard_digest")  # (blocks, arrays, 32)
+        self._present: set[tuple[str, int]] = set()
+        self._tables: OrderedDict[int, NDArray[np.uint16]] = OrderedDict()
+        self._table_bytes = 0
+        self.counts: NDArray[np.int32] = self._read("index/counts")  # (I, 3) masks, atoms, pairs
+        self.states: NDArray[np.uint8] = self._read("index/state")  # (I,)
+        self.shapes: NDArray[np.int32] = self._read("index/shape")  # (I, 2) height, width
+        self.shard_digests: NDArray[np.uint8] = self._read("index/shard_digest")  # (blocks, arrays, 32)
+        beyond = {
+            "shape": (self.shapes > self.header.extent).any() or (self.shapes < 0).any(),
+            "counts": (self.counts > (MAX_RECORDS, MAX_ATOMS, MAX_PAIRS)).any() or (self.counts < 0).any(),
+        }
+        for name, found in beyond.items():
+            if found:
+                raise StoreDamaged(f"{self.path / f'index/{name}'}: numbers beyond the limits of the format")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return MaskStore, (self.path,)
+        return MaskStore, (str(self.path),)
 
     def __len__(self) -> int:
         """Images the store knows, ready or not."""
@@ -80,7 +93,10 @@ class MaskStore:
     @cached_property
     def keys(self) -> list[str]:
         """Names of all images, in the order of the store."""
-        return [unpack_text(raw) for raw in self._load("index/key")]
+        raw = self._read("index/key")
+        if seal(self.header.attributes(), raw, self.shapes) != self.header.seal:
+            raise StoreDamaged(f"{self.path}: the names and sizes of the images do not belong to this store")
+        return unpack_keys(raw)
 
     @cached_property
     def _positions(self) -> dict[str, int]:
@@ -89,7 +105,7 @@ class MaskStore:
     @property
     def ready_keys(self) -> list[str]:
         """Names of the images whose masks can be read."""
-        return [self.keys[i] for i in np.flatnonzero(self.states == DONE)]
+        return [self.keys[i] for i in np.flatnonzero(self.states == DONE).tolist()]
 
     def position(self, key: str) -> int:
         """Row of an image. Raises UnknownImage."""
@@ -105,8 +121,7 @@ class MaskStore:
 
     def error(self, key: str) -> str:
         """Why an image was quarantined; empty when it was not."""
-        position = self.position(key)
-        return unpack_text(self._read("index/error", position))
+        return unpack_text(self._read("index/error", self.position(key)))
 
     def digest(self, key: str) -> bytes:
         """SHA-256 of the blurred source; the attribute `digest` says of what."""
@@ -121,10 +136,11 @@ class MaskStore:
             ValueError: the window does not fit.
         """
         position = self._ready(key)
-        n_masks, _, n_pairs = (int(n) for n in self.counts[position])
+        pairs = self._table(position)
         plane = self._plane("atoms", position, window)
-        pairs = self._rows("pairs", position, n_pairs)
-        mask_ids = np.arange(n_masks, dtype=np.int32)
+        mask_ids = np.arange(self.counts[position, 0], dtype=np.int32)
+        if plane.size and int(plane.max()) > self.counts[position, 1]:
+            raise StoreDamaged(f"{self.path}: {key}: its label plane does not belong to its table")
         return AtomMap(plane, pairs, mask_ids) if window is None else from_window(plane, pairs, mask_ids)
 
     def records(self, key: str) -> dict[str, NDArray[np.float64]]:
@@ -133,7 +149,7 @@ class MaskStore:
         Pixels: boxes are x, y, width, height; points are x, y. Raises as `atoms`.
         """
         position = self._ready(key)
-        rows = self._rows("records", position, int(self.counts[position, 0]))
+        rows = self._read("records", (position, slice(0, int(self.counts[position, 0]))))
         return {name: rows[:, column].copy() for column, name in enumerate(RECORD_COLUMNS)}
 
     def image(self, name: str, key: str, window: Window | None = None) -> NDArray[np.uint8]:
@@ -157,6 +173,24 @@ class MaskStore:
             raise ImageNotReady(f"{self.path}: {key} is not prepared yet; finish the job with samdeblur-prep run")
         raise ImageNotReady(f"{self.path}: {key} is quarantined: {self.error(key)}")
 
+    def _table(self, position: int) -> NDArray[np.uint16]:
+        """The (P, 2) pairs of an image, kept for the next window of it."""
+        if position in self._tables:
+            self._tables.move_to_end(position)
+            return self._tables[position]
+        n_masks, n_atoms, n_pairs = (int(count) for count in self.counts[position])
+        pairs = self._read("pairs", (position, slice(0, n_pairs)))
+        last = pairs.max(axis=0, initial=0) if n_pairs else (0, -1)
+        if last[0] != n_atoms or last[1] >= n_masks or (n_pairs and pairs[:, 0].min() == 0):
+            raise StoreDamaged(f"{self.path}: {self.keys[position]}: its table does not belong to its counts")
+        if not n_masks and self.header.digest != "none" and not self._read("index/digest", position).any():
+            raise StoreDamaged(f"{self.path}: {self.keys[position]}: called done by mistake, it has no digest")
+        self._tables[position] = pairs
+        self._table_bytes += pairs.nbytes
+        while self._table_bytes > TABLE_BYTES:
+            self._table_bytes -= self._tables.popitem(last=False)[1].nbytes
+        return pairs
+
     def _plane(self, name: str, position: int, window: Window | None) -> NDArray[Any]:
         height, width = (int(n) for n in self.shapes[position])
         if window is None:
@@ -166,55 +200,43 @@ class MaskStore:
         top, left, h, w = window
         return self._read(name, (position, slice(top, top + h), slice(left, left + w)))
 
-    def _rows(self, name: str, position: int, count: int) -> NDArray[Any]:
-        return self._read(name, (position, slice(0, count)))
-
-    def _read(self, name: str, where: Any) -> NDArray[Any]:
-        if name in self._names:
-            self._require_shard(name, where[0] // self.header.block_size)
-        else:
-            self._require_index(name)
+    def _read(self, name: str, where: Any = ...) -> NDArray[Any]:
         try:
-            return self.reader.read(name, where)
-        except (ValueError, OSError, KeyError) as error:
-            raise StoreDamaged(f"{self.path}/{name}: cannot be read; check the store with verify ({error})") from error
-
-    def _load(self, name: str) -> NDArray[Any]:
-        """A whole index array."""
-        return self._read(name, ...)
-
-    def _require_index(self, name: str) -> None:
-        """As `_require_shard`; every chunk of an index array was written when the store was made."""
-        if (name, 0) in self._present:
-            return
-        spec = self.header.index_arrays()[name]
-        for chunk in range(-(-spec.shape[0] // spec.chunks[0])):
-            self._require(name, chunk, len(spec.shape), "this part of the index is missing; restore it")
-        self._present.add((name, 0))
+            if name in self._names:
+                self._require_shard(name, where[0] // self.header.block_size)
+            return self.reader.read(name, self._arrays[name], where)
+        except (StoreDamaged, Unreachable):
+            raise
+        except (ValueError, OSError) as error:
+            raise StoreDamaged(f"{self.path / name}: cannot be read; check the store with verify ({error})") from error
 
     def _require_shard(self, name: str, block: int) -> None:
-        """A shard that is missing would read as zeros, without an error."""
+        """Compare the end of a shard with the index, once: missing it would read as zeros, and another's as its own."""
         if (name, block) in self._present:
             return
-        if self.shard_digests[block, self._names.index(name)].tobytes() != NO_SHARD:
-            dimensions = len(self.header.data_arrays()[name].shape)
-            self._require(name, block, dimensions, "this shard is missing; restore it or prepare the store again")
+        expected = self.shard_digests[block, self._names.index(name)].tobytes()
+        if self.reader.has_shards and expected != NO_SHARD:
+            spec = self._arrays[name]
+            trailer = self.reader.trailer(name, block, spec)
+            if trailer != expected:
+                problem = "this shard is missing" if trailer is None else "this shard is damaged or another's"
+                raise StoreDamaged(
+                    f"{self.path / name / spec.part_path(block)}: {problem}; restore it or prepare the store again"
+                )
         self._present.add((name, block))
-
-    def _require(self, name: str, part: int, dimensions: int, otherwise: str) -> None:
-        try:
-            there = self.reader.has(name, part)
-        except (ValueError, OSError, KeyError) as error:
-            raise StoreDamaged(f"{self.path}/{name}: cannot be opened ({error})") from error
-        if not there:
-            raise StoreDamaged(f"{self.path / name / part_path(part, dimensions)}: {otherwise}")
 
 
 def open_store(location: str | Path) -> MaskStore:
     """Open a mask store for reading.
 
+    Args:
+        location: a folder, or a zip or HDF5 file exported from one; the folder or the zip may also be an http://,
+            https:// or s3:// address. S3 takes credentials and AWS_ENDPOINT_URL from the environment, as AWS does, and
+            is read anonymously when there are none.
+
     Raises:
         FileNotFoundError: nothing there.
         StoreError: not a mask store of a format this version reads.
+        Unreachable: a server that does not answer, or sends no parts of files.
     """
     return MaskStore(location)

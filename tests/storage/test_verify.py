@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import hashlib
 import json
 
 import numpy as np
@@ -9,6 +8,7 @@ import zarr
 
 from samdeblur.storage import files
 from samdeblur.storage.commits import Committer
+from samdeblur.storage.layout import finish_shard
 from samdeblur.storage.verify import verify_store
 
 DATA_ARRAYS = ("atoms", "pairs", "records", "images/blurred", "images/sharp")
@@ -108,10 +108,10 @@ def _change(case, name, where, change) -> None:
     array = group[name]
     array[where] = np.asarray(change(array[where]), array.dtype)
     if name in DATA_ARRAYS:
-        for shard in (shard for shard in SHARDS if shard.startswith(f"{name}/")):
-            block = int(shard.split("/c/")[1].split("/")[0])
-            digest = hashlib.sha256((case.path / shard).read_bytes()).digest()
-            group["index/shard_digest"][block, DATA_ARRAYS.index(name)] = np.frombuffer(digest, np.uint8)
+        block = (where[0] if isinstance(where, tuple) else where) // 2
+        shard = case.path / next(shard for shard in SHARDS if shard.startswith(f"{name}/c/{block}/"))
+        digest = np.frombuffer(finish_shard(shard), np.uint8)
+        group["index/shard_digest"][block, DATA_ARRAYS.index(name)] = digest
 
 
 def _set(value):
@@ -158,7 +158,8 @@ _WRONG = {
 def test_wrong_values_are_named_with_the_image(store_copy, name, where, change):
     _change(store_copy, name, where, change)
     key = store_copy.keys[where[0] if isinstance(where, tuple) else where]
-    assert any(key in problem for problem in _problems(store_copy))
+    named = "index/shape" if name == "index/shape" else key  # sizes are sealed together
+    assert any(named in problem for problem in _problems(store_copy))
 
 
 @pytest.mark.parametrize("row", [3, 8], ids=["quarantined", "pending"])
