@@ -12,6 +12,7 @@ from skimage import graph
 from skimage.segmentation import slic
 
 from samdeblur.storage import AtomMap
+from samdeblur.storage.commits import geometry_records
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,3 @@ class SuperpixelSegmenter:
                     masks.append(labels.reshape(level.shape) == label)
         atoms = AtomMap.from_masks(masks, image.shape[:2])
         return atoms, geometry_records(atoms)
-
-
-def geometry_records(atoms: AtomMap) -> dict[str, NDArray[np.float64]]:
-    """The columns of the records that follow from the masks themselves: area and box."""
-    boxes = atoms.mask_boxes().astype(np.float64)
-    columns = {f"bbox_{side}": boxes[:, column] for column, side in enumerate("xywh")}
-    return {"area": atoms.mask_areas().astype(np.float64)} | columns

@@ -17,9 +17,15 @@ from samdeblur.models import deblur, pick_device
 from samdeblur.pipeline.recipe import PrepSettings, Stages, load_stages
 from samdeblur.pipeline.segment import Records
 from samdeblur.pipeline.sources import BadImage, ImagePair, Source
-from samdeblur.pipeline.superpixels import geometry_records
 from samdeblur.storage import AtomMap
-from samdeblur.storage.commits import ImageContent, ImageOutcome, StagedBlock, check_caps, stage_block
+from samdeblur.storage.commits import (
+    ImageContent,
+    ImageOutcome,
+    StagedBlock,
+    check_caps,
+    geometry_records,
+    stage_block,
+)
 from samdeblur.storage.layout import DONE, QUARANTINED, Header, fingerprint
 
 

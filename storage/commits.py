@@ -87,6 +87,12 @@ def check_caps(atoms: AtomMap) -> None:
         )
 
 
+def geometry_records(atoms: AtomMap) -> dict[str, NDArray[np.float64]]:
+    """Columns that follow from the masks alone: area and box, in pixels."""
+    boxes = atoms.mask_boxes().astype(np.float64)
+    return {"area": atoms.mask_areas().astype(np.float64)} | {f"bbox_{n}": boxes[:, i] for i, n in enumerate("xywh")}
+
+
 def pack_records(records: Mapping[str, NDArray[np.float64]], n_masks: int) -> NDArray[np.float64]:
     """(M, F) float64 in the order of RECORD_COLUMNS."""
     missing = np.full(n_masks, np.nan)
