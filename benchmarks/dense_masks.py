@@ -1,4 +1,4 @@
-"""Dense scenes of nested masks, as Segment Anything gives them: parts in objects in groups, each with a border of its own.
+"""Dense scenes of nested masks, as Segment Anything gives them: parts in objects in groups, each with its own border.
 
 python benchmarks/dense_masks.py dense.png    # a picture of one
 """

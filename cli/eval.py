@@ -36,7 +36,7 @@ def cli() -> None:
 
 @cli.command()
 @click.argument("network", metavar="RUN")
-@click.argument("stores", metavar="STORE...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("stores", metavar="STORE...", nargs=-1, required=True)
 @click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder of the results.")
 @click.option("--weights", type=click.Choice(["best", "last", "initial"]), default="best", show_default=True)
 @click.option("--with-step-0", is_flag=True, help="Also score the network as it was before training.")
@@ -44,7 +44,7 @@ def cli() -> None:
               help="Images per set shown in the report, worst first.")  # fmt: skip
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 def run(
-    network: str, stores: tuple[Path, ...], out: Path, weights: str, with_step_0: bool, pictures: int, device: str
+    network: str, stores: tuple[str, ...], out: Path, weights: str, with_step_0: bool, pictures: int, device: str
 ) -> None:
     """Score RUN (the folder of a run, or a checkpoint) on every STORE; writes results.json, .csv and report.html."""
     folder = Path(network)

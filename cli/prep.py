@@ -11,11 +11,11 @@ from typing import Any
 import click
 import numpy as np
 
-from samdeblur.cli.messages import FAILED, QUARANTINED, progress_bar, run_command
+from samdeblur.cli.messages import QUARANTINED, progress_bar, run_command
+from samdeblur.cli.stores import COMMANDS
 from samdeblur.pipeline import PrepSettings, StoreOptions, Summary, Weights, open_source, prepare, status
 from samdeblur.pipeline.segment import BUNDLED_SETTINGS, SAM_SETTINGS
-from samdeblur.storage.share import export_hdf5, export_zip
-from samdeblur.storage.verify import verify_store
+from samdeblur.storage.info import stored_bytes
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -154,8 +154,8 @@ def report(summary: Summary) -> None:
 
 
 @cli.command("status")
-@click.argument("store", type=click.Path(path_type=Path))
-def status_command(store: Path) -> int:
+@click.argument("store")
+def status_command(store: str) -> int:
     """Say where STORE stands: images done, pending, quarantined and why, and its recipe."""
     header = status(store).store.header
     click.echo(f"dataset {header.dataset}, split {header.split}, recipe {header.fingerprint[:12]}")
@@ -163,16 +163,16 @@ def status_command(store: Path) -> int:
     return report_status(store)
 
 
-def report_status(path: Path) -> int:
+def report_status(path: str | Path) -> int:
     """Print the state of a store; returns the exit code that goes with it."""
     found = status(path)
     store = found.store
-    files = path.rglob("*") if path.is_dir() else [path]
-    size = sum(file.stat().st_size for file in files if file.is_file())
+    stored = stored_bytes(store)
+    size = f"{stored['all'] / 1e6:.1f} MB, " if stored else ""
     masks, atoms, _ = store.counts[store.states == 1].mean(axis=0) if found.done else (0, 0, 0)
     click.echo(
         f"{path}: {found.done} of {len(store)} images done, {found.pending} pending, {len(found.quarantined)} "
-        f"quarantined; {size / 1e6:.1f} MB, {masks:.0f} masks in {atoms:.0f} atoms per image"
+        f"quarantined; {size}{masks:.0f} masks in {atoms:.0f} atoms per image"
     )
     for key, reason in found.quarantined.items():
         click.echo(f"  quarantined {key}: {reason}")
@@ -181,41 +181,8 @@ def report_status(path: Path) -> int:
     return QUARANTINED if found.quarantined else 0
 
 
-@cli.command()
-@click.argument("store", type=click.Path(path_type=Path))
-def verify(store: Path) -> int:
-    """Check every file, table and checksum of STORE. Exit code 1 and one line per problem if anything is wrong."""
-    problems = 0
-    for problem in verify_store(store):
-        problems += 1
-        click.echo(problem)
-    if problems:
-        click.echo(f"{problems} problems found")
-        return FAILED
-    found = status(store)
-    click.echo(f"{store}: sound; {found.done} of {len(found.store)} images done")
-    return 0
-
-
-@cli.command()
-@click.argument("store", type=click.Path(path_type=Path))
-@click.argument("target", type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--with-images", is_flag=True, help="Let the pictures go along; masks alone by default.")
-@click.option("--licence", default="not stated", help="Licence of the masks, for the note inside the share.")
-@click.option("--codec", type=click.Choice(["gzip", "zstd"]), help="HDF5: zstd needs hdf5plugin.  [default: gzip]")
-def export(store: Path, target: Path, with_images: bool, licence: str, codec: Any) -> int:
-    """Write STORE as one file, TARGET, to share: a zip (.zip) or an HDF5 file (.h5, .hdf5).
-
-    Both open with open_store and train without unpacking. The SHA-256 goes to TARGET.sha256.
-    """
-    if target.suffix in (".h5", ".hdf5"):
-        export_hdf5(store, target, with_images, licence, codec or "gzip")
-    elif target.suffix == ".zip" and codec is None:
-        export_zip(store, target, with_images, licence)
-    else:
-        raise click.UsageError("--codec is for HDF5" if codec else f"{target}: name it .zip, .h5 or .hdf5")
-    click.echo(f"{target}: {target.stat().st_size / 1e6:.1f} MB; checksum in {target.name}.sha256")
-    return 0
+for command in COMMANDS:
+    cli.add_command(command)
 
 
 def main() -> None:

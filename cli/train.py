@@ -19,18 +19,18 @@ from samdeblur.train.state import Row
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="samdeblur")
-@click.argument("store", type=click.Path(path_type=Path))
+@click.argument("store")
 @click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder of the run.")
 @click.option("--method", type=click.Choice(METHODS), help="Row of the paper's Table 1.  [default: none]")
-@click.option("--val", type=click.Path(path_type=Path), help="Store to validate on.  [default: images of STORE]")
+@click.option("--val", help="Store to validate on.  [default: images of STORE]")
 @click.option("--config", default="paper", show_default=True, help="Preset (paper, tiny, worlds) or YAML file.")
 @click.option("--set", "assignments", multiple=True, metavar="NAME=VALUE", help="Override a setting; may be repeated.")
 @click.option("--steps", type=int, help="Short for --set steps=...")
 @click.option("--batch-size", type=int, help="Short for --set batch_size=...")
 @click.option("--seed", type=int, help="Short for --set seed=...")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Short for --set device=...")
-def cli(store: Path, out: Path, val: Path | None, config: str, assignments: tuple[str, ...], **shortcuts: Any) -> None:
-    """Train NAFNet with a prior on the crops of STORE.
+def cli(store: str, out: Path, val: str | None, config: str, assignments: tuple[str, ...], **shortcuts: Any) -> None:
+    """Train NAFNet with a prior on the crops of STORE: a folder, a share, or the http(s):// or s3:// address of one.
 
     Run the same command again to go on with a run that was stopped: on a CPU it goes on exactly as if it had not been.
 

@@ -114,7 +114,7 @@ class Status:
     quarantined: dict[str, str]
 
 
-def status(path: Path) -> Status:
+def status(path: str | Path) -> Status:
     """Read where a store stands. Raises FileNotFoundError, StoreError."""
     store = open_store(path)
     bad = [store.keys[row] for row in np.flatnonzero(store.states == QUARANTINED)]

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from samdeblur.pipeline.recipe import PrepSettings, check_runs, recipe_differences
+from samdeblur.pipeline.recipe import PrepSettings, check_runs
 from samdeblur.pipeline.sources import BadImage, Source
 from samdeblur.pipeline.worker import BlockTask
 from samdeblur.storage import StoreError, open_store
 from samdeblur.storage.commits import Committer
+from samdeblur.storage.compare import recipe_differences
 from samdeblur.storage.header import read_header
 from samdeblur.storage.layout import Header, create_store, round_up
 

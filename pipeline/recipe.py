@@ -108,22 +108,3 @@ def load_stages(settings: PrepSettings, device: torch.device) -> Stages:
     sam = load_sam(settings.sam.check()).to(device)
     segmenter = SamSegmenter(sam, settings.sam.sha256, settings.channel_order, **settings.sam_settings)
     return Stages(network, segmenter)
-
-
-def recipe_differences(stored: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """One phrase per setting in which two recipes differ, such as "segmenter.points_per_side 32 -> 16"."""
-    found = []
-    for name in sorted(stored.keys() | asked.keys()):
-        old, new = stored.get(name), asked.get(name)
-        if isinstance(old, Mapping) and isinstance(new, Mapping) and old.get("name") == new.get("name"):
-            found += recipe_differences(old, new, f"{prefix}{name}.")
-        elif old != new:
-            found.append(f"{prefix}{name} {_short(old)} -> {_short(new)}")
-    return found
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return str(value.get("name") or f"checkpoint {value['checkpoint'][:12]}")
-    text = str(value)
-    return text if len(text) <= 24 else f"{text[:12]}..."

@@ -2,6 +2,7 @@
 
 from samdeblur.storage.atoms import AtomMap, TooManyAtoms
 from samdeblur.storage.layout import StoreError
+from samdeblur.storage.location import Unreachable
 from samdeblur.storage.store import (
     ImageNotReady,
     MaskStore,
@@ -18,5 +19,6 @@ __all__ = [
     "StoreError",
     "TooManyAtoms",
     "UnknownImage",
+    "Unreachable",
     "open_store",
 ]

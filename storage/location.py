@@ -84,7 +84,8 @@ class Location:
         if not self.remote:
             return {"driver": "file", "path": f"{self.path.absolute()}/"}
         if url.scheme != "s3":
-            return {"driver": "http", "base_url": self.text, "context": {"http_request_retries": RETRIES}}
+            base = urlunsplit(url._replace(path=f"{url.path.rstrip('/')}/"))
+            return {"driver": "http", "base_url": base, "context": {"http_request_retries": RETRIES}}
         folder = url.path.strip("/")
         spec: dict[str, Any] = {"driver": "s3", "bucket": url.netloc, "path": f"{folder}/" if folder else ""}
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
@@ -110,7 +111,9 @@ class Files:
         self._store = ts.KvStore.open(folder.spec()).result()
 
     def get(self, name: str, part: slice | None = None) -> bytes | None:
-        """A file, or a part of it: slice(start, stop), or slice(-n, None) for its end. None when it is not there.
+        """A file, or a part of it: slice(start, stop), or slice(-n, None) for its end.
+
+        None when it is not there; nothing, or less than was asked for, when the file is shorter.
 
         Raises:
             Unreachable: no answer in time, a refusal, or a server that cannot send parts.
@@ -122,9 +125,14 @@ class Files:
         pending = [self._store.read(name, byte_range=part) for name, part in wanted]
         found = []
         for (name, _), answer in zip(wanted, pending, strict=True):
-            with answering(self.folder / name):
-                result = answer.result(timeout=TIMEOUT)
-            found.append(bytes(result.value) if result.state == "value" else None)
+            try:
+                with answering(self.folder / name):
+                    result = answer.result(timeout=TIMEOUT)
+                found.append(bytes(result.value) if result.state == "value" else None)
+            except ValueError as error:
+                if not str(error).startswith("OUT_OF_RANGE"):
+                    raise
+                found.append(b"")
         return found
 
 

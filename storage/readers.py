@@ -117,10 +117,16 @@ class FolderReader:
             description = {
                 "driver": "zarr3",
                 "kvstore": (self._location / name).spec(),
+                "metadata": spec.document(),  # was compared with the array's own when the store was opened
                 "fill_missing_data_reads": spec.shards is not None,
             }
             self._arrays[name] = ts.open(
-                description, open=True, read=True, context=self._context, recheck_cached_data="open"
+                description,
+                open=True,
+                read=True,
+                assume_metadata=True,
+                context=self._context,
+                recheck_cached_data="open",
             ).result(timeout=TIMEOUT)
         return self._arrays[name]
 
@@ -145,17 +151,19 @@ class ZipReader:
 
     def documents(self, names: Sequence[str]) -> dict[str, Any]:
         files = {name: f"{name}/zarr.json".lstrip("/") for name in names}
-        return _parse({name: self._zip.content(file) for name, file in files.items() if file in self._zip})
+        there = [name for name in names if files[name] in self._zip]
+        contents = self._zip.contents([files[name] for name in there])
+        return _parse(dict(zip(there, contents, strict=True)))
 
     def trailer(self, name: str, part: int, spec: ArraySpec) -> bytes | None:
         entry = f"{name}/{spec.part_path(part)}"
         if entry not in self._zip:
             return None
         size = self._zip.size(entry)
-        return self._zip.ranges(entry, [(max(0, size - DIGEST_BYTES), size)])[0]
+        return self._zip.read([(entry, max(0, size - DIGEST_BYTES), size)])[0]
 
     def digest(self, name: str, part: int, spec: ArraySpec) -> bytes:
-        content = self._zip.content(f"{name}/{spec.part_path(part)}")
+        (content,) = self._zip.contents([f"{name}/{spec.part_path(part)}"])
         return hashlib.sha256(content[:-DIGEST_BYTES]).digest()
 
     def read(self, name: str, spec: ArraySpec, where: Where) -> NDArray[Any]:
@@ -175,7 +183,7 @@ class ZipReader:
     def stray(self) -> Iterator[str]:
         for name in self._zip:
             try:
-                self._zip.content(name)
+                self._zip.contents([name])
             except ValueError:
                 yield name
 
@@ -184,18 +192,22 @@ class ZipReader:
         entry = f"{name}/{spec.part_path(part)}"
         if entry not in self._zip:
             raise ValueError(f"{entry} is missing")
-        return decode_chunk(self._zip.content(entry), spec)
+        return decode_chunk(self._zip.contents([entry])[0], spec)
 
     def _read_shard(self, name: str, part: int, start: list[int], stop: list[int]) -> NDArray[Any]:
         spec = self._specs[name]
         entry = f"{name}/{spec.part_path(part)}"
         if entry not in self._zip:
             return np.zeros([last - first for first, last in zip(start, stop, strict=True)], spec.dtype)
-        return read_shard(spec, self._index(name, part), lambda spans: self._zip.ranges(entry, spans), start, stop)
+
+        def fetch(spans: Sequence[tuple[int, int]]) -> list[bytes]:
+            return self._zip.read([(entry, first, last) for first, last in spans])
+
+        return read_shard(spec, self._index(name, part), fetch, start, stop)
 
     def _read_index(self, name: str, part: int) -> NDArray[np.uint64]:
         spec = self._specs[name]
-        (content,) = self._zip.ranges(f"{name}/{spec.part_path(part)}", [(0, index_bytes(spec))])
+        (content,) = self._zip.read([(f"{name}/{spec.part_path(part)}", 0, index_bytes(spec))])
         return decode_index(content, spec)
 
 

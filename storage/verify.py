@@ -183,9 +183,9 @@ def _shard_problems(store: MaskStore, block: int) -> Iterator[str]:
                 found = b""
             if found == expected == trailer:
                 continue
-            twins = np.flatnonzero((store.shard_digests[:, column] == np.frombuffer(trailer, np.uint8)).all(axis=1))
-            if found == trailer and len(twins):
-                other = store.header.block_range(int(twins[0]))
+            twins = [block for block, digests in enumerate(store.shard_digests) if digests[column].tobytes() == trailer]
+            if found == trailer and twins:
+                other = store.header.block_range(twins[0])
                 yield f"{shard}: is the shard of images {store.keys[other[0]]} to {store.keys[other[-1]]} ({whole})"
             else:
                 yield f"{shard}: does not match its checksum ({_unreadable(store, name, rows) or whole})"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import math
 import struct
 import zipfile
 import zlib
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,6 +16,7 @@ from samdeblur.storage.location import Files, Location
 TAIL = 65536 + 22 + 20 + 56  # the longest comment, and the three records that end a zip
 MAX_DIRECTORY = 256 << 20
 LOCAL_HEADER = 30
+GAP = 512  # bytes between two parts that are fetched rather than asked around
 
 
 class Zip:
@@ -53,46 +56,60 @@ class Zip:
     def size(self, name: str) -> int:
         return self._infos[name].file_size
 
-    def content(self, name: str) -> bytes:
-        """A whole entry, checked. Raises KeyError, ValueError."""
-        (content,) = self.ranges(name, [(0, self.size(name))])
-        if zlib.crc32(content) != self._infos[name].CRC:
-            raise ValueError(f"entry {name} of the zip does not match its checksum")
-        return content
-
-    def ranges(self, name: str, spans: Sequence[tuple[int, int]]) -> list[bytes]:
-        """Parts of an entry, all at once; neighbours in one request. Raises ValueError when one is not inside it."""
-        start, size = self._start(name), self.size(name)
-        if any(not 0 <= first <= last <= size for first, last in spans):
-            raise ValueError(f"a part of entry {name} of the zip is not inside it")
-        groups: list[list[int]] = []
-        for first, last in sorted(set(spans)):
-            if groups and first <= groups[-1][1]:
-                groups[-1][1] = max(last, groups[-1][1])
-            else:
-                groups.append([first, last])
-        wanted = [(self._name, slice(start + first, start + last)) for first, last in groups]
-        parts = self._files.get_all([part for part in wanted if part[1].stop > part[1].start])
-        full = iter(parts)
-        contents = [next(full) if last > first else b"" for first, last in groups]
-        if any(len(part or b"") != last - first for part, (first, last) in zip(contents, groups, strict=True)):
-            raise ValueError(f"entry {name} of the zip is cut off")
-        found = []
-        for first, last in spans:
-            (group,) = (i for i, (low, high) in enumerate(groups) if low <= first and last <= high)
-            found.append((contents[group] or b"")[first - groups[group][0] : last - groups[group][0]])
+    def contents(self, names: Sequence[str]) -> list[bytes]:
+        """Whole entries, checked, all at once. Raises KeyError, ValueError."""
+        found = self.read([(name, 0, self.size(name)) for name in names])
+        for name, content in zip(names, found, strict=True):
+            if zlib.crc32(content) != self._infos[name].CRC:
+                raise ValueError(f"entry {name} of the zip does not match its checksum")
         return found
 
-    def _start(self, name: str) -> int:
-        """Where the content of an entry begins: its local header has a length of its own."""
-        if name not in self._starts:
-            offset = self._infos[name].header_offset
-            header = self._files.get(self._name, slice(offset, offset + LOCAL_HEADER)) or b""
+    def read(self, wanted: Sequence[tuple[str, int, int]]) -> list[bytes]:
+        """Parts of entries, (name, first byte, last byte exclusive), all at once; neighbours in one request.
+
+        The content of an entry begins after a local header of a length of its own, which is read along.
+
+        Raises:
+            ValueError: a part that is not inside its entry, or an entry that is not where the directory says.
+        """
+        for name, first, last in wanted:
+            if not 0 <= first <= last <= self.size(name):
+                raise ValueError(f"a part of entry {name} of the zip is not inside it")
+        guesses = {name: self._guess(name) for name, _, _ in wanted if name not in self._starts}
+        parts = [(self._starts.get(name, guesses.get(name, 0)), first, last) for name, first, last in wanted]
+        spans = [(start + first, start + last) for start, first, last in parts]
+        offsets = [self._infos[name].header_offset for name in guesses]
+        found = self._fetch([*spans, *((offset, offset + LOCAL_HEADER) for offset in offsets)])
+        for name, header in zip(guesses, found[len(spans) :], strict=True):
             if header[:4] != b"PK\x03\x04":
                 raise ValueError(f"entry {name} is not where the directory of the zip says")
             names = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
-            self._starts[name] = offset + LOCAL_HEADER + names
-        return self._starts[name]
+            self._starts[name] = self._infos[name].header_offset + LOCAL_HEADER + names
+        if any(self._starts[name] != guess for name, guess in guesses.items()):
+            return self.read(wanted)
+        if any(len(part) != last - first for part, (first, last) in zip(found, spans, strict=False)):
+            raise ValueError("the zip is cut off")
+        return found[: len(spans)]
+
+    def _guess(self, name: str) -> int:
+        """Where the content of an entry begins when its local header has no extra field, as in our own zips."""
+        info = self._infos[name]
+        return info.header_offset + LOCAL_HEADER + len(info.orig_filename.encode())
+
+    def _fetch(self, spans: Sequence[tuple[int, int]]) -> list[bytes]:
+        groups: list[list[int]] = []
+        for first, last in sorted({span for span in spans if span[0] < span[1]}):
+            if groups and first <= groups[-1][1] + GAP:
+                groups[-1][1] = max(last, groups[-1][1])
+            else:
+                groups.append([first, last])
+        contents = self._files.get_all([(self._name, slice(first, last)) for first, last in groups])
+        found = []
+        for first, last in spans:
+            place = bisect_right(groups, [first, math.inf]) - 1
+            content = (contents[place] or b"") if first < last else b""
+            found.append(content[first - groups[place][0] : last - groups[place][0]])
+        return found
 
 
 class _Ranges(io.RawIOBase):
@@ -101,7 +118,7 @@ class _Ranges(io.RawIOBase):
     def __init__(self, files: Files, name: str, location: Location) -> None:
         super().__init__()
         if location.remote:
-            tail = files.get(name, slice(-TAIL, None))
+            tail = files.get(name, slice(-TAIL, None)) or files.get(name)  # all of it, where it is shorter than that
             if tail is None:
                 raise FileNotFoundError(f"{location}: no such store")
             self._size, self._tail = _zip_size(tail), tail

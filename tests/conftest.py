@@ -221,3 +221,14 @@ def _random_sam(image_size: int = 64, seed: int = 0) -> Sam:
             if not parameter.any():  # position embeddings and biases start at zero, where a mistake would not show
                 nn.init.normal_(parameter, std=0.02)
     return sam.eval()
+
+
+@pytest.fixture(scope="session")
+def whole_store(store_case: StoreCase, tmp_path_factory: pytest.TempPathFactory) -> StoreCase:
+    """The store with every block committed, so that it can be shared. For reading only."""
+    case = store_case.at(tmp_path_factory.mktemp("whole") / "whole.zarr")
+    case.create()
+    committer = Committer(case.path)
+    committer.commit([case.stage(committer, block) for block in range(case.header.n_blocks)])
+    committer.close()
+    return case

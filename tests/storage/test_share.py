@@ -16,19 +16,6 @@ from samdeblur.storage.verify import verify_store
 EXPORTS = {"zip": export_zip, "h5": export_hdf5}
 
 
-@pytest.fixture(scope="session")
-def whole_store(store_case, tmp_path_factory):
-    """The data set of `store_case` with every block committed, so that it can be shared."""
-    from samdeblur.storage.commits import Committer
-
-    case = store_case.at(tmp_path_factory.mktemp("whole") / "whole.zarr")
-    case.create()
-    committer = Committer(case.path)
-    committer.commit([case.stage(committer, block) for block in committer.pending_blocks()])
-    committer.close()
-    return case
-
-
 @pytest.fixture(scope="session", params=[(kind, images) for kind in EXPORTS for images in (False, True)], ids=str)
 def share(request, whole_store, tmp_path_factory):
     kind, images = request.param
