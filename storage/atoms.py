@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -167,20 +168,33 @@ def from_window(window: NDArray[np.uint16], pairs: NDArray[np.uint16], mask_ids:
         pairs: (P, 2) uint16, table of the whole image.
         mask_ids: (M,) int32, mask numbers of the whole image.
     """
-    n_atoms = int(pairs[-1, 0]) if len(pairs) else 0
-    flat = window.ravel()
-    first = np.full(n_atoms + 1, flat.size, np.int64)
-    first[flat[::-1]] = np.arange(flat.size - 1, -1, -1)  # the last write wins: the first pixel in raster order
+    flat, starts = _runs(window)
+    values = flat[starts]
+    first = np.full(int(pairs[-1, 0]) + 1 if len(pairs) else 1, flat.size, np.int64)
+    first[values[::-1]] = starts[::-1]  # the last write wins: the first pixel in raster order
     present = np.flatnonzero(first[1:] < flat.size) + 1
-    present = present[np.argsort(first[present], kind="stable")]
-    renumber = np.zeros(n_atoms + 1, np.uint16)
+    present = present[np.argsort(first[present])]
+    renumber = np.zeros(len(first), np.uint16)
     renumber[present] = np.arange(1, len(present) + 1)
+    atoms = np.repeat(renumber[values], np.diff(starts, append=flat.size)).reshape(window.shape)
 
-    rows = pairs[renumber[pairs[:, 0]] > 0]
-    kept_masks, positions = np.unique(rows[:, 1], return_inverse=True)
-    rows = np.stack([renumber[rows[:, 0]], positions.astype(np.uint16)], axis=1)
-    rows = rows[np.argsort(rows[:, 0], kind="stable")]  # masks within an atom are in order already
-    return AtomMap(renumber[window], rows, mask_ids[kept_masks])
+    names = np.ascontiguousarray(pairs[:, 0])  # sorted: the rows of an atom lie together
+    low, high = (np.searchsorted(names, present.astype(np.uint16), side) for side in ("left", "right"))
+    length = high - low
+    stop = np.cumsum(length)
+    rows = np.empty((stop[-1] if len(stop) else 0, 2), np.uint16)
+    rows[:, 0] = np.repeat(np.arange(1, len(present) + 1, dtype=np.uint16), length)
+    masks = pairs[np.repeat(low - stop + length, length) + np.arange(len(rows)), 1]
+    used = np.zeros(len(mask_ids), bool)
+    used[masks] = True
+    rows[:, 1] = (np.cumsum(used) - 1)[masks]
+    return AtomMap(atoms, rows, mask_ids[used])
+
+
+def _runs(plane: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """The pixels in raster order, and where runs of equal ones begin: few, so that what follows is done on runs."""
+    flat = plane.ravel()
+    return flat, np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
 
 
 def _encode(planes: Sequence[NDArray[np.bool_]], areas: NDArray[np.int64], seed: int) -> AtomMap | None:
@@ -190,8 +204,7 @@ def _encode(planes: Sequence[NDArray[np.bool_]], areas: NDArray[np.int64], seed:
     for plane, word in zip(planes, words, strict=True):
         np.bitwise_xor(code, word, out=code, where=plane)
 
-    flat = code.ravel()
-    starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])  # runs of equal words: few
+    flat, starts = _runs(code)
     found, first, inverse = np.unique(flat[starts], return_index=True, return_inverse=True)
     covered = np.flatnonzero(found)
     covered = covered[np.argsort(first[covered])]  # raster order of first appearance

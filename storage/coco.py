@@ -84,7 +84,7 @@ def list_instances(path: Path) -> Listing:
     return _listing(
         [_key(image, image["id"]) for image in images],
         list(groups.values()),
-        [(image.get("height"), image.get("width")) for image in images],
+        lambda position: (images[position].get("height"), images[position].get("width")),
         digest_kind=about["digest"] if known else "none",
         digest=digests.__getitem__ if known else lambda position: bytes(32),
         claims=about.get("recipe"),
@@ -105,17 +105,18 @@ def list_results(path: Path) -> Listing:
             raise ExchangeError(f"image {brief(image_id)} has two names, {' and '.join(sorted(names)[:2])}")
         keys += names
     notes = ["coco-results lists no images: those without masks are not in the store", *_lost(results)]
-    return _listing(keys, list(groups.values()), [_rle_size(group[0]) for group in groups.values()], notes=notes)
+    by_image = list(groups.values())
+    return _listing(keys, by_image, lambda position: _rle_size(by_image[position]), notes=notes)
 
 
 def _listing(
-    keys: list[str], groups: list[list[dict[str, Any]]], sizes: list[tuple[Any, Any]], **about: Any
+    keys: list[str], groups: list[list[dict[str, Any]]], size: Callable[[int], tuple[Any, Any]], **about: Any
 ) -> Listing:
     shapes: list[tuple[int, int]] = []
     problems: dict[int, str] = {}
-    for position, size in enumerate(sizes):
+    for position in range(len(keys)):
         try:
-            shapes.append(check_size(*size))
+            shapes.append(check_size(*size(position)))
         except ExchangeError as error:
             shapes.append((0, 0))
             problems[position] = str(error)
@@ -191,21 +192,24 @@ def _digest(value: Any) -> bytes:
     return digest if len(digest) == 32 else b""
 
 
-def _rle_size(result: dict[str, Any]) -> tuple[Any, Any]:
-    """What the mask of a result says of the size of its image: polygons and boxes say nothing."""
-    segmentation = result.get("segmentation")
-    size = segmentation.get("size") if isinstance(segmentation, dict) else None
-    return (size[0], size[1]) if isinstance(size, list) and len(size) == 2 else (None, None)
+def _rle_size(results: list[dict[str, Any]]) -> tuple[Any, Any]:
+    """What the first mask in RLE says of the size of its image; polygons and boxes say nothing of it."""
+    for result in results:
+        segmentation = result.get("segmentation")
+        size = segmentation.get("size") if isinstance(segmentation, dict) else None
+        if isinstance(size, list) and len(size) == 2:
+            return size[0], size[1]
+    raise ExchangeError("no mask in RLE, which alone says how large its image is")
 
 
 def _lost(annotations: list[dict[str, Any]]) -> list[str]:
     """What annotations say that a store has no place for."""
     notes = []
-    categories = {str(annotation.get("category_id")) for annotation in annotations}
+    categories = {brief(annotation.get("category_id")) for annotation in annotations}
     if len(categories) > 1:
         notes.append(f"a store holds no categories: the {len(categories)} of {len(annotations)} masks are dropped")
     own = ("predicted_iou", "stability_score")
-    scores = sum("score" in item and not any(name in item for name in own) for item in annotations)
+    scores = sum(item.get("score", 1) != 1 and not any(name in item for name in own) for item in annotations)
     if scores:
         notes.append(f"a store holds no plain score: those of {scores} masks are dropped")
     return notes

@@ -17,15 +17,7 @@ from samdeblur.storage.commits import ImageContent, ImageOutcome, geometry_recor
 from samdeblur.storage.files import sha256_file
 from samdeblur.storage.fill import BLOCK_SIZE, Row, fill_store, key_bytes, new_extent
 from samdeblur.storage.foreign import CROP_BOX, POINT, SCORES, Listing
-from samdeblur.storage.layout import (
-    MAX_IMAGES,
-    MAX_KEY_BYTES,
-    MAX_PIXELS,
-    PENDING,
-    QUARANTINED,
-    Header,
-    StoreError,
-)
+from samdeblur.storage.layout import MAX_IMAGES, MAX_KEY_BYTES, MAX_PIXELS, PENDING, QUARANTINED, Header, StoreError
 from samdeblur.storage.pictures import with_pictures
 from samdeblur.storage.released import list_grey, list_npz
 from samdeblur.storage.rle import ExchangeError
@@ -46,9 +38,9 @@ FORMATS = tuple(READERS)
 EXPORTS = tuple(WRITERS)
 FOLDERS = {".json": "sa-1b", ".png": "grey-png", ".npz": "npz"}
 
-MAX_CLAIMS = 1 << 16  # bytes of a recipe kept from a foreign file
+MAX_CLAIMS = 1 << 20  # bytes of a recipe that goes along
 MAX_NESTING = 64
-KNOWLEDGE = dict(zip((*SCORES, POINT[0], CROP_BOX[0]), (*SCORES, "point", "crop box"), strict=True))
+COLUMNS = {name: name for name in SCORES} | {POINT[0]: "point", CROP_BOX[0]: "crop box"}  # what may be missing
 
 
 def export_masks(store: MaskStore, target: Path, format: str, progress: Progress = lambda images: None) -> list[str]:
@@ -120,10 +112,9 @@ def import_masks(
     name = format or detect_format(source)
     if name not in READERS:
         raise ExchangeError(f"unknown format {name!r} to import, choose from {', '.join(FORMATS)}")
-    if source.is_dir() != (name in FOLDERS.values()):
-        raise ExchangeError(
-            f"{source}: {name} is a {'folder' if name in FOLDERS.values() else 'file'}; name another format"
-        )
+    expected = "folder" if name in FOLDERS.values() else "file"
+    if source.is_dir() != (expected == "folder"):
+        raise ExchangeError(f"{source}: {name} is a {expected}; name another format")
     try:
         listing = READERS[name](source)
         _check(listing)
@@ -132,25 +123,15 @@ def import_masks(
     if images is not None:
         listing = with_pictures(listing, images)
 
-    claims = {} if listing.claims is None else {"claims": listing.claims}
+    lost = _lost_claims(listing.claims)
+    claims = {} if lost or listing.claims is None else {"claims": listing.claims}
     recipe = {"imported": {"format": name, "sha256": _sha256(source), **claims}}
     shapes = np.array(listing.shapes, np.int32)
-    header = Header(
-        dataset,
-        split,
-        recipe,
-        listing.digest_kind,
-        len(listing.keys),
-        new_extent(shapes),
-        key_bytes(listing.keys),
-        BLOCK_SIZE,
-        images=False,
-    )
+    sizes = len(listing.keys), new_extent(shapes), key_bytes(listing.keys), BLOCK_SIZE
+    header = Header(dataset, split, recipe, listing.digest_kind, *sizes, images=False)
     unknown: Counter[str] = Counter()
-    store = fill_store(
-        target, header, listing.keys, shapes, lambda position: _row(listing, position, unknown), progress
-    )
-    return [*listing.notes, *_known_of(store, unknown)]
+    store = fill_store(target, header, listing.keys, shapes, lambda i: _row(listing, i, unknown), progress)
+    return [*listing.notes, *lost, *_unknown(store, unknown)]
 
 
 def detect_format(source: Path) -> str:
@@ -180,12 +161,12 @@ def _row(listing: Listing, position: int, unknown: Counter[str]) -> Row:
     except (ExchangeError, TooManyAtoms, RecursionError) as error:
         return Row(ImageOutcome(QUARANTINED, digest, error=" ".join(str(error).split())))
     missing = np.full(atoms.n_masks, np.nan)
-    for column, name in KNOWLEDGE.items():
+    for column, name in COLUMNS.items():
         unknown[name] += int(np.isnan(records.get(column, missing)).sum())
     return row
 
 
-def _known_of(store: MaskStore, unknown: Counter[str]) -> list[str]:
+def _unknown(store: MaskStore, unknown: Counter[str]) -> list[str]:
     """What is not known of the masks of a store just made."""
     notes = []
     missing = [f"{name} of {count} masks" for name, count in unknown.items() if count]
@@ -219,12 +200,18 @@ def _check(listing: Listing) -> None:
     height, width = new_extent(np.array(listing.shapes, np.int32))
     if height * width > MAX_PIXELS:
         raise ExchangeError(f"images up to {width} wide and up to {height} high do not fit into one store; divide them")
+
+
+def _lost_claims(claims: Any) -> list[str]:
+    """Whether the recipe in a file is not one that a store can hold."""
     try:
-        text = json.dumps(listing.claims, ensure_ascii=False, allow_nan=False).encode()
-        if len(text) > MAX_CLAIMS or _nesting(listing.claims) > MAX_NESTING:
-            raise ValueError("too large")
+        text = json.dumps(claims, ensure_ascii=False, allow_nan=False).encode()
+        if len(text) <= MAX_CLAIMS and _nesting(claims) <= MAX_NESTING:
+            return []
+        reason = "too large, or nested too deeply"
     except (ValueError, RecursionError) as error:
-        raise ExchangeError(f"the recipe in it cannot be kept ({error})") from error
+        reason = str(error)
+    return [f"the recipe that the file gives is not kept: {reason}"]
 
 
 def _is_text(key: str) -> bool:

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from numpy.lib import format as npy
@@ -89,9 +89,7 @@ def _open_npz(path: Path) -> Iterator[tuple[IO[bytes], tuple[int, int, int], boo
     """
     try:
         with zipfile.ZipFile(path) as archive, archive.open(MEMBER) as file:
-            if npy.read_magic(file) != (1, 0):
-                raise ExchangeError("its masks are not in version 1.0 of NPY, which numpy writes booleans in")
-            shape, unordered, dtype = npy.read_array_header_1_0(file)
+            shape, unordered, dtype = _header(file)
             if dtype != np.bool_:
                 raise ExchangeError(f"its masks are of type {dtype}, not bool")
             if len(shape) not in (3, 4) or shape[1:-2] not in ((), (1,)):
@@ -107,6 +105,16 @@ def _open_npz(path: Path) -> Iterator[tuple[IO[bytes], tuple[int, int, int], boo
         raise ExchangeError(f"no array named {MEMBER.removesuffix('.npy')} in it") from error
     except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise ExchangeError(f"not an NPZ file that can be read ({error})") from error
+
+
+def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, whether in Fortran order, and type, as an NPY file says. A header of version 1.0 has at most 64 KiB."""
+    if npy.read_magic(file) != (1, 0):
+        raise ExchangeError("its masks are not in version 1.0 of NPY, which numpy writes booleans in")
+    try:
+        return npy.read_array_header_1_0(file)
+    except Exception as error:  # whatever Python's own parser raises goes through numpy
+        raise ExchangeError("the header of its masks is damaged") from error
 
 
 def _ordered(file: IO[bytes], groups: int, shape: tuple[int, int]) -> Iterator[NDArray[np.bool_]]:

@@ -92,7 +92,7 @@ def _checked_runs(segmentation: dict[str, Any], height: int, width: int) -> NDAr
         runs = np.array(counts, np.int64)
     else:
         _refuse("has counts that are not whole numbers within the image")
-    if runs.min(initial=0) < 0 or runs.sum() != height * width:
+    if runs.min(initial=0) < 0 or runs.max(initial=0) > height * width or runs.sum() != height * width:
         _refuse(f"has counts that do not fill the {height * width} pixels of the image")
     return runs
 
