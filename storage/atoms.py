@@ -168,7 +168,8 @@ def from_window(window: NDArray[np.uint16], pairs: NDArray[np.uint16], mask_ids:
         pairs: (P, 2) uint16, table of the whole image.
         mask_ids: (M,) int32, mask numbers of the whole image.
     """
-    flat, starts = _runs(window)
+    flat, bounds = _runs(window)
+    starts = bounds[:-1]
     values = flat[starts]
     first = np.full(int(pairs[-1, 0]) + 1 if len(pairs) else 1, flat.size, np.int64)
     first[values[::-1]] = starts[::-1]  # the last write wins: the first pixel in raster order
@@ -176,7 +177,7 @@ def from_window(window: NDArray[np.uint16], pairs: NDArray[np.uint16], mask_ids:
     present = present[np.argsort(first[present])]
     renumber = np.zeros(len(first), np.uint16)
     renumber[present] = np.arange(1, len(present) + 1)
-    atoms = np.repeat(renumber[values], np.diff(starts, append=flat.size)).reshape(window.shape)
+    atoms = np.repeat(renumber[values], np.diff(bounds)).reshape(window.shape)
 
     names = np.ascontiguousarray(pairs[:, 0])  # sorted: the rows of an atom lie together
     low, high = (np.searchsorted(names, present.astype(np.uint16), side) for side in ("left", "right"))
@@ -192,9 +193,9 @@ def from_window(window: NDArray[np.uint16], pairs: NDArray[np.uint16], mask_ids:
 
 
 def _runs(plane: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """The pixels in raster order, and where runs of equal ones begin: few, so that what follows is done on runs."""
+    """The pixels in raster order, and the bounds of the runs of equal ones: few, so what follows is done on runs."""
     flat = plane.ravel()
-    return flat, np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
+    return flat, np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1, [flat.size]])
 
 
 def _encode(planes: Sequence[NDArray[np.bool_]], areas: NDArray[np.int64], seed: int) -> AtomMap | None:
@@ -204,7 +205,8 @@ def _encode(planes: Sequence[NDArray[np.bool_]], areas: NDArray[np.int64], seed:
     for plane, word in zip(planes, words, strict=True):
         np.bitwise_xor(code, word, out=code, where=plane)
 
-    flat, starts = _runs(code)
+    flat, bounds = _runs(code)
+    starts = bounds[:-1]
     found, first, inverse = np.unique(flat[starts], return_index=True, return_inverse=True)
     covered = np.flatnonzero(found)
     covered = covered[np.argsort(first[covered])]  # raster order of first appearance
@@ -212,8 +214,7 @@ def _encode(planes: Sequence[NDArray[np.bool_]], areas: NDArray[np.int64], seed:
         raise TooManyAtoms(f"{len(covered)} atoms, at most {MAX_ATOMS} can be stored")
     number = np.zeros(len(found), np.uint16)
     number[covered] = np.arange(1, len(covered) + 1)
-    lengths = np.diff(starts, append=flat.size)
-    atoms = np.repeat(number[inverse], lengths)
+    atoms = np.repeat(number[inverse], np.diff(bounds))
 
     probes = starts[first[covered]]  # one pixel of each atom
     table = np.stack([plane.ravel()[probes] for plane in planes], axis=1)  # (K, M)

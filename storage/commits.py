@@ -216,19 +216,18 @@ class Committer:
         array.oindex[rows] = np.asarray(values, array.dtype)
 
     def _move_in(self, block: StagedBlock) -> set[Path]:
-        """Returns the folders whose entries changed."""
+        """Returns the folders whose entries changed. A shard moves with the folder it has to itself."""
         changed = set()
         for (name, spec), digest in zip(self.header.data_arrays().items(), block.shard_digests, strict=True):
-            shard = spec.part_path(block.block)
-            target = self._store / name / shard
+            chunks, own = self._store / name / "c", Path("c") / str(block.block)
+            target = self._store / name / own
+            if target.exists():  # left by a killed job
+                shutil.rmtree(target)
             if digest == NO_SHARD:
-                target.unlink(missing_ok=True)  # left by a killed job
                 continue
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(Path(block.staging) / name / shard, target)
-            folder = target.parent
-            while folder != self._store / name:
-                changed.add(folder)
-                folder = folder.parent
-            changed.add(folder)
+            if not chunks.exists():
+                chunks.mkdir()
+                changed.add(chunks.parent)
+            os.rename(Path(block.staging) / name / own, target)
+            changed.add(chunks)
         return changed

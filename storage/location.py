@@ -126,7 +126,7 @@ class Files:
         found = []
         for (name, _), answer in zip(wanted, pending, strict=True):
             try:
-                with answering(self.folder / name):
+                with answering(self.folder, name):
                     result = answer.result(timeout=TIMEOUT)
                 found.append(bytes(result.value) if result.state == "value" else None)
             except ValueError as error:
@@ -137,18 +137,18 @@ class Files:
 
 
 @contextmanager
-def answering(where: Location) -> Iterator[None]:
+def answering(folder: Location, name: str) -> Iterator[None]:
     """Raise Unreachable for what TensorStore reports of a server; other errors, of damaged data, pass."""
     try:
         yield
     except TimeoutError as error:
-        raise Unreachable(f"{where}: no answer within {TIMEOUT:.0f} s") from error
+        raise Unreachable(f"{folder / name}: no answer within {TIMEOUT:.0f} s") from error
     except ValueError as error:
         if "ignored by server" in str(error):
             raise Unreachable(
-                f"{where}: the server does not send parts of files (HTTP Range); serve the store with one that does, "
+                f"{folder / name}: the server does not send parts of files (HTTP Range); serve the store with one that does, "
                 "or download it"
             ) from error
         if str(error).startswith(NO_ANSWER):
-            raise Unreachable(f"{where}: {str(error).split(' [http_response', 1)[0]}") from error
+            raise Unreachable(f"{folder / name}: {str(error).split(' [http_response', 1)[0]}") from error
         raise

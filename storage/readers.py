@@ -106,7 +106,7 @@ class FolderReader:
         return hashlib.sha256(content[:-DIGEST_BYTES]).digest()
 
     def read(self, name: str, spec: ArraySpec, where: Where) -> NDArray[Any]:
-        with answering(self._location / name):
+        with answering(self._location, name):
             return self._array(name, spec)[where].read().result(timeout=TIMEOUT)
 
     def stray(self) -> Iterator[str]:

@@ -119,7 +119,7 @@ def test_a_commit_killed_anywhere_leaves_its_blocks_pending_and_a_rerun_repairs_
     half_done, finished_store, dead_pid, monkeypatch, step, renamed
 ):
     case = half_done
-    write, replace, moves = files.write_durably, os.replace, []
+    write, rename, moves = files.write_durably, os.rename, []
     last = 2 * len(case.header.data_arrays()) - 1
 
     def killed_write(path, data):
@@ -133,22 +133,18 @@ def test_a_commit_killed_anywhere_leaves_its_blocks_pending_and_a_rerun_repairs_
             raise Killed
         write(path, data)
 
-    def killed_replace(source, target):
-        if Path(target).is_relative_to(case.path / "index"):
-            return replace(source, target)
+    def killed_rename(source, target):
         moves.append(target)
         if step.endswith("shard") and len(moves) - 1 == (0 if step == "first shard" else last):
-            if renamed:
-                replace(source, target)
             raise Killed
-        return replace(source, target)
+        return rename(source, target)
 
     before = open_store(case.path).ready_keys
     committer = Committer(case.path)
     staged = [case.stage(committer, block) for block in (1, 2)]
     with monkeypatch.context() as patch:
         patch.setattr(files, "write_durably", killed_write)
-        patch.setattr(os, "replace", killed_replace)
+        patch.setattr(os, "rename", killed_rename)
         with pytest.raises(Killed):
             committer.commit(staged)
     committed = step == "index/state" and renamed  # the one write that counts was made
