@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import os
 import re
 import threading
 from collections.abc import Iterator
@@ -12,6 +13,10 @@ from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
+
+import boto3
+import pytest
+from moto.server import ThreadedMotoServer
 
 
 @dataclass
@@ -128,24 +133,46 @@ def _serve(handler: object, *args: object) -> Iterator[Served]:
 
 
 @contextmanager
-def folder_server(folder: Path, ranges: bool = True):
+def folder_server(folder: Path, ranges: bool = True) -> Iterator[Served]:
     with _serve(_Folder, folder, ranges) as served:
         yield served
 
 
 @contextmanager
-def proxy_server(behind: str):
+def bucket_server(folder: Path) -> Iterator[Served]:
+    """An S3 server with the files of a folder; its url is their address, and the environment leads there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ACCESS_KEY_ID", "test")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        moto = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+        moto.start()
+        host, port = moto.get_host_and_port()
+        client = boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1")
+        client.create_bucket(Bucket="masks")
+        for place, _, files in os.walk(folder, followlinks=True):
+            for file in files:
+                path = Path(place) / file
+                client.upload_file(str(path), "masks", f"shared/{path.relative_to(folder)}")
+        with proxy_server(f"{host}:{port}") as served:
+            patch.setenv("AWS_ENDPOINT_URL", served.url)
+            served.url = "s3://masks/shared"
+            yield served
+        moto.stop()
+
+
+@contextmanager
+def proxy_server(behind: str) -> Iterator[Served]:
     with _serve(_Proxy, behind) as served:
         yield served
 
 
 @contextmanager
-def silent_server():
+def silent_server() -> Iterator[Served]:
     with _serve(_Silent) as served:
         yield served
 
 
 @contextmanager
-def refusing_server():
+def refusing_server() -> Iterator[Served]:
     with _serve(_Refusing) as served:
         yield served

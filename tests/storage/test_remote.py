@@ -5,15 +5,11 @@ from __future__ import annotations
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 
-import boto3
 import numpy as np
 import pytest
 import servers
-from moto.server import ThreadedMotoServer
 
-from samdeblur.storage import AtomMap, MaskStore, StoreError, Unreachable, location, open_store
-from samdeblur.storage.commits import Committer, ImageContent, ImageOutcome, StagedBlock, geometry_records, stage_block
-from samdeblur.storage.layout import DONE, Header, create_store, pixel_digest
+from samdeblur.storage import MaskStore, StoreError, Unreachable, location, open_store
 from samdeblur.storage.share import export_zip
 from samdeblur.storage.verify import verify_store
 from samdeblur.storage.zips import TAIL
@@ -31,23 +27,9 @@ def folder(whole_store, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def s3(folder):
-    """A bucket that holds that folder, behind a server that counts."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ACCESS_KEY_ID", "test")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        moto = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-        moto.start()
-        host, port = moto.get_host_and_port()
-        with servers.proxy_server(f"{host}:{port}") as served:
-            patch.setenv("AWS_ENDPOINT_URL", served.url)
-            client = boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1")
-            client.create_bucket(Bucket="masks")
-            for file in [*folder.glob("*.zip"), *(folder / "whole.zarr").rglob("*")]:
-                if file.is_file():
-                    client.upload_file(str(file), "masks", f"shared/{file.relative_to(folder)}")
-            served.url = "s3://masks/shared"
-            yield served
-        moto.stop()
+    """A bucket that holds that folder."""
+    with servers.bucket_server(folder) as served:
+        yield served
 
 
 @pytest.fixture(params=["http", "s3"])
@@ -116,49 +98,3 @@ def test_a_refusing_server_is_named():
 def test_other_addresses_are_refused_in_one_line(address):
     with pytest.raises(StoreError, match=address):
         open_store(address)
-
-
-SIDE = 4096
-
-
-@pytest.fixture(scope="module")
-def large(tmp_path_factory):
-    """A store whose shard of blurred images has 100 MB: two images of noise, some masks."""
-    path = tmp_path_factory.mktemp("large")
-    header = Header("noise", "train", {}, "pixels", 2, (SIDE, SIDE), 16, 2, images=True)
-    keys, shapes = ["a", "b"], np.full((2, 2), SIDE, np.int32)
-    create_store(path / "large.zarr", header, keys, shapes)
-    rng = np.random.default_rng(0)
-    contents, outcomes = [], []
-    for _ in keys:
-        masks = np.zeros((3, SIDE, SIDE), bool)
-        for mask, (y, x) in zip(masks, rng.integers(0, SIDE // 2, (3, 2)), strict=True):
-            mask[y : y + 1500, x : x + 1500] = True
-        atoms = AtomMap.from_masks(masks)
-        blurred = rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8)
-        contents.append(ImageContent(atoms, geometry_records(atoms), blurred, np.zeros_like(blurred)))
-        counts = atoms.n_masks, atoms.n_atoms, len(atoms.pairs)
-        outcomes.append(ImageOutcome(DONE, pixel_digest(blurred), counts))
-    committer = Committer(path / "large.zarr")
-    staging = committer.staging(0)
-    digests = stage_block(path / "large.zarr", header, staging, 0, contents)
-    committer.commit([StagedBlock(0, str(staging), tuple(outcomes), digests)])
-    committer.close()
-    assert (path / "large.zarr/images/blurred/c/0/0/0/0").stat().st_size > 100e6
-    export_zip(path / "large.zarr", path / "large.zarr.zip", images=True)
-    return path
-
-
-@pytest.mark.parametrize("name", ["large.zarr", "large.zarr.zip"])
-def test_of_a_shard_of_100_mb_only_the_needed_chunks_travel(large, name):
-    local = open_store(large / name)
-    with servers.folder_server(large) as served:
-        store = open_store(f"{served.url}/{name}")
-        opened = served.bytes
-        assert opened < 2e5
-        window = (1000, 2000, 256, 256)  # four chunks
-        for key in store.keys:
-            assert store.atoms(key, window) == local.atoms(key, window)
-            assert np.array_equal(store.image("blurred", key, window), local.image("blurred", key, window))
-        # eight chunks of noise, the indices of three shards, little else
-        assert served.bytes - opened < 8 * 256 * 256 * 3 + 3 * 2 * 256 * 16 + 3e4
