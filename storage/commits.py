@@ -218,7 +218,7 @@ class Committer:
     def _move_in(self, block: StagedBlock) -> set[Path]:
         """Returns the folders whose entries changed. A shard moves with the folder it has to itself."""
         changed = set()
-        for (name, spec), digest in zip(self.header.data_arrays().items(), block.shard_digests, strict=True):
+        for name, digest in zip(self.header.data_arrays(), block.shard_digests, strict=True):
             chunks, own = self._store / name / "c", Path("c") / str(block.block)
             target = self._store / name / own
             if target.exists():  # left by a killed job

@@ -146,8 +146,8 @@ def answering(folder: Location, name: str) -> Iterator[None]:
     except ValueError as error:
         if "ignored by server" in str(error):
             raise Unreachable(
-                f"{folder / name}: the server does not send parts of files (HTTP Range); serve the store with one that does, "
-                "or download it"
+                f"{folder / name}: the server does not send parts of files (HTTP Range); serve the store with one that "
+                "does, or download it"
             ) from error
         if str(error).startswith(NO_ANSWER):
             raise Unreachable(f"{folder / name}: {str(error).split(' [http_response', 1)[0]}") from error

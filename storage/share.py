@@ -27,7 +27,8 @@ from samdeblur.storage.layout import (
     write_all_chunks,
 )
 from samdeblur.storage.readers import FolderReader
-from samdeblur.storage.store import MaskStore, open_store
+from samdeblur.storage.store import MaskStore, StoreDamaged, open_store
+from samdeblur.storage.verify import verify_store
 
 Codec = Literal["gzip", "zstd"]
 SHARD_DIGEST = "index/shard_digest"
@@ -45,6 +46,7 @@ def export_zip(store: Path, target: Path, images: bool = False, licence: str = "
 
     Raises:
         StoreError: not a folder, images pending, or no pictures to go along.
+        StoreDamaged: anything that verification finds.
     """
     source, header = _source(store, images)
     digests = _digests(source, header)
@@ -119,6 +121,8 @@ def _source(store: Path, images: bool) -> tuple[MaskStore, Header]:
         raise StoreError(f"{store}: {pending} of {len(source)} images are pending; finish it with samdeblur-prep run")
     if images:
         source.require_images()
+    for problem in verify_store(store):
+        raise StoreDamaged(f"{problem}; a damaged store is not shared, see samdeblur-prep verify")
     return source, replace(source.header, images=images)
 
 
