@@ -32,6 +32,7 @@ from samdeblur.storage.layout import (
     Header,
     finish_shard,
     pack_text,
+    round_up,
     write_all_chunks,
 )
 from samdeblur.storage.lease import Lease
@@ -116,31 +117,33 @@ def stage_block(
     images = header.block_range(block)
     digests = []
     for name, spec in header.data_arrays().items():
-        rows = np.zeros((len(images), *spec.shape[1:]), spec.dtype)
+        used = [0 if content is None else len(_values(name, content)) for content in contents]
+        rows = np.zeros(
+            (len(images), min(round_up(max(used), spec.chunks[1]), spec.shape[1]), *spec.shape[2:]), spec.dtype
+        )
         for row, content in zip(rows, contents, strict=True):
             if content is not None:
-                _fill(row, name, content)
+                values = _values(name, content)
+                row[tuple(slice(side) for side in values.shape)] = values
         target = staging / name
         target.mkdir(parents=True)
         shutil.copyfile(store / name / "zarr.json", target / "zarr.json")
         array = zarr.open_array(DurableStore(target), mode="r+")
-        array[images.start : images.stop] = rows
+        array[images.start : images.stop, : rows.shape[1]] = rows  # chunks beyond are empty, and not written
         shard = target / spec.part_path(block)
         digests.append(finish_shard(shard) if shard.exists() else NO_SHARD)
     return tuple(digests)
 
 
-def _fill(row: NDArray[Any], name: str, content: ImageContent) -> None:
+def _values(name: str, content: ImageContent) -> NDArray[Any]:
+    """What a data array holds of an image."""
     if name == "atoms":
-        height, width = content.atoms.shape
-        row[:height, :width] = content.atoms.atoms
-    elif name == "pairs":
-        row[: len(content.atoms.pairs)] = content.atoms.pairs
-    elif name == "records":
-        row[: content.atoms.n_masks] = pack_records(content.records, content.atoms.n_masks)
-    else:
-        image = {f"images/{n}": getattr(content, n) for n in IMAGE_NAMES}[name]
-        row[: image.shape[0], : image.shape[1]] = image
+        return content.atoms.atoms
+    if name == "pairs":
+        return content.atoms.pairs
+    if name == "records":
+        return pack_records(content.records, content.atoms.n_masks)
+    return {f"images/{n}": getattr(content, n) for n in IMAGE_NAMES}[name]
 
 
 class Committer:
