@@ -14,7 +14,8 @@ import numpy as np
 from samdeblur.cli.messages import QUARANTINED, progress_bar, run_command
 from samdeblur.cli.stores import COMMANDS
 from samdeblur.pipeline import PrepSettings, StoreOptions, Summary, Weights, open_source, prepare, status
-from samdeblur.pipeline.segment import BUNDLED_SETTINGS, SAM_SETTINGS
+from samdeblur.pipeline.masks import SAM_SETTINGS
+from samdeblur.pipeline.segment import BUNDLED_SETTINGS
 from samdeblur.storage.info import stored_bytes
 
 

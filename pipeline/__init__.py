@@ -1,9 +1,10 @@
 """From a dataset to a mask store: sources, the stages, and the job that runs them."""
 
 from samdeblur.pipeline.coordinator import Status, Summary, prepare, status
+from samdeblur.pipeline.masks import MaskGenerator, SettingsError
 from samdeblur.pipeline.plan import StoreOptions
 from samdeblur.pipeline.recipe import PrepSettings, Weights
-from samdeblur.pipeline.segment import BUNDLED_SETTINGS, MaskGenerator, SamSegmenter, Segmenter, SettingsError
+from samdeblur.pipeline.segment import BUNDLED_SETTINGS, SamSegmenter, Segmenter
 from samdeblur.pipeline.sources import BadImage, FolderSource, Source, SourceError, open_source
 from samdeblur.pipeline.superpixels import SuperpixelSegmenter
 

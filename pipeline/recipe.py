@@ -11,7 +11,8 @@ import torch
 
 from samdeblur.models import CheckpointError, Deblurrer, load_network, load_sam, pick_device
 from samdeblur.models.checkpoints import BUNDLED_NETWORK, BUNDLED_SAM, resolve_checkpoint
-from samdeblur.pipeline.segment import SAM_SETTINGS, SamSegmenter, Segmenter, sam_recipe
+from samdeblur.pipeline.masks import SAM_SETTINGS
+from samdeblur.pipeline.segment import SamSegmenter, Segmenter, sam_recipe
 from samdeblur.pipeline.superpixels import SuperpixelSegmenter
 from samdeblur.storage.files import sha256_file
 

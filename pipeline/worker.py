@@ -14,8 +14,8 @@ import torch
 from distributed import get_worker
 
 from samdeblur.models import deblur, pick_device
+from samdeblur.pipeline.masks import Records
 from samdeblur.pipeline.recipe import PrepSettings, Stages, load_stages
-from samdeblur.pipeline.segment import Records
 from samdeblur.pipeline.sources import BadImage, ImagePair, Source
 from samdeblur.storage import AtomMap
 from samdeblur.storage.commits import (

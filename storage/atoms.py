@@ -8,7 +8,7 @@ Shapes: H W pixels, M masks, K atoms, P (atom, mask) pairs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,8 @@ from numpy.typing import ArrayLike, NDArray
 
 MAX_ATOMS = 65535
 MAX_MASKS = 65535
+
+Piece = tuple[int, int, NDArray[np.bool_]]  # top, left, and the pixels of a mask from there, (h, w)
 
 
 class TooManyAtoms(ValueError):
@@ -71,13 +73,28 @@ class AtomMap:
             shape = planes[0].shape if planes else np.shape(masks)[1:]
         if shape is None or len(shape) != 2 or any(plane.shape != tuple(shape) for plane in planes):
             raise ValueError(f"masks must be planes (H, W) of one shape, got {sorted({p.shape for p in planes})}")
-        if len(planes) > MAX_MASKS:
-            raise TooManyAtoms(f"{len(planes)} masks, at most {MAX_MASKS} can be stored")
-        if not planes or not np.prod(shape):
-            return cls.empty(shape, len(planes))
-        areas = np.array([np.count_nonzero(plane) for plane in planes])
+        return cls.from_pieces(len(planes), lambda number: (0, 0, planes[number]), (int(shape[0]), int(shape[1])))
+
+    @classmethod
+    def from_pieces(cls, n_masks: int, piece: Callable[[int], Piece], shape: tuple[int, int]) -> AtomMap:
+        """Encode masks that are known inside boxes of their own; as `from_masks` of the same masks.
+
+        Args:
+            n_masks: M.
+            piece: gives of mask 0..M-1 the top and left of its box and the pixels in it, (h, w) bool; asked more than
+                once for each, so that they need not all be in memory.
+            shape: (H, W) of the image.
+
+        Raises:
+            TooManyAtoms: more than 65,535 atoms or masks.
+        """
+        if n_masks > MAX_MASKS:
+            raise TooManyAtoms(f"{n_masks} masks, at most {MAX_MASKS} can be stored")
+        if not n_masks or not np.prod(shape):
+            return cls.empty(shape, n_masks)
+        areas = np.array([np.count_nonzero(piece(number)[2]) for number in range(n_masks)])
         for seed in range(8):
-            encoded = _encode(planes, areas, seed)
+            encoded = _encode(n_masks, piece, shape, areas, seed)
             if encoded is not None:
                 return encoded
         raise RuntimeError("eight independent sets of 64-bit words collided; this cannot happen by chance")
@@ -198,12 +215,16 @@ def _runs(plane: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:
     return flat, np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1, [flat.size]])
 
 
-def _encode(planes: Sequence[NDArray[np.bool_]], areas: NDArray[np.int64], seed: int) -> AtomMap | None:
+def _encode(
+    n_masks: int, piece: Callable[[int], Piece], shape: tuple[int, int], areas: NDArray[np.int64], seed: int
+) -> AtomMap | None:
     """One try with one set of words; None when two different sets of masks gave the same word."""
-    words = np.random.default_rng(seed).integers(1, 2**64, len(planes), np.uint64, endpoint=False)
-    code = np.zeros(planes[0].shape, np.uint64)
-    for plane, word in zip(planes, words, strict=True):
-        np.bitwise_xor(code, word, out=code, where=plane)
+    words = np.random.default_rng(seed).integers(1, 2**64, n_masks, np.uint64, endpoint=False)
+    code = np.zeros(shape, np.uint64)
+    for number, word in enumerate(words):
+        top, left, inside = piece(number)
+        window = code[top : top + inside.shape[0], left : left + inside.shape[1]]
+        np.bitwise_xor(window, word, out=window, where=inside)
 
     flat, bounds = _runs(code)
     starts = bounds[:-1]
@@ -212,13 +233,18 @@ def _encode(planes: Sequence[NDArray[np.bool_]], areas: NDArray[np.int64], seed:
     covered = covered[np.argsort(first[covered])]  # raster order of first appearance
     if len(covered) > MAX_ATOMS:
         raise TooManyAtoms(f"{len(covered)} atoms, at most {MAX_ATOMS} can be stored")
-    number = np.zeros(len(found), np.uint16)
-    number[covered] = np.arange(1, len(covered) + 1)
-    atoms = np.repeat(number[inverse], np.diff(bounds))
+    numbers = np.zeros(len(found), np.uint16)
+    numbers[covered] = np.arange(1, len(covered) + 1)
+    atoms = np.repeat(numbers[inverse], np.diff(bounds)).reshape(shape)
 
-    probes = starts[first[covered]]  # one pixel of each atom
-    table = np.stack([plane.ravel()[probes] for plane in planes], axis=1)  # (K, M)
-    rows, masks = np.nonzero(table)
-    pairs = np.stack([rows + 1, masks], axis=1).astype(np.uint16)
-    encoded = AtomMap(atoms.reshape(code.shape), pairs, np.arange(len(planes), dtype=np.int32))
+    rows, columns = np.divmod(starts[first[covered]], shape[1])  # one pixel of each atom
+    table = np.zeros((len(covered), n_masks), bool)
+    for number in range(n_masks):
+        top, left, inside = piece(number)
+        height, width = inside.shape
+        near = np.flatnonzero((rows >= top) & (rows < top + height) & (columns >= left) & (columns < left + width))
+        table[near, number] = inside[rows[near] - top, columns[near] - left]
+    pairs = np.argwhere(table)
+    pairs[:, 0] += 1
+    encoded = AtomMap(atoms, pairs.astype(np.uint16), np.arange(n_masks, dtype=np.int32))
     return encoded if np.array_equal(encoded.mask_areas(), areas) else None

@@ -267,7 +267,7 @@ def test_the_version_is_that_of_the_package(samdeblur, program):
 
 
 def test_every_setting_of_sam_has_an_option(samdeblur):
-    from samdeblur.pipeline.segment import SAM_SETTINGS
+    from samdeblur.pipeline.masks import SAM_SETTINGS
 
     shown = samdeblur("prep", "run", "--help").out
     assert all(f"--{name.replace('_', '-')} " in shown for name in SAM_SETTINGS)

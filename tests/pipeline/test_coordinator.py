@@ -23,7 +23,7 @@ from samdeblur.pipeline import (
     status,
     worker,
 )
-from samdeblur.pipeline.segment import MaskGenerator
+from samdeblur.pipeline.masks import MaskGenerator
 from samdeblur.storage import ImageNotReady, StoreError, files, open_store
 from samdeblur.storage.commits import run_folder
 from samdeblur.storage.lease import StoreBusy

@@ -10,7 +10,7 @@ import torch
 from segment_anything import SamAutomaticMaskGenerator
 
 from samdeblur.pipeline import MaskGenerator, SamSegmenter
-from samdeblur.pipeline.segment import SAM_SETTINGS
+from samdeblur.pipeline.masks import SAM_SETTINGS
 from samdeblur.storage.layout import RECORD_COLUMNS
 
 PERMISSIVE = {
