@@ -55,6 +55,7 @@ class PackedMask:
         width: of the box.
         bits: (height, ceil(width / 8)) uint8; the first pixel is the highest bit.
         area: pixels of the mask.
+        box: x0, y0, x1, y1 (inclusive) in the image, exactly around the mask.
     """
 
     top: int
@@ -62,18 +63,17 @@ class PackedMask:
     width: int
     bits: NDArray[np.uint8]
     area: int
+    box: tuple[int, int, int, int]
 
     @classmethod
-    def of(cls, rows: NDArray[np.uint8], box: Sequence[int], origin: Sequence[int] = (0, 0)) -> PackedMask:
-        """Of whole packed rows, (H, ceil(W / 8)), and the box x0, y0, x1, y1 (inclusive) around the mask in them.
-
-        Args:
-            origin: x, y of those rows in the image.
-        """
-        x0, y0, x1, y1 = (int(side) for side in box)
-        bits = np.ascontiguousarray(rows[y0 : y1 + 1, x0 // 8 : x1 // 8 + 1])
+    def of(cls, rows: NDArray[np.uint8], origin: Sequence[int] = (0, 0)) -> PackedMask:
+        """Of whole packed rows, (H, ceil(W / 8)), that begin at `origin`, x, y, of the image."""
+        x0, y0, x1, y1 = box = box_of(rows)
+        bits = rows[y0 : y1 + 1, x0 // 8 : x1 // 8 + 1].copy()
         left = x0 - x0 % 8  # whole bytes
-        return cls(origin[1] + y0, origin[0] + left, x1 + 1 - left, bits, int(BITS_OF[bits].sum()))
+        area = int(BITS_OF[bits].sum())
+        x, y = origin[:2]
+        return cls(y + y0, x + left, x1 + 1 - left, bits, area, (box[0] + x, box[1] + y, box[2] + x, box[3] + y))
 
     def piece(self) -> Piece:
         """What AtomMap takes: where the box begins, and its pixels, (height, width) bool."""
@@ -225,33 +225,31 @@ class MaskGenerator:
         if self.settings["pred_iou_thresh"] > 0:
             chosen = chosen[iou > self.settings["pred_iou_thresh"]]
         at_once = max(1, PIXELS_AT_ONCE[iou.device.type] // (crop.size[0] * crop.size[1]))
-        kept, stability, boxes = [chosen[:0]], [iou[:0]], [chosen[:0].reshape(0, 4)]
+        kept, stability = [chosen[:0]], [iou[:0]]
         masks: list[PackedMask] = []
         for some in chosen.split(at_once) if len(chosen) else ():
             planes = self._sam.postprocess_masks(logits[some][None], crop.input_size, crop.size)[0]
             stable = self._stability(planes)
             if self.settings["stability_score_thresh"] > 0:
                 good = stable >= self.settings["stability_score_thresh"]
-                planes, some, stable = planes[good], some[good], stable[good]
-            bits = pack(planes > self._sam.mask_threshold)
-            found = boxes_of(bits)
-            place = torch.as_tensor(found, device=iou.device)
-            height, width = crop.image_size
-            inside = ~amg.is_box_near_crop_edge(place, list(crop.box), [0, 0, width, height])
-            kept.append(some[inside])
-            stability.append(stable[inside])
-            boxes.append(place[inside])
-            masks += [PackedMask.of(bits[i], found[i], crop.box) for i in np.flatnonzero(inside.cpu().numpy())]
+                if not good.all():
+                    planes, some, stable = planes[good], some[good], stable[good]
+            kept.append(some)
+            stability.append(stable)
+            masks += [PackedMask.of(rows, crop.box) for rows in pack_above(planes, self._sam.mask_threshold)]
         positions = torch.cat(kept)
         offset = torch.tensor([*crop.box[:2], *crop.box[:2]])
-        return Candidates(
+        found = Candidates(
             iou[positions],
             torch.cat(stability),
             torch.as_tensor(points)[(positions // MASKS_PER_POINT).cpu()] + offset[:2],
-            torch.cat(boxes) + offset.to(iou.device),
+            torch.tensor([mask.box for mask in masks], dtype=torch.int64).reshape(-1, 4).to(iou.device),
             torch.tensor(crop.box).expand(len(masks), 4),
             masks,
         )
+        height, width = crop.image_size
+        at_edge = amg.is_box_near_crop_edge(found.boxes - offset.to(iou.device), list(crop.box), [0, 0, width, height])
+        return found[torch.nonzero(~at_edge)[:, 0]]
 
     def _decode(self, crop: Crop, points: NDArray[np.float64]) -> tuple[Tensor, Tensor]:
         """(3 N, h, w) logits at low resolution and (3 N,) predicted IoU of the masks of N points."""
@@ -281,24 +279,22 @@ def count_above(planes: Tensor, level: float) -> Tensor:
     return torch.tensor(counts, dtype=torch.int32)
 
 
-def pack(masks: Tensor) -> NDArray[np.uint8]:
-    """(n, H, W) bool as (n, H, ceil(W / 8)) uint8 on the host, the first pixel in the highest bit."""
-    if masks.device.type == "cpu":
-        return np.packbits(masks.numpy(), axis=2)
-    padded = torch.nn.functional.pad(masks, (0, -masks.shape[2] % 8)).unflatten(2, (-1, 8))
+def pack_above(planes: Tensor, level: float) -> NDArray[np.uint8]:
+    """(n, H, ceil(W / 8)) uint8 on the host: pixels of (n, H, W) planes above a level, the first in the highest bit."""
+    if planes.device.type == "cpu":
+        return np.packbits(planes.numpy() > np.float32(level), axis=2)
+    masks = torch.nn.functional.pad(planes > level, (0, -planes.shape[2] % 8)).unflatten(2, (-1, 8))
     weights = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8, device=masks.device)
-    return (padded * weights).sum(3, dtype=torch.uint8).cpu().numpy()
+    return (masks * weights).sum(3, dtype=torch.uint8).cpu().numpy()
 
 
-def boxes_of(bits: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """(n, 4) x0, y0, x1, y1 (inclusive) around packed masks; zeros for a mask without a pixel."""
-    boxes = np.zeros((len(bits), 4), np.int64)
-    for box, rows in zip(boxes, bits, strict=True):
-        y = np.flatnonzero(rows.any(axis=1))
-        if len(y):
-            x = np.flatnonzero(np.unpackbits(np.bitwise_or.reduce(rows[y[0] : y[-1] + 1], axis=0)))
-            box[:] = x[0], y[0], x[-1], y[-1]
-    return boxes
+def box_of(rows: NDArray[np.uint8]) -> tuple[int, int, int, int]:
+    """x0, y0, x1, y1 (inclusive) around a packed mask, (H, ceil(W / 8)); zeros for one without a pixel."""
+    y = np.flatnonzero(rows.any(axis=1))
+    if not len(y):
+        return 0, 0, 0, 0
+    x = np.flatnonzero(np.unpackbits(np.bitwise_or.reduce(rows[y[0] : y[-1] + 1], axis=0)))
+    return int(x[0]), int(y[0]), int(x[-1]), int(y[-1])
 
 
 def without_small_regions(found: Candidates, size: tuple[int, int], min_area: int, nms_thresh: float) -> Candidates:
@@ -310,15 +306,14 @@ def without_small_regions(found: Candidates, size: tuple[int, int], min_area: in
     for packed in found.masks:
         mask, filled = amg.remove_small_regions(packed.full(*size), min_area, mode="holes")
         mask, cleared = amg.remove_small_regions(mask, min_area, mode="islands")
-        masks.append(pack(torch.as_tensor(mask)[None])[0] if filled or cleared else None)
+        masks.append(np.packbits(mask, axis=1) if filled or cleared else None)
         unchanged.append(float(not filled and not cleared))
     boxes = found.boxes.cpu().clone()
     packed_masks = list(found.masks)
     for number, bits in enumerate(masks):
         if bits is not None:
-            box = boxes_of(bits[None])[0]
-            boxes[number] = torch.as_tensor(box)
-            packed_masks[number] = PackedMask.of(bits, box)
+            packed_masks[number] = PackedMask.of(bits)
+            boxes[number] = torch.tensor(packed_masks[number].box)
     kept = _nms(boxes, torch.tensor(unchanged), nms_thresh)
     return Candidates(found.iou.cpu(), found.stability.cpu(), found.points, boxes, found.crops, packed_masks)[kept]
 
