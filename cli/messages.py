@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from samdeblur.models import CheckpointError, DeviceError
 from samdeblur.pipeline import SettingsError, SourceError
-from samdeblur.storage import StoreDamaged, StoreError
+from samdeblur.storage import ImageNotReady, StoreDamaged, StoreError
 from samdeblur.storage.lease import StoreBusy
 from samdeblur.train.config import ConfigError
 from samdeblur.train.evaluate import ResultsError
@@ -24,7 +24,16 @@ from samdeblur.train.loop import Diverged
 
 FAILED, WRONG_USAGE, QUARANTINED, INTERRUPTED = 1, 2, 3, 130
 
-REFUSALS = (SettingsError, SourceError, StoreError, CheckpointError, ConfigError, DeviceError, ResultsError)
+REFUSALS = (
+    SettingsError,
+    SourceError,
+    StoreError,
+    ImageNotReady,
+    CheckpointError,
+    ConfigError,
+    DeviceError,
+    ResultsError,
+)
 FAILURES = (StoreDamaged, StoreBusy, Diverged)
 
 

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 
-from samdeblur.cli.messages import FAILED, progress_bar
+from samdeblur.cli.messages import FAILED, QUARANTINED, progress_bar
 from samdeblur.pipeline import open_source, status
-from samdeblur.pipeline.deep import source_problems
-from samdeblur.storage import MaskStore, StoreError, open_store
+from samdeblur.pipeline.dataset import add_pictures, source_problems
+from samdeblur.storage import MaskStore, StoreError, layout, open_store
 from samdeblur.storage.combine import append, merge, subset
 from samdeblur.storage.compare import store_differences
 from samdeblur.storage.exchange import EXPORTS, FORMATS, export_masks, import_masks
@@ -26,7 +27,29 @@ from samdeblur.storage.view import contact_keys, write_view
 DIFFERENT = 1
 BAR = 40  # characters of the longest bar of a histogram
 
-target_option = click.argument("target", type=click.Path(path_type=Path))
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace TARGET when it is there.")
+
+
+def store_target(command: Callable[..., Any]) -> Callable[..., Any]:
+    """A TARGET that becomes a store, which is a folder."""
+
+    def check(context: click.Context, parameter: click.Parameter, value: Path) -> Path:
+        if value.suffix in (".zip", ".h5", ".hdf5"):
+            raise click.UsageError(f"{value}: a store is a folder; write one, and export it as a file")
+        return value
+
+    return click.argument("target", type=click.Path(path_type=Path), callback=check)(command)
+
+
+file_target = click.argument("target", type=click.Path(path_type=Path))
+
+
+def check_file(target: Path, overwrite: bool) -> None:
+    """Raise UsageError for a file that must not be written."""
+    if target.is_dir():
+        raise click.UsageError(f"{target}: a folder; name a file")
+    if target.exists() and not overwrite:
+        raise click.UsageError(f"{target}: is there already; choose another name, or --overwrite it")
 
 
 @contextmanager
@@ -48,6 +71,8 @@ def image_bar(total: int | None, name: str) -> Iterator[Callable[[int], None]]:
 def verify(store: str, deep: str | None, layout: str, skip_unpaired: bool) -> int:
     """Check every file, table and checksum of STORE. Exit code 1 and one line per problem if anything is wrong."""
     problems = 0
+    if "://" not in store and not Path(store).exists():
+        raise FileNotFoundError(f"{store}: no such store")
     for problem in verify_store(store):
         problems += 1
         click.echo(problem)
@@ -68,12 +93,15 @@ def verify(store: str, deep: str | None, layout: str, skip_unpaired: bool) -> in
 
 @click.command()
 @click.argument("store")
-@target_option
+@file_target
+@overwrite_option
 @click.option("--format", "form", type=click.Choice(["zip", "hdf5", *EXPORTS]), help="By default TARGET's name says.")
 @click.option("--with-images", is_flag=True, help="zip, hdf5: let the pictures go along; masks alone by default.")
 @click.option("--licence", default="not stated", help="zip, hdf5: licence of the masks, for the note inside.")
 @click.option("--codec", type=click.Choice(["gzip", "zstd"]), help="hdf5: zstd needs hdf5plugin.  [default: gzip]")
-def export(store: str, target: Path, form: str | None, with_images: bool, licence: str, codec: Any) -> int:
+def export(
+    store: str, target: Path, overwrite: bool, form: str | None, with_images: bool, licence: str, codec: Any
+) -> int:
     """Write STORE as one file to share (zip, hdf5), or in a format of others.
 
     A zip (.zip) or HDF5 file (.h5, .hdf5) opens with open_store and trains without unpacking; its SHA-256 goes to
@@ -85,6 +113,8 @@ def export(store: str, target: Path, form: str | None, with_images: bool, licenc
         raise click.UsageError(f"{target}: name it .zip, .h5 or .hdf5, or give --format")
     if codec and form != "hdf5":
         raise click.UsageError("--codec is for HDF5")
+    if form != "sa-1b":
+        check_file(target, overwrite)
     if form in EXPORTS:
         if with_images or licence != "not stated":
             raise click.UsageError(f"--with-images and --licence are for zip and hdf5, not for {form}")
@@ -104,7 +134,7 @@ def export(store: str, target: Path, form: str | None, with_images: bool, licenc
 
 @click.command("import")
 @click.argument("source", type=click.Path(path_type=Path))
-@target_option
+@store_target
 @click.option("--format", "form", type=click.Choice(FORMATS), help="By default that of what SOURCE holds.")
 @click.option("--split", required=True, help="Split the masks are of: train, test, ...")
 @click.option("--dataset", help="Name written into the store.  [default: SOURCE's]")
@@ -125,7 +155,7 @@ def import_command(
 
 @click.command("subset")
 @click.argument("store")
-@target_option
+@store_target
 @click.option("--keys", "patterns", multiple=True, metavar="GLOB", help="Names to take, as 'GOPR0384*'; repeatable.")
 @click.option("--keys-from", type=click.File(), help="File with a name per line; - for standard input.")
 def subset_command(store: str, target: Path, patterns: tuple[str, ...], keys_from: Any) -> int:
@@ -134,7 +164,10 @@ def subset_command(store: str, target: Path, patterns: tuple[str, ...], keys_fro
         raise click.UsageError("say which images: --keys or --keys-from")
     opened = open_store(store)
     keys = [key for key in opened.keys if any(fnmatchcase(key, pattern) for pattern in patterns)]
-    keys += [line.strip() for line in keys_from or () if line.strip()]
+    for line in keys_from or ():
+        if line.strip() and line.strip() not in opened:
+            raise click.UsageError(f"{keys_from.name}: {opened.path} has no image {line.strip()!r}")
+        keys += [line.strip()] if line.strip() else []
     if not keys:
         raise StoreError(f"{opened.path}: no name matches {' '.join(patterns)} (first: {opened.keys[0]})")
     with image_bar(len(keys), "subset") as progress:
@@ -143,13 +176,15 @@ def subset_command(store: str, target: Path, patterns: tuple[str, ...], keys_fro
 
 @click.command("merge")
 @click.argument("stores", nargs=-1, required=True)
-@target_option
+@store_target
 def merge_command(stores: tuple[str, ...], target: Path) -> int:
     """Write several partial STORES of one dataset and recipe into one store TARGET.
 
     Of an image in several stores the one that is done is taken; two that are done must be equal.
     """
     opened = [open_store(store) for store in stores]
+    if len(opened) < 2:
+        raise click.UsageError("name two stores or more, then the one to write")
     with image_bar(sum(map(len, opened)), "merge") as progress:
         return _say_made(merge(opened, target, progress))
 
@@ -157,7 +192,7 @@ def merge_command(stores: tuple[str, ...], target: Path) -> int:
 @click.command("append")
 @click.argument("store")
 @click.argument("more")
-@target_option
+@store_target
 def append_command(store: str, more: str, target: Path) -> int:
     """Write the images of STORE, then the new ones of the store MORE, into a store TARGET.
 
@@ -215,13 +250,17 @@ def info_command(store: str, as_json: bool) -> int:
 
 @click.command("view")
 @click.argument("store")
-@target_option
+@file_target
+@overwrite_option
 @click.option("--keys", metavar="GLOB", help="Images to show, by name.")
 @click.option("--count", type=click.IntRange(1), default=48, show_default=True, help="Images to show, spread evenly.")
 @click.option("--images", type=click.Path(path_type=Path), help="Folder of the pictures, for a store without.")
 @click.option("--width", type=click.IntRange(32, 4096), default=480, show_default=True, help="Pixels of a card.")
-def view_command(store: str, target: Path, keys: str | None, count: int, images: Path | None, width: int) -> int:
+def view_command(
+    store: str, target: Path, overwrite: bool, keys: str | None, count: int, images: Path | None, width: int
+) -> int:
     """Write a contact sheet of STORE, TARGET.html: one file that works offline; hover over a mask to see its record."""
+    check_file(target, overwrite)
     opened = open_store(store)
     shown = contact_keys(opened, keys, count)
     with image_bar(len(shown), "view") as progress:
@@ -230,7 +269,26 @@ def view_command(store: str, target: Path, keys: str | None, count: int, images:
     return 0
 
 
+@click.command("add-pictures")
+@click.argument("store")
+@click.argument("source")
+@store_target
+@click.option("--layout", default="auto", show_default=True, help="Of SOURCE; as in run.")
+@click.option("--skip-unpaired", is_flag=True, help="As in run, for SOURCE.")
+def add_pictures_command(store: str, source: str, target: Path, layout: str, skip_unpaired: bool) -> int:
+    """Write the masks of STORE, a share without pictures, with those of your copy of the dataset, SOURCE, into TARGET.
+
+    TARGET is then as good to train on as if you had made the masks. Pictures are compared by their digests; an image
+    whose picture is missing or another one is quarantined.
+    """
+    opened = open_store(store)
+    pairs = open_source(source, opened.header.split, layout, skip_unpaired=skip_unpaired)
+    with image_bar(len(opened), "add-pictures") as progress:
+        return _say_made(add_pictures(opened, pairs, target, progress))
+
+
 COMMANDS = (
+    add_pictures_command,
     verify,
     export,
     import_command,
@@ -249,5 +307,8 @@ def _say_lost(lost: list[str]) -> None:
 
 
 def _say_made(store: MaskStore) -> int:
-    click.echo(f"{store.path}: {len(store.ready_keys)} of {len(store)} images done")
-    return 0
+    quarantined = [store.keys[i] for i in np.flatnonzero(store.states == layout.QUARANTINED)]
+    click.echo(f"{store.path}: {len(store.ready_keys)} of {len(store)} images done, {len(quarantined)} quarantined")
+    for key in quarantined:
+        click.echo(f"  quarantined {key}: {store.error(key)}")
+    return QUARANTINED if quarantined else 0

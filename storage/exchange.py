@@ -136,12 +136,14 @@ def import_masks(
 
 def detect_format(source: Path) -> str:
     """The format of a file or a folder, by the names in it. Raises ExchangeError when they do not tell."""
+    if (source / "zarr.json").exists():
+        raise ExchangeError(f"{source}: a store already; use it as it is")
     if source.is_dir():
         found = sorted({path.suffix.lower() for path in source.rglob("*")} & set(FOLDERS))
         if len(found) == 1:
             return FOLDERS[found[0]]
-        held = " and ".join(found) or f"none of {', '.join(FOLDERS)}"
-        raise ExchangeError(f"{source}: files of {held} in it do not tell its format; name one of {', '.join(FORMATS)}")
+        held = f"files of {' and '.join(found)} in it" if found else f"none of {', '.join(FOLDERS)} in it; its files"
+        raise ExchangeError(f"{source}: {held} do not tell its format; name one of {', '.join(FORMATS)}")
     with open(source, "rb") as file:
         start = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
     if start not in (b"[", b"{"):
@@ -195,6 +197,8 @@ def _check(listing: Listing) -> None:
             raise ExchangeError(f"{count} images are named {key!r}; names must differ")
         if not key or "\0" in key or not _is_text(key) or len(key.encode()) > MAX_KEY_BYTES:
             raise ExchangeError(f"{key[:80]!r} cannot be the name of an image")
+        if key.startswith("/") or "\\" in key or ".." in key.split("/"):
+            raise ExchangeError(f"{key[:80]!r} is a name that leads out of its folder")
     if len(listing.problems) == len(keys):
         raise ExchangeError(f"no image of {len(keys)} can be used, as {keys[0]}: {listing.problems[0]}")
     height, width = new_extent(np.array(listing.shapes, np.int32))

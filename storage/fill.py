@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from samdeblur.storage.commits import Committer, ImageContent, ImageOutcome, StagedBlock, check_caps, stage_block
+from samdeblur.storage.commits import (
+    Committer,
+    ImageContent,
+    ImageOutcome,
+    StagedBlock,
+    check_caps,
+    run_folder,
+    stage_block,
+)
+from samdeblur.storage.files import write_durably
 from samdeblur.storage.layout import DONE, Header, StoreError, create_store, pack_keys, round_up, seal
 from samdeblur.storage.store import MaskStore, open_store
 
@@ -61,14 +71,21 @@ def fill_store(
         progress: called with the images of each group of blocks once it is on the disk.
 
     Raises:
-        StoreError: another store lies there.
+        StoreError: something else lies there, a finished store too.
         StoreBusy: another job writes to it.
     """
+    marker = run_folder(path) / "filling"  # says that what is there is this function's own, unfinished
     if path.exists():
-        there = open_store(path).header
+        if not marker.exists():
+            raise StoreError(f"{path}: something is there already; choose another name")
+        try:
+            there = open_store(path).header
+        except StoreError as error:
+            raise StoreError(f"{path}: cannot be gone on with ({error})") from error
         if there != header or there.seal != seal(header.attributes(), pack_keys(keys, header.key_bytes), shapes):
             raise StoreError(f"{path}: another store is there already; choose another name")
     else:
+        write_durably(marker, b"")
         create_store(path, header, keys, shapes)
     committer = Committer(path)
     try:
@@ -85,6 +102,9 @@ def fill_store(
         _commit(committer, group, progress)
     finally:
         committer.close()
+    marker.unlink()
+    with suppress(OSError):  # what is in it is another's
+        marker.parent.rmdir()
     return open_store(path)
 
 

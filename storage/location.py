@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 import tensorstore as ts
 
@@ -48,7 +48,9 @@ class Location:
 
     def __post_init__(self) -> None:
         if self.remote and self._url.scheme not in ("http", "https", "s3"):
-            raise ValueError(f"{self.text}: not a path, nor an http://, https:// or s3:// address")
+            raise ValueError("not a path, nor an http://, https:// or s3:// address")
+        if self.remote and self._url.fragment:
+            raise ValueError("an address with #; write %23 for it")
 
     def __str__(self) -> str:
         return self.text
@@ -70,7 +72,10 @@ class Location:
 
     @property
     def name(self) -> str:
-        return (self._url.path if self.remote else str(self.path.absolute())).rstrip("/").rpartition("/")[2]
+        if not self.remote:
+            return self.path.absolute().name
+        name = self._url.path.rstrip("/").rpartition("/")[2]
+        return unquote(name) if self._url.scheme != "s3" else name
 
     @property
     def parent(self) -> Location:
@@ -150,5 +155,6 @@ def answering(folder: Location, name: str) -> Iterator[None]:
                 "does, or download it"
             ) from error
         if str(error).startswith(NO_ANSWER):
-            raise Unreachable(f"{folder / name}: {str(error).split(' [http_response', 1)[0]}") from error
+            reason = str(error).split(" [http_response", 1)[0].split(": ", 1)[1]
+            raise Unreachable(f"{folder / name}: no answer ({reason})") from error
         raise

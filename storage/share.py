@@ -72,8 +72,7 @@ def export_hdf5(
     Otherwise as `export_zip`.
 
     Raises:
-        StoreError: as `export_zip`.
-        ImportError: zstd without hdf5plugin.
+        StoreError: as `export_zip`, or zstd without hdf5plugin.
     """
     source, header = _source(store, images)
     filters = _filters(codec)
@@ -107,7 +106,7 @@ def _filters(codec: Codec) -> dict[str, Any]:
     try:
         import hdf5plugin
     except ImportError as error:
-        raise ImportError("zstd needs hdf5plugin: pip install hdf5plugin") from error
+        raise StoreError("HDF5 with zstd needs hdf5plugin: pip install hdf5plugin") from error
     return dict(hdf5plugin.Zstd(clevel=9))
 
 

@@ -162,7 +162,7 @@ class MaskStore:
     def require_images(self) -> None:
         """Raise StoreError when the store holds masks alone."""
         if not self.header.images:
-            raise StoreError(f"{self.path}: holds masks without images; prepare it with --images")
+            raise StoreError(f"{self.path}: holds masks without images; add them with samdeblur-prep add-pictures")
 
     def _ready(self, key: str) -> int:
         position = self.position(key)
@@ -221,7 +221,7 @@ class MaskStore:
             if trailer != expected:
                 problem = "this shard is missing" if trailer is None else "this shard is damaged or another's"
                 raise StoreDamaged(
-                    f"{self.path / name / spec.part_path(block)}: {problem}; restore it or prepare the store again"
+                    f"{self.path / name / spec.part_path(block)}: {problem}; restore it, or prepare a new store"
                 )
         self._present.add((name, block))
 

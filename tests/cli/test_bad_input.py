@@ -112,7 +112,8 @@ def test_wrong_usage_is_one_line_and_exit_code_2(samdeblur, monkeypatch, tmp_pat
 
 
 def test_a_missing_store_is_an_error_of_verify(samdeblur, tmp_path):
-    assert samdeblur("prep", "verify", tmp_path / "nowhere").code == 1
+    missing = samdeblur("prep", "verify", tmp_path / "nowhere")
+    assert (missing.code, "no such store" in missing.error) == (2, True)
 
 
 def test_a_target_that_cannot_be_written_fails(prep_run, pairs, tmp_path):

@@ -45,6 +45,53 @@ def test_parts_make_the_whole_again(samdeblur, store, tmp_path):
     assert (refused.code, "already" in refused.error) == (2, True)
     refused = samdeblur("prep", "subset", store, tmp_path / "no.zarr")
     assert (refused.code, "--keys" in refused.err) == (2, True)
+    (tmp_path / "names.txt").write_text("gone\n")
+    refused = samdeblur("prep", "subset", store, tmp_path / "no.zarr", "--keys-from", tmp_path / "names.txt")
+    assert (refused.code, "names.txt" in refused.err, "'gone'" in refused.err) == (2, True, True)
+
+
+def test_what_is_there_is_not_written_over(samdeblur, store, tmp_path):
+    notes, before = tmp_path / "notes.txt", {file: file.stat().st_mtime_ns for file in store.rglob("*")}
+    notes.write_text("mine")
+    part = tmp_path / "part.zarr"
+    assert samdeblur("prep", "subset", store, part, "--keys", "00[01]").code == 0
+    for command, words in [
+        (("view", store, notes), "--overwrite"),
+        (("view", store, tmp_path), "a folder"),
+        (("export", store, notes, "--format", "coco-results"), "--overwrite"),
+        (("export", store, store, "--format", "zip"), "a folder"),
+        (("merge", part, store), "two stores"),
+        (("merge", part, part, store), "is there already"),
+        (("subset", store, store, "--keys", "*"), "is there already"),
+        (("append", part, part, store), "already"),
+        (("subset", store, tmp_path / "x.zip", "--keys", "*"), "a store is a folder"),
+    ]:
+        refused = samdeblur("prep", *command)
+        assert (refused.code, words in refused.error) == (2, True), refused.err
+    assert notes.read_text() == "mine"
+    assert before == {file: file.stat().st_mtime_ns for file in store.rglob("*")}
+    assert not list(tmp_path.glob("*.partial"))
+    assert samdeblur("prep", "export", store, tmp_path / "x.zip").code == 0
+    assert samdeblur("prep", "export", store, tmp_path / "x.zip", "--overwrite").code == 0
+
+
+def test_masks_of_a_share_get_the_pictures_of_the_dataset(samdeblur, pairs, store, tiny, tmp_path):
+    share, whole = tmp_path / "masks.zarr.zip", tmp_path / "whole.zarr"
+    assert samdeblur("prep", "export", store, share).code == 0
+    refused = samdeblur("train", share, *tiny, "--out", tmp_path / "run")
+    assert (refused.code, "add-pictures" in refused.error) == (2, True)
+    assert samdeblur("prep", "add-pictures", share, pairs, whole).code == 0
+    assert samdeblur("prep", "diff", store, whole).code == 0
+    assert samdeblur("train", whole, *tiny, "--method", "map", "--out", tmp_path / "run").code == 0
+    picture = cv2.imread(str(pairs / "blur" / "002.png"))
+    cv2.imwrite(str(pairs / "blur" / "002.png"), picture ^ 1)
+    for folder in ("blur", "sharp"):
+        (pairs / folder / "004.png").unlink()
+    found = samdeblur("prep", "add-pictures", share, pairs, tmp_path / "less.zarr")
+    assert (found.code, "3 of 5 images done, 2 quarantined" in found.out) == (3, True)
+    assert "002: its masks are of another picture" in found.out
+    other = samdeblur("prep", "add-pictures", share, "sample", tmp_path / "no.zarr")
+    assert (other.code, "no image of" in other.error) == (2, True)
 
 
 def test_a_merged_store_is_finished_by_prep_run(samdeblur, prep_run, pairs, store, tmp_path):

@@ -135,7 +135,9 @@ def test_images_that_are_not_stored_are_refused_with_what_to_do(store_case, fini
     header = dataclasses.replace(store_case.header, images=False)
     case = dataclasses.replace(store_case, path=tmp_path / "masks.zarr", header=header)
     assert not (case.create() / "images").exists()
-    with pytest.raises(StoreError, match=r"masks\.zarr: holds masks without images; prepare it with --images"):
+    with pytest.raises(
+        StoreError, match=r"masks\.zarr: holds masks without images; add them with samdeblur-prep add-pictures"
+    ):
         open_store(case.path).image("sharp", "scene/small")
     with pytest.raises(StoreError, match=r"'depth'.* blurred, sharp"):
         open_store(finished_store.path).image("depth", "scene/small")
