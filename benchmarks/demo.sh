@@ -15,6 +15,7 @@ for split in train test test-ood; do # fewer points than the default, for time
     run samdeblur-prep run sample "$out/stores/$split.zarr" --split "$split" --points-per-side 16
 done
 run samdeblur-prep verify "$out/stores/train.zarr"
+run samdeblur-prep view "$out/stores/train.zarr" "$out/masks.html" --overwrite
 
 say "2/3 The four methods of Table 1"
 methods=(none cat map map-dropout)

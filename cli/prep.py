@@ -14,6 +14,7 @@ import numpy as np
 from samdeblur.cli.messages import QUARANTINED, progress_bar, run_command
 from samdeblur.cli.stores import COMMANDS
 from samdeblur.pipeline import PrepSettings, StoreOptions, Summary, Weights, open_source, prepare, status
+from samdeblur.pipeline.fast import Speed
 from samdeblur.pipeline.masks import SAM_SETTINGS
 from samdeblur.pipeline.segment import BUNDLED_SETTINGS
 from samdeblur.storage.info import stored_bytes
@@ -60,6 +61,10 @@ def _default(name: str, default: Any) -> str:
 @click.option("--sam", metavar="bundled|PATH", help="Segment Anything weights.  [default: bundled]")
 @click.option("--channel-order", type=click.Choice(["rgb", "bgr"]), default="rgb", show_default=True,
               help="SAM: order of the channels; the released SAM-Deblur masks came from bgr.")  # fmt: skip
+@click.option("--precision", type=click.Choice(["float32", "bf16", "fp16"]), default="float32", show_default=True,
+              help="SAM: of the network; less than float32 is faster on GPUs and changes masks a little.")  # fmt: skip
+@click.option("--compile", "compiled", is_flag=True, help="SAM: the image encoder through torch.compile; not exact.")
+@click.option("--sdpa", is_flag=True, help="SAM: PyTorch's fused attention; not exact.")
 @click.option("--images/--no-images", default=True, show_default=True, help="Store the pictures beside the masks.")
 @click.option("--block-size", type=click.IntRange(1, 4096), help="Images per block, the unit of work.  [default: 8]")
 @click.option("--workers", type=click.IntRange(1), help="Processes.  [default: one per GPU, else one per core]")
@@ -76,6 +81,9 @@ def run(
     segmenter: str,
     sam: str | None,
     channel_order: Any,
+    precision: Any,
+    compiled: bool,
+    sdpa: bool,
     images: bool,
     block_size: int | None,
     workers: int | None,
@@ -94,9 +102,9 @@ def run(
     if segmenter == "true-masks" and predeblur != "none":
         raise click.UsageError("--predeblur needs a segmenter; true masks are not found in the pictures")
     if segmenter != "sam":
-        given = [
-            f"--{name.replace('_', '-')}" for name, value in {"sam": sam, **sam_settings}.items() if value is not None
-        ]
+        options = {"sam": sam, **sam_settings, "compile": compiled or None, "sdpa": sdpa or None}
+        options["precision"] = precision if precision != "float32" else None
+        given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value is not None]
         if given:
             raise click.UsageError(f"{given[0]} needs --segmenter sam")
     settings = PrepSettings(
@@ -105,6 +113,7 @@ def run(
         true_masks=segmenter == "true-masks",
         channel_order=channel_order,
         sam_settings=chosen_sam_settings(sam_settings, (sam or "bundled") == "bundled"),
+        speed=Speed(precision, compiled, sdpa),
         device=device,
     )
     pairs = open_source(source, split, layout, dataset, skip_unpaired)

@@ -23,6 +23,7 @@ from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
 from torchvision.ops.boxes import batched_nms, box_area
 
+from samdeblur.pipeline.fast import Speed
 from samdeblur.storage import AtomMap
 from samdeblur.storage.atoms import Piece
 from samdeblur.storage.layout import RECORD_COLUMNS
@@ -36,6 +37,7 @@ SAM_SETTINGS: dict[str, Any] = {
     if name not in ("model", "output_mode")
 }
 
+EXACT = Speed()
 MAX_SIDE = 32767  # pixels; the reference counts those of a row in 16 bits
 MASKS_PER_POINT = 3
 BITS_OF = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axis=1)  # of a byte
@@ -144,7 +146,8 @@ class MaskGenerator:
     inside their boxes, at most 3 * points * H * W / 8 bytes whatever is found, and in practice a small part of it.
 
     Args:
-        sam: a segment_anything model, on the device it is to run on.
+        sam: a segment_anything model, on the device it is to run on; changed when `speed` asks for it.
+        speed: how the network computes; by default exactly as segment-anything does.
         settings: those of SamAutomaticMaskGenerator (`SAM_SETTINGS`), with its defaults.
 
     Raises:
@@ -152,13 +155,13 @@ class MaskGenerator:
         SettingsError: a setting out of its range.
     """
 
-    def __init__(self, sam: Sam, **settings: Any) -> None:
+    def __init__(self, sam: Sam, speed: Speed = EXACT, **settings: Any) -> None:
         unknown = settings.keys() - SAM_SETTINGS.keys()
         if unknown:
             raise TypeError(f"unknown settings {', '.join(sorted(unknown))}; known: {', '.join(SAM_SETTINGS)}")
         self.settings = SAM_SETTINGS | settings
         check_settings(self.settings)
-        self._sam = sam
+        self._sam, self._speed = speed.prepare(sam), speed
         self._resize = ResizeLongestSide(sam.image_encoder.img_size)
         if self.settings["point_grids"] is None:
             self._grids = amg.build_all_layer_point_grids(
@@ -215,7 +218,8 @@ class MaskGenerator:
             raise ValueError(f"{x1 - x0}x{y1 - y0} pixels are too narrow: nothing is left at the size of the model")
         resized = torch.as_tensor(self._resize.apply_image(piece), device=self._sam.device)
         batch = self._sam.preprocess(resized.permute(2, 0, 1).contiguous()[None])
-        embedding = self._sam.image_encoder(batch)
+        with self._speed.context(batch.device):
+            embedding = self._sam.image_encoder(batch).float()
         return Crop((x0, y0, x1, y1), image.shape[:2], input_size, embedding, self._sam.prompt_encoder.get_dense_pe())
 
     def _of_points(self, crop: Crop, points: NDArray[np.float64]) -> Candidates:
@@ -256,14 +260,15 @@ class MaskGenerator:
         at_model_size = torch.as_tensor(self._resize.apply_coords(points, crop.size), device=crop.embedding.device)
         labels = torch.ones(len(points), dtype=torch.int, device=crop.embedding.device)
         sparse, dense = self._sam.prompt_encoder((at_model_size[:, None], labels[:, None]), boxes=None, masks=None)
-        logits, iou = self._sam.mask_decoder(
-            image_embeddings=crop.embedding,
-            image_pe=crop.positions,
-            sparse_prompt_embeddings=sparse,
-            dense_prompt_embeddings=dense,
-            multimask_output=True,
-        )
-        return logits.flatten(0, 1), iou.flatten(0, 1)
+        with self._speed.context(crop.embedding.device):
+            logits, iou = self._sam.mask_decoder(
+                image_embeddings=crop.embedding,
+                image_pe=crop.positions,
+                sparse_prompt_embeddings=sparse,
+                dense_prompt_embeddings=dense,
+                multimask_output=True,
+            )
+        return logits.float().flatten(0, 1), iou.float().flatten(0, 1)
 
     def _stability(self, planes: Tensor) -> Tensor:
         """(n,) float32: pixels above the threshold raised by the offset, over those above it lowered by as much."""

@@ -11,7 +11,8 @@ import torch
 
 from samdeblur.models import CheckpointError, Deblurrer, load_network, load_sam, pick_device
 from samdeblur.models.checkpoints import BUNDLED_NETWORK, BUNDLED_SAM, resolve_checkpoint
-from samdeblur.pipeline.masks import SAM_SETTINGS
+from samdeblur.pipeline.fast import Speed
+from samdeblur.pipeline.masks import EXACT, SAM_SETTINGS
 from samdeblur.pipeline.segment import SamSegmenter, Segmenter, sam_recipe
 from samdeblur.pipeline.superpixels import SuperpixelSegmenter
 from samdeblur.storage.files import sha256_file
@@ -58,6 +59,7 @@ class PrepSettings:
         true_masks: take the masks the source knows to be true instead of segmenting.
         channel_order: order in which SAM is fed.
         sam_settings: settings of MaskGenerator that differ from its defaults.
+        speed: how SAM's network computes; anything but the default changes masks a little.
         device: "cpu", "cuda" (each worker takes one of the GPUs), or "auto".
     """
 
@@ -66,6 +68,7 @@ class PrepSettings:
     true_masks: bool = False
     channel_order: Literal["rgb", "bgr"] = "rgb"
     sam_settings: Mapping[str, Any] = field(default_factory=dict)
+    speed: Speed = EXACT
     device: str = "auto"
 
     def recipe(self) -> dict[str, Any]:
@@ -76,7 +79,7 @@ class PrepSettings:
         elif self.sam is not None:
             segmenter = sam_recipe(self.sam.sha256, self.channel_order, SAM_SETTINGS | dict(self.sam_settings))
         return {
-            "mode": "exact",
+            "mode": self.speed.recipe() if self.sam is not None else EXACT.recipe(),
             "predeblur": {"checkpoint": self.predeblur.sha256} if self.predeblur else None,
             "segmenter": dict(segmenter),
         }
@@ -107,5 +110,5 @@ def load_stages(settings: PrepSettings, device: torch.device) -> Stages:
     if settings.sam is None:
         return Stages(network, SuperpixelSegmenter())
     sam = load_sam(settings.sam.check()).to(device)
-    segmenter = SamSegmenter(sam, settings.sam.sha256, settings.channel_order, **settings.sam_settings)
+    segmenter = SamSegmenter(sam, settings.sam.sha256, settings.channel_order, settings.speed, **settings.sam_settings)
     return Stages(network, segmenter)

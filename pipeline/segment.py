@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from segment_anything.modeling import Sam
 
-from samdeblur.pipeline.masks import MaskGenerator, Records
+from samdeblur.pipeline.fast import Speed
+from samdeblur.pipeline.masks import EXACT, MaskGenerator, Records
 from samdeblur.storage import AtomMap
 
 
@@ -41,13 +42,19 @@ class SamSegmenter:
         sam: the model.
         checkpoint_sha256: hex digest of its weights, for the recipe.
         channel_order: "rgb" as the model was trained, or "bgr" as the released SAM-Deblur masks were made.
+        speed: how the network computes.
         settings: those of MaskGenerator.
     """
 
     def __init__(
-        self, sam: Sam, checkpoint_sha256: str, channel_order: Literal["rgb", "bgr"] = "rgb", **settings: Any
+        self,
+        sam: Sam,
+        checkpoint_sha256: str,
+        channel_order: Literal["rgb", "bgr"] = "rgb",
+        speed: Speed = EXACT,
+        **settings: Any,
     ) -> None:
-        self._generator = MaskGenerator(sam, **settings)
+        self._generator = MaskGenerator(sam, speed, **settings)
         self._checkpoint = checkpoint_sha256
         self._channel_order = channel_order
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import platform
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,8 +80,9 @@ def run_block(task: BlockTask) -> BlockReport:
         with clock("load"):
             stages = cached_stages(task.settings, device)
         contents, outcomes = [], []
-        for key, shape in zip(task.source.keys, task.shapes, strict=True):
-            content, outcome = _process(task, key, shape, stages, clock)
+        reads = read_ahead(task.source.read, task.source.keys)
+        for key, shape, read in zip(task.source.keys, task.shapes, reads, strict=True):
+            content, outcome = _process(task, key, shape, read, stages, clock)
             contents.append(content)
             outcomes.append(outcome)
         with clock("write"):
@@ -89,13 +91,28 @@ def run_block(task: BlockTask) -> BlockReport:
     return BlockReport(staged, dict(clock.seconds), environment(device))
 
 
+def read_ahead(read: Callable[[str], ImagePair], keys: Sequence[str]) -> Generator[Callable[[], ImagePair], None, None]:
+    """For each key a function that gives its pair, or raises what reading raised; the next is read meanwhile."""
+    with ThreadPoolExecutor(1, "read") as pool:
+        ahead = pool.submit(read, keys[0])
+        for following in keys[1:]:
+            now, ahead = ahead, pool.submit(read, following)
+            yield now.result
+        yield ahead.result
+
+
 def _process(
-    task: BlockTask, key: str, shape: tuple[int, int], stages: Stages, clock: Clock
+    task: BlockTask,
+    key: str,
+    shape: tuple[int, int],
+    read: Callable[[], ImagePair],
+    stages: Stages,
+    clock: Clock,
 ) -> tuple[ImageContent | None, ImageOutcome]:
     pair: ImagePair | None = None
     try:
         with clock("read"):
-            pair = task.source.read(key)
+            pair = read()
             if pair.blurred.shape[:2] != shape:
                 planned = f"{shape[1]}x{shape[0]}" if any(shape) else "unreadable"
                 now = f"{pair.blurred.shape[1]}x{pair.blurred.shape[0]}"

@@ -72,14 +72,28 @@ def _image_differences(first: MaskStore, second: MaskStore, key: str, images: bo
 
 def same_masks(first: AtomMap, second: AtomMap) -> NDArray[np.int64]:
     """(N, 2) numbers of masks, one of each map of the same (H, W), that have the same pixels; empty masks left out."""
+    shared = _intersections(first, second)
+    areas = first.mask_areas()[shared.row], second.mask_areas()[shared.col]
+    equal = (shared.data == areas[0]) & (shared.data == areas[1])
+    return np.stack([shared.row[equal], shared.col[equal]], axis=1).astype(np.int64)
+
+
+def best_iou(first: AtomMap, second: AtomMap) -> NDArray[np.float64]:
+    """(M,) of each mask of the first map, the largest intersection over union with a mask of the second."""
+    shared = _intersections(first, second)
+    unions = first.mask_areas()[shared.row] + second.mask_areas()[shared.col] - shared.data
+    best = np.zeros(first.n_masks)
+    np.maximum.at(best, shared.row, shared.data / unions)
+    return best
+
+
+def _intersections(first: AtomMap, second: AtomMap) -> coo_array:
+    """(M, N) pixels that masks of two maps of the same (H, W) share."""
     joint = first.atoms.astype(np.int64) * (second.n_atoms + 1) + second.atoms
     overlaps, pixels = np.unique(joint, return_counts=True)
     rows, columns = np.divmod(overlaps, second.n_atoms + 1)
     shared = coo_array((pixels, (rows, columns)), (first.n_atoms + 1, second.n_atoms + 1)).tocsr()
-    intersections = (_table(first).T @ shared @ _table(second)).tocoo()
-    areas = first.mask_areas()[intersections.row], second.mask_areas()[intersections.col]
-    equal = (intersections.data == areas[0]) & (intersections.data == areas[1])
-    return np.stack([intersections.row[equal], intersections.col[equal]], axis=1).astype(np.int64)
+    return (_table(first).T @ shared @ _table(second)).tocoo()
 
 
 def _table(atoms: AtomMap) -> csr_array:

@@ -9,7 +9,7 @@ import pytest
 from samdeblur.storage import AtomMap, StoreError, UnknownImage, open_store
 from samdeblur.storage.combine import append, merge, subset
 from samdeblur.storage.commits import Committer
-from samdeblur.storage.compare import same_masks, store_differences
+from samdeblur.storage.compare import best_iou, same_masks, store_differences
 from samdeblur.storage.info import describe
 from samdeblur.storage.verify import verify_store
 
@@ -155,3 +155,11 @@ def test_a_store_is_described(finished_store):
     files = [file.stat().st_size for file in finished_store.path.rglob("*") if file.is_file()]
     assert found["bytes"]["all"] == pytest.approx(sum(files), abs=400)  # zarr.json of the group images
     assert found["sizes"]["280x300"] == 1
+
+
+def test_the_best_overlap_is_that_of_a_dense_comparison(random_masks):
+    rng = np.random.default_rng(4)
+    first, second = random_masks(rng, 8, 30, 40), random_masks(rng, 6, 30, 40)
+    ious = [[(a & b).sum() / max(1, (a | b).sum()) for b in second] for a in first]
+    found = best_iou(AtomMap.from_masks(first), AtomMap.from_masks(second))
+    assert np.allclose(found, np.max(ious, axis=1))
