@@ -13,6 +13,7 @@ import numpy as np
 
 from samdeblur.cli.messages import QUARANTINED, progress_bar, run_command
 from samdeblur.cli.stores import COMMANDS
+from samdeblur.cli.weights import weights
 from samdeblur.pipeline import PrepSettings, StoreOptions, Summary, Weights, open_source, prepare, status
 from samdeblur.pipeline.fast import Speed
 from samdeblur.pipeline.masks import SAM_SETTINGS
@@ -53,12 +54,13 @@ def _default(name: str, default: Any) -> str:
 @click.option("--layout", default="auto", show_default=True, help="auto, pairs, gopro, sample or worlds.")
 @click.option("--dataset", help="Name written into the store; by default the layout's or the folder's.")
 @click.option("--skip-unpaired", is_flag=True, help="Leave out images without a counterpart.")
-@click.option("--predeblur", default="auto", show_default=True, metavar="auto|none|bundled|PATH",
-              help="NAFNet that deblurs before segmenting: a checkpoint or a run folder. auto does as the paper: "
-                   "bundled for splits whose name starts with train, none for others.")  # fmt: skip
+@click.option("--predeblur", default="auto", show_default=True, metavar="auto|none|bundled|NAME|PATH",
+              help="NAFNet that deblurs before segmenting: a checkpoint, a run folder, or fetched weights. auto "
+                   "does as the paper: bundled for splits whose name starts with train, none for others.")  # fmt: skip
 @click.option("--segmenter", type=click.Choice(["sam", "superpixels", "true-masks"]), default="sam", show_default=True,
               help="superpixels need no weights; true-masks takes those that worlds know.")  # fmt: skip
-@click.option("--sam", metavar="bundled|PATH", help="Segment Anything weights.  [default: bundled]")
+@click.option("--sam", metavar="bundled|NAME|PATH", help="Segment Anything weights: a file, or fetched ones by name, "
+              "such as sam_vit_h.  [default: bundled]")  # fmt: skip
 @click.option("--channel-order", type=click.Choice(["rgb", "bgr"]), default="rgb", show_default=True,
               help="SAM: order of the channels; the released SAM-Deblur masks came from bgr.")  # fmt: skip
 @click.option("--precision", type=click.Choice(["float32", "bf16", "fp16"]), default="float32", show_default=True,
@@ -191,7 +193,7 @@ def report_status(path: str | Path) -> int:
     return QUARANTINED if found.quarantined else 0
 
 
-for command in COMMANDS:
+for command in (*COMMANDS, weights):
     cli.add_command(command)
 
 

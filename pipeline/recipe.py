@@ -11,6 +11,7 @@ import torch
 
 from samdeblur.models import CheckpointError, Deblurrer, load_network, load_sam, pick_device
 from samdeblur.models.checkpoints import BUNDLED_NETWORK, BUNDLED_SAM, resolve_checkpoint
+from samdeblur.models.weights import known_path
 from samdeblur.pipeline.fast import Speed
 from samdeblur.pipeline.masks import EXACT, SAM_SETTINGS
 from samdeblur.pipeline.segment import SamSegmenter, Segmenter, sam_recipe
@@ -27,13 +28,19 @@ class Weights:
 
     @classmethod
     def of_network(cls, path: str) -> Weights:
-        """Of a deblurring network: a file, a run folder, or "bundled". Raises FileNotFoundError."""
-        return cls._of(resolve_checkpoint(Path(path), BUNDLED_NETWORK))
+        """Of a deblurring network: a file, a run folder, "bundled", or the name of fetched weights.
+
+        Raises FileNotFoundError, WeightsMissing.
+        """
+        return cls._of(resolve_checkpoint(Path(known_path(path) or path), BUNDLED_NETWORK))
 
     @classmethod
     def of_sam(cls, path: str) -> Weights:
-        """Of a Segment Anything model: a file, or "bundled". Raises FileNotFoundError."""
-        return cls._of(resolve_checkpoint(Path(path), BUNDLED_SAM))
+        """Of a Segment Anything model: a file, "bundled", or the name of fetched weights.
+
+        Raises FileNotFoundError, WeightsMissing.
+        """
+        return cls._of(resolve_checkpoint(Path(known_path(path) or path), BUNDLED_SAM))
 
     @classmethod
     def _of(cls, file: Path) -> Weights:

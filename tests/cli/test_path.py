@@ -137,3 +137,16 @@ def test_the_bundled_models_are_the_defaults(samdeblur, pairs, tmp_path, split):
 def test_the_bundled_network_is_evaluated_by_name(samdeblur, store, tmp_path):
     assert samdeblur("eval", "run", "bundled", store, "--out", tmp_path / "results").code == 0
     assert json.loads((tmp_path / "results" / "results.json").read_text())["weights"].endswith("nafnet.safetensors")
+
+
+def test_faster_arithmetic_is_a_recipe_of_its_own(samdeblur, pairs, tmp_path):
+    command = ("prep", "run", pairs, tmp_path / "s.zarr", "--split", "test", "--workers", 1, "--points-per-side", 2)
+    assert samdeblur(*command, "--precision", "bf16", "--sdpa").code == 0
+    mode = open_store(tmp_path / "s.zarr").header.recipe["mode"]
+    assert mode == {"name": "tolerance", "precision": "bf16", "compile": False, "sdpa": True}
+    refused = samdeblur(*command)
+    assert (refused.code, "mode tolerance -> exact" in refused.error) == (2, True)
+    refused = samdeblur(
+        "prep", "run", pairs, tmp_path / "t.zarr", "--split", "test", "--segmenter", "superpixels", "--sdpa"
+    )
+    assert (refused.code, "--sdpa needs --segmenter sam" in refused.err) == (2, True)
