@@ -64,7 +64,7 @@ def _default(name: str, default: Any) -> str:
 @click.option("--channel-order", type=click.Choice(["rgb", "bgr"]), default="rgb", show_default=True,
               help="SAM: order of the channels; the released SAM-Deblur masks came from bgr.")  # fmt: skip
 @click.option("--precision", type=click.Choice(["float32", "bf16", "fp16"]), default="float32", show_default=True,
-              help="SAM: of the network; less than float32 is faster on GPUs and changes masks a little.")  # fmt: skip
+              help="SAM: of the network; less than float32 changes masks a little.")  # fmt: skip
 @click.option("--compile", "compiled", is_flag=True, help="SAM: the image encoder through torch.compile; not exact.")
 @click.option("--sdpa", is_flag=True, help="SAM: PyTorch's fused attention; not exact.")
 @click.option("--images/--no-images", default=True, show_default=True, help="Store the pictures beside the masks.")

@@ -6,6 +6,7 @@ A reader knows arrays by their names ("atoms", "index/key") and specifications, 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -25,6 +26,8 @@ from samdeblur.storage.zips import Zip
 CACHE_BYTES = 64 << 20  # decoded chunks kept by a reader of a folder
 CACHED_INDICES = 256  # shard indices, and CACHED_ROWS chunks of the index, kept by a reader of a zip
 CACHED_ROWS = 16
+
+MARGIN = 1024  # bytes by which a compressed chunk may be larger than the chunk
 
 Where = Any  # ..., or a position, or a position and slices with start and stop
 
@@ -270,7 +273,14 @@ class Hdf5Reader:
 
     def read(self, name: str, spec: ArraySpec, where: Where) -> NDArray[Any]:
         try:
-            return np.asarray(self._file[name][where])
+            array = self._file[name]
+            start, stop = _box(where, spec.shape)
+            axes = [range(a - a % size, b, size) for a, b, size in zip(start, stop, array.chunks, strict=True)]
+            largest = np.prod(array.chunks) * array.dtype.itemsize + MARGIN
+            for place in itertools.product(*axes):  # what is stored bounds what a filter can make of it
+                if array.id.get_chunk_info_by_coord(place).size > largest:
+                    raise ValueError(f"a chunk of {name} is larger than a chunk of this array can be")
+            return np.asarray(array[where])
         except (OSError, KeyError, RuntimeError) as error:
             raise ValueError(str(error)) from error
 

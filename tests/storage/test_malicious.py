@@ -8,6 +8,7 @@ import resource
 import shutil
 import traceback
 import zipfile
+import zlib
 from concurrent.futures import ProcessPoolExecutor
 
 import google_crc32c
@@ -306,7 +307,15 @@ def wide_chunks(file):
     file.create_dataset("atoms", (9, 512, 512), "u2", chunks=(9, 512, 512))
 
 
+def gzip_bomb(file):
+    """A chunk of a gigabyte of zeros, in a megabyte."""
+    packer = zlib.compressobj(9)
+    content = b"".join([packer.compress(bytes(1 << 24)) for _ in range(64)] + [packer.flush()])
+    file["atoms"].id.write_direct_chunk((0, 0, 0), content)
+
+
 HDF5 = (
+    gzip_bomb,
     soft_circle,
     hard_circle,
     other_file,
