@@ -67,6 +67,8 @@ def _default(name: str, default: Any) -> str:
               help="SAM: of the network; less than float32 changes masks a little.")  # fmt: skip
 @click.option("--compile", "compiled", is_flag=True, help="SAM: the image encoder through torch.compile; not exact.")
 @click.option("--sdpa", is_flag=True, help="SAM: PyTorch's fused attention; not exact.")
+@click.option("--encoder-batch", type=click.IntRange(1), default=1, show_default=True,
+              help="SAM: images per call of the image encoder; more than one is not exact.")  # fmt: skip
 @click.option("--images/--no-images", default=True, show_default=True, help="Store the pictures beside the masks.")
 @click.option("--block-size", type=click.IntRange(1, 4096), help="Images per block, the unit of work.  [default: 8]")
 @click.option("--workers", type=click.IntRange(1), help="Processes.  [default: one per GPU, else one per core]")
@@ -86,6 +88,7 @@ def run(
     precision: Any,
     compiled: bool,
     sdpa: bool,
+    encoder_batch: int,
     images: bool,
     block_size: int | None,
     workers: int | None,
@@ -106,6 +109,7 @@ def run(
     if segmenter != "sam":
         options = {"sam": sam, **sam_settings, "compile": compiled or None, "sdpa": sdpa or None}
         options["precision"] = precision if precision != "float32" else None
+        options["encoder_batch"] = encoder_batch if encoder_batch > 1 else None
         given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value is not None]
         if given:
             raise click.UsageError(f"{given[0]} needs --segmenter sam")
@@ -115,7 +119,7 @@ def run(
         true_masks=segmenter == "true-masks",
         channel_order=channel_order,
         sam_settings=chosen_sam_settings(sam_settings, (sam or "bundled") == "bundled"),
-        speed=Speed(precision, compiled, sdpa),
+        speed=Speed(precision, compiled, sdpa, encoder_batch),
         device=device,
     )
     pairs = open_source(source, split, layout, dataset, skip_unpaired)

@@ -28,11 +28,13 @@ class Speed:
         precision: "float32", or what autocast uses for matrix products and convolutions.
         compile: the image encoder through torch.compile.
         sdpa: attention by scaled_dot_product_attention instead of segment-anything's two products and softmax.
+        batch: images that go through the image encoder together.
     """
 
     precision: Precision = "float32"
     compile: bool = False
     sdpa: bool = False
+    batch: int = 1
 
     @property
     def exact(self) -> bool:

@@ -173,8 +173,20 @@ class MaskGenerator:
             self._grids = [np.asarray(grid, np.float64) for grid in self.settings["point_grids"]]
 
     @torch.inference_mode()
-    def generate(self, image: NDArray[np.uint8]) -> tuple[AtomMap, Records]:
+    def embed(self, images: Sequence[NDArray[np.uint8]]) -> list[Crop]:
+        """Whole (H, W, 3) uint8 RGB images through the image encoder in one call, for `generate`; not exact.
+
+        Raises:
+            ValueError: as `generate`.
+        """
+        return self._embed([(image, (0, 0, image.shape[1], image.shape[0])) for image in images])
+
+    @torch.inference_mode()
+    def generate(self, image: NDArray[np.uint8], whole: Crop | None = None) -> tuple[AtomMap, Records]:
         """Masks and records of an (H, W, 3) uint8 RGB image, in the order of SamAutomaticMaskGenerator.
+
+        Args:
+            whole: what `embed` gave of this image, if that was called.
 
         Boxes are x, y, width, height in pixels as it gives them: last minus first pixel, one less than the store's.
         An image in which nothing is found gives zero masks.
@@ -184,43 +196,54 @@ class MaskGenerator:
                 size of the model.
         """
         size = image.shape[0], image.shape[1]
-        if max(size) > MAX_SIDE:
-            raise ValueError(f"{size[1]}x{size[0]} pixels; masks are generated for sides of at most {MAX_SIDE}")
-        found = self._candidates(image)
+        found = self._candidates(image, whole)
         if self.settings["min_mask_region_area"] > 0 and found.masks:
             nms = max(self.settings["box_nms_thresh"], self.settings["crop_nms_thresh"])
             found = without_small_regions(found, size, self.settings["min_mask_region_area"], nms)
         atoms = AtomMap.from_pieces(len(found.masks), lambda number: found.masks[number].piece(), size)
         return atoms, _records(found)
 
-    def _candidates(self, image: NDArray[np.uint8]) -> Candidates:
+    def _candidates(self, image: NDArray[np.uint8], whole: Crop | None) -> Candidates:
         boxes, layers = amg.generate_crop_boxes(
             image.shape[:2], self.settings["crop_n_layers"], self.settings["crop_overlap_ratio"]
         )
-        found = Candidates.join([self._of_crop(image, box, layer) for box, layer in zip(boxes, layers, strict=True)])
+        parts = []
+        for box, layer in zip(boxes, layers, strict=True):
+            crop = whole if whole is not None and layer == 0 else self._embed([(image, box)])[0]
+            parts.append(self._of_crop(crop, layer))
+        found = Candidates.join(parts)
         if len(boxes) > 1:  # masks of smaller crops are preferred
             scores = (1 / box_area(found.crops)).to(found.boxes.device)
             found = found[_nms(found.boxes, scores, self.settings["crop_nms_thresh"])]
         return found
 
-    def _of_crop(self, image: NDArray[np.uint8], box: Sequence[int], layer: int) -> Candidates:
-        crop = self._embed(image, box)
+    def _of_crop(self, crop: Crop, layer: int) -> Candidates:
         points = self._grids[layer] * np.array(crop.size)[None, ::-1]
         step = self.settings["points_per_batch"]
         found = Candidates.join([self._of_points(crop, points[i : i + step]) for i in range(0, len(points), step)])
         return found[_nms(found.boxes, found.iou, self.settings["box_nms_thresh"])]
 
-    def _embed(self, image: NDArray[np.uint8], box: Sequence[int]) -> Crop:
-        x0, y0, x1, y1 = box
-        piece = image[y0:y1, x0:x1]
-        input_size = self._resize.get_preprocess_shape(*piece.shape[:2], self._resize.target_length)
-        if min(input_size) < 1:
-            raise ValueError(f"{x1 - x0}x{y1 - y0} pixels are too narrow: nothing is left at the size of the model")
-        resized = torch.as_tensor(self._resize.apply_image(piece), device=self._sam.device)
-        batch = self._sam.preprocess(resized.permute(2, 0, 1).contiguous()[None])
+    def _embed(self, pieces: Sequence[tuple[NDArray[np.uint8], Sequence[int]]]) -> list[Crop]:
+        """Boxes x0, y0, x1, y1 of images, through the image encoder together."""
+        inputs, sizes = [], []
+        for image, (x0, y0, x1, y1) in pieces:
+            if max(image.shape[:2]) > MAX_SIDE:
+                raise ValueError(
+                    f"{image.shape[1]}x{image.shape[0]} pixels; masks are generated for sides of at most {MAX_SIDE}"
+                )
+            sizes.append(self._resize.get_preprocess_shape(y1 - y0, x1 - x0, self._resize.target_length))
+            if min(sizes[-1]) < 1:
+                raise ValueError(f"{x1 - x0}x{y1 - y0} pixels are too narrow: nothing is left at the size of the model")
+            resized = torch.as_tensor(self._resize.apply_image(image[y0:y1, x0:x1]), device=self._sam.device)
+            inputs.append(self._sam.preprocess(resized.permute(2, 0, 1).contiguous()[None]))
+        batch = torch.cat(inputs)
         with self._speed.context(batch.device):
-            embedding = self._sam.image_encoder(batch).float()
-        return Crop((x0, y0, x1, y1), image.shape[:2], input_size, embedding, self._sam.prompt_encoder.get_dense_pe())
+            embeddings = self._sam.image_encoder(batch).float()
+        positions = self._sam.prompt_encoder.get_dense_pe()
+        return [
+            Crop((x0, y0, x1, y1), (image.shape[0], image.shape[1]), size, embedding[None], positions)
+            for (image, (x0, y0, x1, y1)), size, embedding in zip(pieces, sizes, embeddings, strict=True)
+        ]
 
     def _of_points(self, crop: Crop, points: NDArray[np.float64]) -> Candidates:
         """The masks of (N, 2) points x, y of a crop that pass the filters, in the order of points and of the model."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from segment_anything.modeling import Sam
 
 from samdeblur.pipeline.fast import Speed
-from samdeblur.pipeline.masks import EXACT, MaskGenerator, Records
+from samdeblur.pipeline.masks import EXACT, Crop, MaskGenerator, Records
 from samdeblur.storage import AtomMap
 
 
@@ -61,10 +61,16 @@ class SamSegmenter:
     def recipe(self) -> Mapping[str, Any]:
         return sam_recipe(self._checkpoint, self._channel_order, self._generator.settings)
 
-    def segment(self, image: NDArray[np.uint8]) -> tuple[AtomMap, Records]:
-        if self._channel_order == "bgr":
-            image = np.ascontiguousarray(image[..., ::-1])
-        return self._generator.generate(image)
+    def segment(self, image: NDArray[np.uint8], embedding: Crop | None = None) -> tuple[AtomMap, Records]:
+        """As any segmenter; with what `embed` gave of the image, if that was called."""
+        return self._generator.generate(self._ordered(image), embedding)
+
+    def embed(self, images: Sequence[NDArray[np.uint8]]) -> list[Crop]:
+        """Images through the image encoder together. Raises ValueError for one that cannot be."""
+        return self._generator.embed([self._ordered(image) for image in images])
+
+    def _ordered(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        return np.ascontiguousarray(image[..., ::-1]) if self._channel_order == "bgr" else image
 
 
 def sam_recipe(checkpoint_sha256: str, channel_order: str, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 import platform
 import time
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from distributed import get_worker
+from numpy.typing import NDArray
 
 from samdeblur.models import deblur, pick_device
-from samdeblur.pipeline.masks import Records
+from samdeblur.pipeline.masks import Crop, Records
 from samdeblur.pipeline.recipe import PrepSettings, Stages, load_stages
+from samdeblur.pipeline.segment import SamSegmenter
 from samdeblur.pipeline.sources import BadImage, ImagePair, Source
 from samdeblur.storage import AtomMap
 from samdeblur.storage.commits import (
@@ -81,10 +85,13 @@ def run_block(task: BlockTask) -> BlockReport:
             stages = cached_stages(task.settings, device)
         contents, outcomes = [], []
         reads = read_ahead(task.source.read, task.source.keys)
-        for key, shape, read in zip(task.source.keys, task.shapes, reads, strict=True):
-            content, outcome = _process(task, key, shape, read, stages, clock)
-            contents.append(content)
-            outcomes.append(outcome)
+        images = zip(task.source.keys, task.shapes, reads, strict=True)
+        while group := list(itertools.islice(images, task.settings.speed.batch)):
+            opened = [_open(key, shape, read, stages, clock) for key, shape, read in group]
+            for image in _embed_together(opened, stages, clock) if task.settings.speed.batch > 1 else opened:
+                content, outcome = _process(image, stages, clock, task.header.images)
+                contents.append(content)
+                outcomes.append(outcome)
         with clock("write"):
             digests = stage_block(Path(task.store), task.header, Path(task.staging), task.block, contents)
     staged = StagedBlock(task.block, task.staging, tuple(outcomes), digests)
@@ -101,14 +108,18 @@ def read_ahead(read: Callable[[str], ImagePair], keys: Sequence[str]) -> Generat
         yield ahead.result
 
 
-def _process(
-    task: BlockTask,
-    key: str,
-    shape: tuple[int, int],
-    read: Callable[[], ImagePair],
-    stages: Stages,
-    clock: Clock,
-) -> tuple[ImageContent | None, ImageOutcome]:
+@dataclass(frozen=True)
+class Opened:
+    """An image on its way: read, pre-deblurred, perhaps embedded; or what went wrong with it."""
+
+    key: str
+    pair: ImagePair | None = None
+    picture: NDArray[np.uint8] | None = None
+    embedding: Crop | None = None
+    error: Exception | None = None
+
+
+def _open(key: str, shape: tuple[int, int], read: Callable[[], ImagePair], stages: Stages, clock: Clock) -> Opened:
     pair: ImagePair | None = None
     try:
         with clock("read"):
@@ -117,29 +128,57 @@ def _process(
                 planned = f"{shape[1]}x{shape[0]}" if any(shape) else "unreadable"
                 now = f"{pair.blurred.shape[1]}x{pair.blurred.shape[0]}"
                 raise BadImage(f"{key}: was {planned} when the store was planned and is {now}; prepare a new store")
-        atoms, records = _find_masks(key, pair, stages, clock)
-        check_caps(atoms)
+        if stages.network is None:
+            return Opened(key, pair, pair.blurred)
+        with clock("predeblur"):
+            return Opened(key, pair, deblur(stages.network, pair.blurred))
     except Exception as error:  # whatever is wrong with one image must not stop the others
+        return Opened(key, pair, error=error)
+
+
+def _embed_together(images: list[Opened], stages: Stages, clock: Clock) -> list[Opened]:
+    """Images that went through the image encoder in one batch; each by itself later, when one of them cannot."""
+    pictures = [image.picture for image in images if image.picture is not None]
+    if not isinstance(stages.segmenter, SamSegmenter) or not pictures:
+        return images
+    try:
+        with clock("segment"):
+            embeddings = iter(stages.segmenter.embed(pictures))
+    except ValueError:
+        return images
+    return [replace(image, embedding=next(embeddings)) if image.picture is not None else image for image in images]
+
+
+def _process(
+    image: Opened, stages: Stages, clock: Clock, with_pictures: bool
+) -> tuple[ImageContent | None, ImageOutcome]:
+    pair = image.pair
+    try:
+        if image.error is not None:
+            raise image.error
+        assert pair is not None
+        atoms, records = _find_masks(image, pair, stages, clock)
+        check_caps(atoms)
+    except Exception as error:  # as above
         reason = str(error) if isinstance(error, BadImage) else f"{type(error).__name__}: {error}"
         digest = pair.digest if pair is not None else bytes(32)
         return None, ImageOutcome(QUARANTINED, digest, error=reason)
     records = records | geometry_records(atoms)
-    images = (pair.blurred, pair.sharp) if task.header.images else (None, None)
+    pictures = (pair.blurred, pair.sharp) if with_pictures else (None, None)
     counts = (atoms.n_masks, atoms.n_atoms, len(atoms.pairs))
-    return ImageContent(atoms, records, *images), ImageOutcome(DONE, pair.digest, counts)
+    return ImageContent(atoms, records, *pictures), ImageOutcome(DONE, pair.digest, counts)
 
 
-def _find_masks(key: str, pair: ImagePair, stages: Stages, clock: Clock) -> tuple[AtomMap, Records]:
+def _find_masks(image: Opened, pair: ImagePair, stages: Stages, clock: Clock) -> tuple[AtomMap, Records]:
     if stages.segmenter is None:
         if pair.masks is None:
-            raise BadImage(f"{key}: its source knows no true masks")
+            raise BadImage(f"{image.key}: its source knows no true masks")
         return pair.masks, {}
-    picture = pair.blurred
-    if stages.network is not None:
-        with clock("predeblur"):
-            picture = deblur(stages.network, picture)
+    assert image.picture is not None
     with clock("segment"):
-        return stages.segmenter.segment(picture)
+        if image.embedding is not None and isinstance(stages.segmenter, SamSegmenter):
+            return stages.segmenter.segment(image.picture, image.embedding)
+        return stages.segmenter.segment(image.picture)
 
 
 _loaded: dict[str, Stages] = {}

@@ -23,9 +23,11 @@ from samdeblur.pipeline import (
     status,
     worker,
 )
+from samdeblur.pipeline.fast import Speed
 from samdeblur.pipeline.masks import MaskGenerator
 from samdeblur.storage import ImageNotReady, StoreError, files, open_store
 from samdeblur.storage.commits import run_folder
+from samdeblur.storage.compare import best_iou
 from samdeblur.storage.lease import StoreBusy
 from samdeblur.storage.verify import verify_store
 
@@ -490,3 +492,23 @@ def test_results_do_not_depend_on_the_threads_of_the_caller(folder, undisturbed,
 def test_the_status_of_nothing_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such store"):
         status(tmp_path / "gone.zarr")
+
+
+def test_images_are_embedded_together_and_a_bad_one_among_them_is_quarantined(tmp_path, write_pairs):
+    folder = write_pairs(
+        tmp_path / "pairs", {"a": (40, 50), "b": (50, 40), "c": (2000, 1), "d": (30, 30), "e": (44, 44)}
+    )
+    (folder / "blur" / "d.png").write_bytes(b"no picture")
+    settings = {"points_per_side": 3, "pred_iou_thresh": -9.0, "stability_score_thresh": -1.0}
+    found = {}
+    for batch in (1, 3):
+        path, speed = tmp_path / f"{batch}.zarr", Speed(batch=batch)
+        prep = PrepSettings(sam=Weights.of_sam("bundled"), sam_settings=settings, device="cpu", speed=speed)
+        prepare(open_source(str(folder), "test"), path, prep, workers=1)
+        found[batch] = open_store(path)
+        assert found[batch].ready_keys == ["a", "b", "e"]
+        assert "too narrow" in found[batch].error("c")
+    for key in ("a", "b", "e"):
+        exact, together = found[1].atoms(key), found[3].atoms(key)
+        assert exact.n_masks == together.n_masks > 3
+        assert np.median(best_iou(exact, together)) > 0.99

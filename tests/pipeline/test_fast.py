@@ -43,6 +43,15 @@ def test_fast_masks_are_nearly_the_exact_ones(random_sam, picture, speed):
     assert np.median(best_iou(exact, fast)) > 0.9
 
 
+def test_images_through_the_encoder_together_give_nearly_the_same_masks(random_sam, picture):
+    images = [picture(0, 50, 60), picture(1, 64, 40), picture(2, 30, 30)]
+    generator = MaskGenerator(random_sam(), **SETTINGS)
+    for image, whole in zip(images, generator.embed(images), strict=True):
+        exact, together = generator.generate(image)[0], generator.generate(image, whole)[0]
+        assert together.n_masks == exact.n_masks
+        assert np.median(best_iou(exact, together)) > 0.99
+
+
 def test_the_encoder_is_compiled(random_sam, monkeypatch):
     compiled = []
     monkeypatch.setattr(torch, "compile", lambda function: compiled.append(function) or function)
@@ -55,7 +64,7 @@ def test_the_recipe_says_how_the_network_computed():
     weights = Weights("sam.pth", "f" * 64)
     assert PrepSettings(sam=weights).recipe()["mode"] == "exact"
     recipe = PrepSettings(sam=weights, speed=Speed("bf16", sdpa=True)).recipe()
-    assert recipe["mode"] == {"name": "tolerance", "precision": "bf16", "compile": False, "sdpa": True}
+    assert recipe["mode"] == {"name": "tolerance", "precision": "bf16", "compile": False, "sdpa": True, "batch": 1}
     assert PrepSettings(speed=Speed("bf16")).recipe()["mode"] == "exact"  # superpixels have no network
 
 
