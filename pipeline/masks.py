@@ -9,7 +9,7 @@ boxes.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -181,7 +181,6 @@ class MaskGenerator:
         """
         return self._embed([(image, (0, 0, image.shape[1], image.shape[0])) for image in images])
 
-    @torch.inference_mode()
     def generate(self, image: NDArray[np.uint8], whole: Crop | None = None) -> tuple[AtomMap, Records]:
         """Masks and records of an (H, W, 3) uint8 RGB image, in the order of SamAutomaticMaskGenerator.
 
@@ -195,13 +194,21 @@ class MaskGenerator:
             ValueError: a side of more than 32,767 pixels, or an image so narrow that nothing is left of it at the
                 size of the model.
         """
+        return self.find(image, whole)()
+
+    @torch.inference_mode()
+    def find(self, image: NDArray[np.uint8], whole: Crop | None = None) -> Callable[[], tuple[AtomMap, Records]]:
+        """The part of `generate` that needs the model; what it returns does the rest, in another thread if need be."""
         size = image.shape[0], image.shape[1]
         found = self._candidates(image, whole)
         if self.settings["min_mask_region_area"] > 0 and found.masks:
             nms = max(self.settings["box_nms_thresh"], self.settings["crop_nms_thresh"])
             found = without_small_regions(found, size, self.settings["min_mask_region_area"], nms)
-        atoms = AtomMap.from_pieces(len(found.masks), lambda number: found.masks[number].piece(), size)
-        return atoms, _records(found)
+        records = _records(found)
+        return lambda: (
+            AtomMap.from_pieces(len(found.masks), lambda number: found.masks[number].piece(), size),
+            records,
+        )
 
     def _candidates(self, image: NDArray[np.uint8], whole: Crop | None) -> Candidates:
         boxes, layers = amg.generate_crop_boxes(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -63,7 +63,11 @@ class SamSegmenter:
 
     def segment(self, image: NDArray[np.uint8], embedding: Crop | None = None) -> tuple[AtomMap, Records]:
         """As any segmenter; with what `embed` gave of the image, if that was called."""
-        return self._generator.generate(self._ordered(image), embedding)
+        return self.find(image, embedding)()
+
+    def find(self, image: NDArray[np.uint8], embedding: Crop | None = None) -> Callable[[], tuple[AtomMap, Records]]:
+        """The part of `segment` that needs the model; what it returns does the rest."""
+        return self._generator.find(self._ordered(image), embedding)
 
     def embed(self, images: Sequence[NDArray[np.uint8]]) -> list[Crop]:
         """Images through the image encoder together. Raises ValueError for one that cannot be."""

@@ -7,9 +7,10 @@ import platform
 import time
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,8 @@ from samdeblur.storage.commits import (
     stage_block,
 )
 from samdeblur.storage.layout import DONE, QUARANTINED, Header, fingerprint
+
+Encode = Callable[[], tuple[AtomMap, Records]]
 
 
 @dataclass(frozen=True)
@@ -83,18 +86,19 @@ def run_block(task: BlockTask) -> BlockReport:
     with one_thread():
         with clock("load"):
             stages = cached_stages(task.settings, device)
-        contents, outcomes = [], []
+        finished: list[Future[tuple[ImageContent | None, ImageOutcome]]] = []
         reads = read_ahead(task.source.read, task.source.keys)
         images = zip(task.source.keys, task.shapes, reads, strict=True)
-        while group := list(itertools.islice(images, task.settings.speed.batch)):
-            opened = [_open(key, shape, read, stages, clock) for key, shape, read in group]
-            for image in _embed_together(opened, stages, clock) if task.settings.speed.batch > 1 else opened:
-                content, outcome = _process(image, stages, clock, task.header.images)
-                contents.append(content)
-                outcomes.append(outcome)
+        with ThreadPoolExecutor(1, "encode") as pool:  # masks become atoms while the next image is segmented
+            while group := list(itertools.islice(images, task.settings.speed.batch)):
+                opened = [_open(key, shape, read, stages, clock) for key, shape, read in group]
+                for image in _embed_together(opened, stages, clock) if task.settings.speed.batch > 1 else opened:
+                    encode = _find_masks(image, stages, clock)
+                    finished.append(pool.submit(_finish, image, encode, clock, task.header.images))
+        contents, outcomes = zip(*(future.result() for future in finished), strict=True)
         with clock("write"):
             digests = stage_block(Path(task.store), task.header, Path(task.staging), task.block, contents)
-    staged = StagedBlock(task.block, task.staging, tuple(outcomes), digests)
+    staged = StagedBlock(task.block, task.staging, outcomes, digests)
     return BlockReport(staged, dict(clock.seconds), environment(device))
 
 
@@ -149,36 +153,48 @@ def _embed_together(images: list[Opened], stages: Stages, clock: Clock) -> list[
     return [replace(image, embedding=next(embeddings)) if image.picture is not None else image for image in images]
 
 
-def _process(
-    image: Opened, stages: Stages, clock: Clock, with_pictures: bool
-) -> tuple[ImageContent | None, ImageOutcome]:
-    pair = image.pair
+def _find_masks(image: Opened, stages: Stages, clock: Clock) -> Encode:
+    """What is left to do for the masks of an image; it raises what went wrong with it so far."""
     try:
         if image.error is not None:
             raise image.error
-        assert pair is not None
-        atoms, records = _find_masks(image, pair, stages, clock)
-        check_caps(atoms)
+        assert image.pair is not None
+        assert image.picture is not None
+        if stages.segmenter is None:
+            masks = image.pair.masks
+            if masks is None:
+                raise BadImage(f"{image.key}: its source knows no true masks")
+            return lambda: (masks, {})
+        with clock("segment"):
+            if isinstance(stages.segmenter, SamSegmenter):
+                return stages.segmenter.find(image.picture, image.embedding)
+            found = stages.segmenter.segment(image.picture)
+            return lambda: found
+    except Exception as error:  # as above
+        return partial(_fail, error)
+
+
+def _fail(error: Exception) -> tuple[AtomMap, Records]:
+    raise error
+
+
+def _finish(
+    image: Opened, encode: Encode, clock: Clock, with_pictures: bool
+) -> tuple[ImageContent | None, ImageOutcome]:
+    pair = image.pair
+    try:
+        with clock("encode"):
+            atoms, records = encode()
+            check_caps(atoms)
+            records = records | geometry_records(atoms)
     except Exception as error:  # as above
         reason = str(error) if isinstance(error, BadImage) else f"{type(error).__name__}: {error}"
         digest = pair.digest if pair is not None else bytes(32)
         return None, ImageOutcome(QUARANTINED, digest, error=reason)
-    records = records | geometry_records(atoms)
+    assert pair is not None
     pictures = (pair.blurred, pair.sharp) if with_pictures else (None, None)
     counts = (atoms.n_masks, atoms.n_atoms, len(atoms.pairs))
     return ImageContent(atoms, records, *pictures), ImageOutcome(DONE, pair.digest, counts)
-
-
-def _find_masks(image: Opened, pair: ImagePair, stages: Stages, clock: Clock) -> tuple[AtomMap, Records]:
-    if stages.segmenter is None:
-        if pair.masks is None:
-            raise BadImage(f"{image.key}: its source knows no true masks")
-        return pair.masks, {}
-    assert image.picture is not None
-    with clock("segment"):
-        if image.embedding is not None and isinstance(stages.segmenter, SamSegmenter):
-            return stages.segmenter.segment(image.picture, image.embedding)
-        return stages.segmenter.segment(image.picture)
 
 
 _loaded: dict[str, Stages] = {}

@@ -124,7 +124,7 @@ def test_bgr_feeds_reversed_channels(sam, image):
 def test_the_channel_order_says_what_the_network_sees(sam, image, monkeypatch):
     seen = []
     segmenter = SamSegmenter(sam, "0", "bgr")
-    monkeypatch.setattr(segmenter, "_generator", SimpleNamespace(generate=lambda image, whole: seen.append(image)))
+    monkeypatch.setattr(segmenter, "_generator", SimpleNamespace(find=lambda image, whole: lambda: seen.append(image)))
     segmenter.segment(image)
     assert np.array_equal(seen[0], image[..., [2, 1, 0]])
 
