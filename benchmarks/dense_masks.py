@@ -1,6 +1,6 @@
 """Dense scenes of nested masks, as Segment Anything gives them: parts in objects in groups, each with its own border.
 
-python benchmarks/dense_masks.py dense.png    # a picture of one
+python benchmarks/dense_masks.py [dense.png]    # counts of one, and a picture of it
 """
 
 from __future__ import annotations
@@ -74,5 +74,6 @@ if __name__ == "__main__":
     scene = dense_masks(0)
     atoms = AtomMap.from_masks(scene)
     print(f"{len(scene)} masks, {atoms.n_atoms} atoms, {len(atoms.pairs)} pairs")
-    grey = np.full((*atoms.shape, 3), 128, np.uint8)
-    cv2.imwrite(sys.argv[1], paint_masks(grey, atoms)[..., ::-1])
+    if len(sys.argv) > 1:
+        grey = np.full((*atoms.shape, 3), 128, np.uint8)
+        cv2.imwrite(sys.argv[1], paint_masks(grey, atoms)[..., ::-1])
