@@ -19,9 +19,8 @@ from PIL import Image, UnidentifiedImageError
 from samdeblur.storage import AtomMap
 from samdeblur.storage.files import sha256_file
 from samdeblur.storage.layout import pixel_digest
+from samdeblur.storage.pictures import LOSSY_SUFFIXES, SUFFIXES
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
-LOSSY_SUFFIXES = {".jpg", ".jpeg", ".webp"}
 BLURRED_FOLDERS = ("blur", "blurred", "input", "lq")
 SHARP_FOLDERS = ("sharp", "target", "gt")
 

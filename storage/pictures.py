@@ -13,8 +13,8 @@ from samdeblur.storage.foreign import Listing
 from samdeblur.storage.layout import pixel_digest
 from samdeblur.storage.rle import ExchangeError
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
-LOSSY_SUFFIXES = {".jpg", ".jpeg", ".webp"}
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+LOSSY_SUFFIXES = (".jpg", ".jpeg", ".webp")
 
 
 def with_pictures(listing: Listing, folder: Path) -> Listing:

@@ -183,7 +183,7 @@ def _shard_problems(store: MaskStore, block: int) -> Iterator[str]:
                 found = b""
             if found == expected == trailer:
                 continue
-            twins = [block for block, digests in enumerate(store.shard_digests) if digests[column].tobytes() == trailer]
+            twins = [b for b, digests in enumerate(store.shard_digests) if digests[column].tobytes() == trailer]
             if found == trailer and twins:
                 other = store.header.block_range(twins[0])
                 yield f"{shard}: is the shard of images {store.keys[other[0]]} to {store.keys[other[-1]]} ({whole})"

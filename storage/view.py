@@ -25,9 +25,9 @@ from PIL import Image
 from samdeblur.storage.atoms import AtomMap
 from samdeblur.storage.files import write_durably
 from samdeblur.storage.layout import DONE, PENDING, QUARANTINED, RECORD_COLUMNS, StoreError
+from samdeblur.storage.pictures import SUFFIXES
 from samdeblur.storage.store import MaskStore, StoreDamaged
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 FOLDERS = ("blur", "blurred", "input", "lq", "sharp", "target", "gt")
 JPEG_QUALITY = 85
 DIGITS = 4  # of a record that is not an integer

@@ -7,8 +7,6 @@ import hashlib
 import pytest
 import servers
 
-from samdeblur.cli import prep
-from samdeblur.cli.weights import weights
 from samdeblur.models.weights import WEIGHTS, Weight
 
 CONTENT = bytes(range(256)) * 1000
@@ -28,7 +26,6 @@ def command(samdeblur, monkeypatch, tmp_path):
         monkeypatch.setitem(WEIGHTS, name, fake(name))
     monkeypatch.setenv("SAMDEBLUR_WEIGHTS", str(tmp_path / "weights"))
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setitem(prep.cli.commands, "weights", weights)
     return lambda *arguments: samdeblur("prep", "weights", *arguments)
 
 
