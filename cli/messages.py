@@ -15,7 +15,7 @@ import click
 from tqdm import tqdm
 
 from samdeblur.models import CheckpointError, DeviceError
-from samdeblur.pipeline import SettingsError, SourceError
+from samdeblur.pipeline import ClusterLost, SettingsError, SourceError, WorkerKilled
 from samdeblur.storage import ImageNotReady, StoreDamaged, StoreError
 from samdeblur.storage.lease import StoreBusy
 from samdeblur.train.config import ConfigError
@@ -34,7 +34,7 @@ REFUSALS = (
     DeviceError,
     ResultsError,
 )
-FAILURES = (StoreDamaged, StoreBusy, Diverged)
+FAILURES = (StoreDamaged, StoreBusy, Diverged, ClusterLost, WorkerKilled)
 
 
 def run_command(command: click.Command, interrupted: str = "") -> None:
@@ -49,8 +49,8 @@ def run_command(command: click.Command, interrupted: str = "") -> None:
     except click.exceptions.NoArgsIsHelpError as help_text:
         help_text.show()
         code = WRONG_USAGE
-    except (click.Abort, KeyboardInterrupt):
-        code = _complain(f"interrupted{interrupted}", INTERRUPTED)
+    except (click.Abort, KeyboardInterrupt) as stopped:
+        code = _complain(f"interrupted{stopped.__cause__ or stopped}{interrupted}", INTERRUPTED)
     except Exception as error:
         if "--debug" in sys.argv:
             traceback.print_exc()

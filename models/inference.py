@@ -19,19 +19,16 @@ class DeviceError(ValueError):
     """A device that this machine does not have."""
 
 
-def pick_device(name: str, index: int = 0) -> torch.device:
-    """The device for "cpu", "cuda" or "auto" (a GPU where there is one).
-
-    Args:
-        index: number of a worker; workers take the GPUs in turn.
+def pick_device(name: str) -> torch.device:
+    """The device for "cpu", "cuda" or "auto" (a GPU where there is one): the first GPU this process sees.
 
     Raises:
         DeviceError: a GPU was asked for and torch sees none.
     """
-    gpus = torch.cuda.device_count()
-    if name == "cuda" and not gpus:
+    gpu = torch.cuda.is_available()
+    if name == "cuda" and not gpu:
         raise DeviceError("device cuda: torch sees no GPU; use cpu or auto")
-    return torch.device("cuda", index % gpus) if gpus and name != "cpu" else torch.device("cpu")
+    return torch.device("cuda", 0) if gpu and name != "cpu" else torch.device("cpu")
 
 
 @torch.inference_mode()

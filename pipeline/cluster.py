@@ -1,14 +1,26 @@
-"""Running tasks on workers: in this process, or on a local Dask cluster with a bounded window of tasks in flight."""
+"""Where the tasks of a job run: in this process, on a Dask cluster of this machine, or on one that runs already."""
 
 from __future__ import annotations
 
+import logging
+import math
 import os
-from collections.abc import Callable, Iterator
-from typing import TypeVar
+import queue
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
+from concurrent.futures import CancelledError
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from typing import Any, Generic, Protocol, TypeVar
 
 import dask
 import torch
-from distributed import Client, LocalCluster, as_completed
+from distributed import Client, Future, Nanny, Scheduler, SpecCluster
+from distributed.scheduler import KilledWorker
+from distributed.system import MEMORY_LIMIT
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -21,39 +33,305 @@ WORKER_ENVIRONMENT = {
     "MKL_NUM_THREADS": 1,
     "OPENBLAS_NUM_THREADS": 1,
 }
-WINDOW = 2  # tasks in flight per worker: one runs, one waits
+WINDOW = 2  # tasks in flight per thread of a worker: one runs, one waits
+TICK = 1.0  # seconds without a result after which `run` says so
+FETCH = 30.0  # seconds to fetch a small result in
+PATIENCE = 300.0  # seconds without a worker, or a scheduler, after which a run ends
 
 
-def default_workers(device: str) -> int:
-    """One worker per GPU, or one per core without GPUs."""
-    if device != "cpu" and torch.cuda.is_available():
-        return torch.cuda.device_count()
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+class ClusterLost(ConnectionError):
+    """No scheduler answers, or no worker is there."""
 
 
-def run_tasks(function: Callable[[Task], Result], tasks: Iterator[Task], workers: int) -> Iterator[Result]:
-    """Results in the order in which tasks finish. With one worker everything runs in this process.
+class WorkerKilled(RuntimeError):
+    """A task whose workers died, every one of several that tried it: out of memory, most often."""
 
-    An exception of a task is raised here and ends the run.
+
+@dataclass(frozen=True)
+class Resources:
+    """Which workers a job asks for.
+
+    Attributes:
+        scheduler: address of a running Dask scheduler, or the path of its scheduler file; None for workers of our own.
+        workers: processes of our own; None for one per GPU, or one per core. One alone runs in this process.
+        memory_limit: bytes after which a worker of our own is killed; None for an equal share of what is there.
+        patience: seconds to wait for a scheduler, or for the first worker, before giving up.
     """
-    if workers <= 1:
-        yield from map(function, tasks)
-        return
+
+    scheduler: str | None = None
+    workers: int | None = None
+    memory_limit: int | None = None
+    patience: float = PATIENCE
+
+
+@dataclass
+class Feed(Generic[Task]):
+    """Tasks made when they are asked for, and those that are to be done again."""
+
+    tasks: Iterator[Task]
+    again: deque[tuple[Task, Collection[str]]] = field(default_factory=deque)
+
+    def put_back(self, task: Task, avoid: Collection[str] = ()) -> None:
+        """A task to be done again, if possible by a worker whose address is not in `avoid`."""
+        self.again.append((task, avoid))
+
+    def next(self) -> tuple[Task, Collection[str]] | None:
+        if self.again:
+            return self.again.popleft()
+        task = next(self.tasks, None)
+        return None if task is None else (task, ())
+
+
+class Runner(Protocol):
+    """Runs tasks somewhere."""
+
+    @property
+    def distributed(self) -> bool:
+        """Whether another worker may succeed where one failed."""
+        ...
+
+    @property
+    def dashboard(self) -> str | None:
+        """Address of Dask's dashboard."""
+        ...
+
+    @property
+    def workers(self) -> int:
+        """Processes at work."""
+        ...
+
+    def run(
+        self, function: Callable[[Task], Result], feed: Feed[Task]
+    ) -> Iterator[tuple[Task, Result | WorkerKilled] | None]:
+        """Tasks with their results in the order in which they finish; None when nothing happened for a TICK.
+
+        An exception of a task is raised here and ends the run. What is put back into the feed between two results is
+        done as well.
+
+        Raises:
+            ClusterLost: no scheduler or no worker for longer than is patient.
+        """
+        ...
+
+
+class InProcess:
+    """One task after the other, here."""
+
+    dashboard = None
+    distributed = False
+    workers = 1
+
+    def run(
+        self, function: Callable[[Task], Result], feed: Feed[Task]
+    ) -> Iterator[tuple[Task, Result | WorkerKilled] | None]:
+        while (found := feed.next()) is not None:
+            yield found[0], function(found[0])
+
+
+class OnDask:
+    """A bounded window of tasks on the workers of a Dask scheduler, whose loss it survives when another comes in time.
+
+    Memory does not grow with the number of tasks: what is in flight is two tasks per thread of the workers.
+    """
+
+    distributed = True
+
+    def __init__(self, address: str, patience: float = PATIENCE) -> None:
+        self._address, self._patience = address, patience
+        self._client = self._connect()
+        self._threads: Mapping[str, int] = {}
+        self._looked = -math.inf
+        self._seen_worker = time.monotonic()
+
+    @property
+    def dashboard(self) -> str | None:
+        return self._client.dashboard_link if find_spec("bokeh") else None
+
+    @property
+    def workers(self) -> int:
+        return len(self._look())
+
+    def close(self) -> None:
+        self._client.close()
+
+    def run(
+        self, function: Callable[[Task], Result], feed: Feed[Task]
+    ) -> Iterator[tuple[Task, Result | WorkerKilled] | None]:
+        running: dict[Future, Task] = {}
+        done: queue.SimpleQueue[Future] = queue.SimpleQueue()
+        self._seen_worker = time.monotonic()
+        while True:
+            window = WINDOW * max(1, sum(self._look().values()))
+            while len(running) < window and (found := feed.next()) is not None:
+                task, avoid = found
+                future = self._submit(function, task, avoid)
+                running[future] = task
+                future.add_done_callback(done.put)
+            if not running:
+                return
+            try:
+                future = done.get(timeout=TICK)
+            except queue.Empty:
+                if self._client.status == "closed" or self._client.scheduler is None:
+                    self._start_over(running, feed)
+                self._require_workers()
+                yield None
+                continue
+            if future not in running:  # of a scheduler that was lost
+                continue
+            try:
+                result: Result | WorkerKilled = future.result(timeout=FETCH)
+            except KilledWorker as error:
+                result = WorkerKilled(str(error))
+            except TimeoutError:  # its worker died after it, and another is at it
+                future.add_done_callback(done.put)
+                continue
+            except CancelledError:
+                self._start_over(running, feed)
+                continue
+            task = running.pop(future)
+            future.release()
+            yield task, result
+
+    def _submit(self, function: Callable[[Task], Result], task: Task, avoid: Collection[str]) -> Future:
+        others = [worker for worker in self._threads if worker not in avoid] if avoid else None
+        return self._client.submit(function, task, pure=False, workers=others or None, allow_other_workers=bool(others))
+
+    def _look(self) -> Mapping[str, int]:
+        """Threads of each worker by its address, asked for every TICK."""
+        if time.monotonic() - self._looked > TICK:
+            try:
+                self._threads = self._client.nthreads()
+            except (OSError, TimeoutError, AttributeError):  # between two schedulers
+                self._threads = {}
+            self._looked = time.monotonic()
+            if self._threads:
+                self._seen_worker = self._looked
+        return self._threads
+
+    def _require_workers(self) -> None:
+        self._look()
+        if time.monotonic() - self._seen_worker > self._patience:
+            raise ClusterLost(f"{self._address}: no Dask worker for {self._patience:.0f} s; start some, and run again")
+
+    def _start_over(self, running: dict[Future, Task], feed: Feed[Task]) -> None:
+        """After the scheduler was lost: wait for it, or another in its place, and do again what was in flight."""
+        for task in running.values():
+            feed.put_back(task)
+        running.clear()
+        self._client.close(timeout=1)
+        self._client = self._connect()
+        self._looked = -math.inf
+
+    def _connect(self) -> Client:
+        for name in ("distributed", "distributed.client"):  # what they would say is said here, in one line
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        where: dict[str, Any] = {"scheduler_file": self._address} if os.path.isfile(self._address) else {}
+        deadline = time.monotonic() + self._patience
+        while True:
+            try:
+                return Client(**(where or {"address": self._address}), timeout=min(10, self._patience))
+            except (OSError, TimeoutError) as error:
+                if time.monotonic() > deadline:
+                    raise ClusterLost(
+                        f"{self._address}: no Dask scheduler answered for {self._patience:.0f} s"
+                    ) from error
+            except ValueError as error:
+                raise ClusterLost(f"{self._address}: not the address of a Dask scheduler ({error})") from error
+
+
+class Workers(AbstractContextManager["Workers"]):
+    """The workers of one or several jobs: started when the first has something to do, kept until the context ends.
+
+    Args:
+        device: "cpu", "cuda" or "auto"; workers of our own take the GPUs in turn.
+
+    Attributes:
+        on_start: called with the address of Dask's dashboard, or None, when workers were started.
+    """
+
+    def __init__(self, resources: Resources, device: str = "auto") -> None:
+        self.resources = resources
+        self.on_start: Callable[[str | None], None] = lambda dashboard: None
+        self._gpus = visible_gpus() if device != "cpu" else []
+        self._stack = ExitStack()
+        self._runner: Runner | None = None
+        self._count = 0
+
+    def __exit__(self, *exception: object) -> None:
+        self._stack.close()
+
+    @property
+    def count(self) -> int:
+        """Processes of our own that a job with enough to do gets."""
+        return self.resources.workers or len(self._gpus) or cores()
+
+    def runner(self, n_tasks: int) -> Runner:
+        """Something to run so many tasks on. Raises ClusterLost."""
+        count = min(self.count, max(1, n_tasks))
+        if self._runner is None or (self.resources.scheduler is None and count > self._count):
+            self._stack.close()
+            self._count = count
+            self._runner = self._start(count)
+            self.on_start(self._runner.dashboard)
+        return self._runner
+
+    def _start(self, count: int) -> Runner:
+        address = self.resources.scheduler
+        if address is None and count == 1:
+            return InProcess()
+        if address is None:
+            limit = self.resources.memory_limit or MEMORY_LIMIT // count
+            address = self._stack.enter_context(_local_cluster(count, self._gpus, limit)).scheduler_address
+        runner = OnDask(address, self.resources.patience)
+        self._stack.callback(runner.close)
+        return runner
+
+
+@contextmanager
+def _local_cluster(count: int, gpus: list[str], memory_limit: int) -> Generator[SpecCluster, None, None]:
+    """A scheduler in this process and `count` workers, each with a GPU (two threads: one writes) or a core."""
+    options = {
+        "nthreads": 2 if gpus else 1,
+        "memory_limit": memory_limit,
+        "silence_logs": logging.CRITICAL,
+    }
+    workers = {
+        number: {
+            "cls": Nanny,
+            "options": options
+            | {"env": {"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else {}, "name": number},
+        }
+        for number in range(count)
+    }
+    scheduler = {"cls": Scheduler, "options": {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}}
     with (
         dask.config.set({"distributed.nanny.pre-spawn-environ": WORKER_ENVIRONMENT}),
-        LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None, silence_logs=50) as cluster,
-        Client(cluster) as client,
+        _workers_deaf_to_interrupts(),
     ):
+        cluster = SpecCluster(workers=workers, scheduler=scheduler, silence_logs=logging.CRITICAL)
+    with cluster:
+        yield cluster
 
-        def submit(task: Task) -> object:
-            return client.submit(function, task, pure=False)
 
-        first = [submit(task) for _, task in zip(range(WINDOW * workers), tasks, strict=False)]
-        running = as_completed(first)
-        for future in running:
-            result = future.result()
-            future.release()
-            task = next(tasks, None)
-            if task is not None:
-                running.add(submit(task))
-            yield result
+@contextmanager
+def _workers_deaf_to_interrupts() -> Generator[None, None, None]:
+    """Processes started in here, and by threads started in here, never see Ctrl-C: this process tells them to end."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def visible_gpus() -> list[str]:
+    """What to write into CUDA_VISIBLE_DEVICES for each GPU this process may use."""
+    if not torch.cuda.is_available():
+        return []
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",") if named else [str(number) for number in range(torch.cuda.device_count())]
+
+
+def cores() -> int:
+    """Those this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -23,6 +23,7 @@ from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
 from torchvision.ops.boxes import batched_nms, box_area
 
+from samdeblur.models import NotFinite
 from samdeblur.pipeline.fast import Speed
 from samdeblur.storage import AtomMap
 from samdeblur.storage.atoms import Piece
@@ -144,6 +145,7 @@ class MaskGenerator:
 
     Memory on the host, beside the model's own: PIXELS_AT_ONCE pixels at full size, and the bits of the candidates
     inside their boxes, at most 3 * points * H * W / 8 bytes whatever is found, and in practice a small part of it.
+    A GPU too small for that many pixels gets fewer at a time, which changes no mask; `splits` counts how often.
 
     Args:
         sam: a segment_anything model, on the device it is to run on; changed when `speed` asks for it.
@@ -162,6 +164,7 @@ class MaskGenerator:
         self.settings = SAM_SETTINGS | settings
         check_settings(self.settings)
         self._sam, self._speed = speed.prepare(sam), speed
+        self.splits = 0
         self._resize = ResizeLongestSide(sam.image_encoder.img_size)
         if self.settings["point_grids"] is None:
             self._grids = amg.build_all_layer_point_grids(
@@ -193,6 +196,7 @@ class MaskGenerator:
         Raises:
             ValueError: a side of more than 32,767 pixels, or an image so narrow that nothing is left of it at the
                 size of the model.
+            NotFinite: the model gave scores that are not finite.
         """
         return self.find(image, whole)()
 
@@ -255,22 +259,31 @@ class MaskGenerator:
     def _of_points(self, crop: Crop, points: NDArray[np.float64]) -> Candidates:
         """The masks of (N, 2) points x, y of a crop that pass the filters, in the order of points and of the model."""
         logits, iou = self._decode(crop, points)
+        if not torch.isfinite(iou).all():
+            raise NotFinite("the mask decoder gave values that are not finite; check the checkpoint, or the precision")
         chosen = torch.arange(len(iou), device=iou.device)
         if self.settings["pred_iou_thresh"] > 0:
             chosen = chosen[iou > self.settings["pred_iou_thresh"]]
         at_once = max(1, PIXELS_AT_ONCE[iou.device.type] // (crop.size[0] * crop.size[1]))
         kept, stability = [chosen[:0]], [iou[:0]]
         masks: list[PackedMask] = []
-        for some in chosen.split(at_once) if len(chosen) else ():
-            planes = self._sam.postprocess_masks(logits[some][None], crop.input_size, crop.size)[0]
-            stable = self._stability(planes)
-            if self.settings["stability_score_thresh"] > 0:
-                good = stable >= self.settings["stability_score_thresh"]
-                if not good.all():
-                    planes, some, stable = planes[good], some[good], stable[good]
-            kept.append(some)
-            stability.append(stable)
-            masks += [PackedMask.of(rows, crop.box) for rows in pack_above(planes, self._sam.mask_threshold)]
+        while len(chosen):
+            some = chosen[:at_once]
+            try:
+                full = self._full_size(crop, logits, some)
+            except torch.OutOfMemoryError:
+                if len(some) == 1:
+                    raise
+                full = None
+            if full is None:  # outside the handler, where nothing holds on to the memory any more
+                at_once = len(some) // 2
+                self.splits += 1
+                torch.cuda.empty_cache()
+                continue
+            kept.append(full[0])
+            stability.append(full[1])
+            masks += full[2]
+            chosen = chosen[at_once:]
         positions = torch.cat(kept)
         offset = torch.tensor([*crop.box[:2], *crop.box[:2]])
         found = Candidates(
@@ -284,6 +297,17 @@ class MaskGenerator:
         height, width = crop.image_size
         at_edge = amg.is_box_near_crop_edge(found.boxes - offset.to(iou.device), list(crop.box), [0, 0, width, height])
         return found[torch.nonzero(~at_edge)[:, 0]]
+
+    def _full_size(self, crop: Crop, logits: Tensor, some: Tensor) -> tuple[Tensor, Tensor, list[PackedMask]]:
+        """Those of the masks `some` that are stable, with their scores and their pixels at the size of the crop."""
+        planes = self._sam.postprocess_masks(logits[some][None], crop.input_size, crop.size)[0]
+        stable = self._stability(planes)
+        if self.settings["stability_score_thresh"] > 0:
+            good = stable >= self.settings["stability_score_thresh"]
+            if not good.all():
+                planes, some, stable = planes[good], some[good], stable[good]
+        packed = pack_above(planes, self._sam.mask_threshold)
+        return some, stable, [PackedMask.of(rows, crop.box) for rows in packed]
 
     def _decode(self, crop: Crop, points: NDArray[np.float64]) -> tuple[Tensor, Tensor]:
         """(3 N, h, w) logits at low resolution and (3 N,) predicted IoU of the masks of N points."""

@@ -1,24 +1,34 @@
-"""What is to be done: a store for a source, new or begun, and the blocks that are missing."""
+"""What is to be done: a store for a source, new or begun, the blocks that are missing, and what they will take."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from samdeblur.pipeline.blocks import BlockTask
 from samdeblur.pipeline.recipe import PrepSettings, check_runs
 from samdeblur.pipeline.sources import BadImage, Source
-from samdeblur.pipeline.worker import BlockTask
 from samdeblur.storage import StoreError, open_store
-from samdeblur.storage.commits import Committer
+from samdeblur.storage.commits import Committer, run_folder
 from samdeblur.storage.compare import recipe_differences
+from samdeblur.storage.fill import new_extent
 from samdeblur.storage.header import read_header
-from samdeblur.storage.layout import Header, create_store, round_up
+from samdeblur.storage.info import stored_bytes
+from samdeblur.storage.layout import DONE, PENDING, QUARANTINED, Header, create_store, round_up
 
 BLOCK_SIZE = 8
+BLOCK_LOG = "blocks.jsonl"  # in the run folder: a line for each block that was committed
+HEADERS_AT_ONCE = 16  # files opened for their size; a network file system answers each of them late
+
+# Bytes per pixel where a store has none to measure yet: docs/scaling.md and docs/image-codecs.md.
+MASK_BYTES_PER_PIXEL = 0.075  # dense masks, 213 at 720p
+PICTURE_BYTES_PER_PIXEL = 3.3  # blurred and sharp together
 
 
 @dataclass(frozen=True)
@@ -29,25 +39,48 @@ class StoreOptions:
     block_size: int | None = None
 
 
-def ensure_store(source: Source, path: Path, settings: PrepSettings, options: StoreOptions) -> Header:
-    """Create the store, or check that the one there is of this source and recipe.
+@dataclass(frozen=True)
+class Plan:
+    """What a run would do; nothing is written to find it out.
+
+    Attributes:
+        unreadable: key -> why the size of an image that is still to be done cannot be read.
+        bytes_per_image, seconds_per_image: of one worker; measured in this store when `measured`, else the bytes
+            are an estimate and the seconds unknown.
+    """
+
+    images: int
+    blocks: int
+    pending_images: int
+    pending_blocks: int
+    quarantined: int
+    unreadable: Mapping[str, str]
+    measured: bool
+    bytes_per_image: float
+    seconds_per_image: float | None
+
+
+def ensure_store(source: Source, path: Path, settings: PrepSettings, options: StoreOptions) -> bool:
+    """Create the store when there is none; whether it was.
 
     Raises:
-        StoreError: a store of other images, another recipe or another layout, naming what differs.
+        StoreError: a share is there.
         CheckpointError: weights that cannot be used; no store is made for them.
         OSError: the folder cannot be written.
     """
-    if not path.exists():
-        check_runs(settings)
-        header = new_header(source, settings, options)
-        shapes = image_shapes(source)
-        height, width = (round_up(int(side)) for side in shapes.max(axis=0))
-        header = replace(header, extent=(height, width))
-        create_store(path, header, source.keys, shapes)
-        return header
-    header = read_header(path)
     if path.is_file():
         raise StoreError(f"{path}: a share, which is only read; prepare into a folder")
+    if path.exists():
+        return False
+    check_runs(settings)
+    shapes, _ = image_shapes(source)
+    create_store(path, new_header(source, settings, options, shapes), source.keys, shapes)
+    return True
+
+
+def check_same(source: Source, path: Path, settings: PrepSettings, options: StoreOptions) -> None:
+    """Raise StoreError unless the store at a path is of this source, recipe and layout, naming what differs."""
+    header = read_header(path)
     differences = recipe_differences(header.recipe, settings.recipe())
     if differences:
         raise StoreError(f"{path}: made by another recipe ({'; '.join(differences)}); write to a new store")
@@ -67,32 +100,99 @@ def ensure_store(source: Source, path: Path, settings: PrepSettings, options: St
             f"{path}: lists {len(stored)} images, the source {len(keys)} (first difference: {example}); "
             "write to a new store"
         )
-    return header
 
 
-def new_header(source: Source, settings: PrepSettings, options: StoreOptions) -> Header:
+def new_header(source: Source, settings: PrepSettings, options: StoreOptions, shapes: NDArray[np.int32]) -> Header:
     return Header(
         dataset=source.dataset,
         split=source.split,
         recipe=settings.recipe(),
         digest=source.digest,
         n_images=len(source.keys),
-        extent=(0, 0),
+        extent=new_extent(shapes),
         key_bytes=round_up(max(len(key.encode()) for key in source.keys), 16),
         block_size=options.block_size or BLOCK_SIZE,
         images=options.images,
     )
 
 
-def image_shapes(source: Source) -> NDArray[np.int32]:
-    """(I, 2) height and width; 0 0 for an image that cannot be opened, which will be quarantined."""
-    shapes = np.zeros((len(source.keys), 2), np.int32)
-    for row, key in zip(shapes, source.keys, strict=True):
+def image_shapes(source: Source, keys: Sequence[str] | None = None) -> tuple[NDArray[np.int32], dict[str, str]]:
+    """(I, 2) height and width of images, 0 0 where they cannot be read, and key -> why of those.
+
+    Raises SourceLost.
+    """
+    keys = source.keys if keys is None else keys
+    shapes, unreadable = np.zeros((len(keys), 2), np.int32), {}
+
+    def look(key: str) -> tuple[int, int] | BadImage:
         try:
-            row[:] = source.shape(key)
-        except BadImage:
-            continue
-    return shapes
+            return source.shape(key)
+        except BadImage as error:
+            return error
+
+    with ThreadPoolExecutor(HEADERS_AT_ONCE, "shapes") as pool:
+        for row, key, found in zip(shapes, keys, pool.map(look, keys, chunksize=64), strict=True):
+            if isinstance(found, BadImage):
+                unreadable[key] = str(found)
+            else:
+                row[:] = found
+    return shapes, unreadable
+
+
+def retry_quarantined(source: Source, committer: Committer, path: Path) -> int:
+    """Make the blocks of quarantined images pending again, with the sizes the images have now; how many images."""
+    store = open_store(path)
+    rows = np.flatnonzero(store.states == QUARANTINED).tolist()
+    if rows:
+        committer.reopen(rows, image_shapes(source, [store.keys[row] for row in rows])[0])
+    return len(rows)
+
+
+def make_plan(source: Source, path: Path, settings: PrepSettings, options: StoreOptions, retry: bool = False) -> Plan:
+    """What `prepare` would do. Raises as it does, and writes nothing."""
+    if path.is_file():
+        raise StoreError(f"{path}: a share, which is only read; prepare into a folder")
+    keys, done, stored = source.keys, 0, None
+    if not path.exists():
+        shapes, unreadable = image_shapes(source)
+        header = new_header(source, settings, options, shapes)
+        states = np.zeros(len(keys), np.uint8)
+    else:
+        check_same(source, path, settings, options)
+        store = open_store(path)
+        header, states, shapes = store.header, store.states, store.shapes
+        stored, done = stored_bytes(store), int((states == DONE).sum())
+    todo = (states == PENDING) | (retry & (states == QUARANTINED))
+    if path.exists():
+        unreadable = image_shapes(source, [keys[row] for row in np.flatnonzero(todo).tolist()])[1]
+    blocks = np.unique(np.flatnonzero(todo) // header.block_size).tolist()
+    pixels = float(shapes.prod(axis=1, dtype=np.int64).mean())
+    estimate = pixels * (MASK_BYTES_PER_PIXEL + PICTURE_BYTES_PER_PIXEL * header.images)
+    return Plan(
+        images=len(keys),
+        blocks=header.n_blocks,
+        pending_images=sum(len(header.block_range(block)) for block in blocks),
+        pending_blocks=len(blocks),
+        quarantined=int((states == QUARANTINED).sum()),
+        unreadable=unreadable,
+        measured=done > 0,
+        bytes_per_image=stored["all"] / done if stored and done else estimate,
+        seconds_per_image=measured_seconds(path),
+    )
+
+
+def measured_seconds(path: Path) -> float | None:
+    """Seconds of one worker per image, over the blocks done so far; None before the first."""
+    seconds = images = 0
+    try:
+        with open(run_folder(path) / BLOCK_LOG) as log:
+            for line in log:
+                row = json.loads(line)
+                seconds += row["wall"] - row["seconds"].get("load", 0)
+                images += row["images"]
+    except (OSError, ValueError, KeyError):
+        pass
+    return seconds / images if images else None
 
 
 def block_tasks(

@@ -78,6 +78,7 @@ class SampleSource:
     crops: dict[str, Crop]
     dataset: str = "sample"
     digest: str = "pixels"
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, split: str) -> SampleSource:

@@ -58,6 +58,11 @@ class SamSegmenter:
         self._checkpoint = checkpoint_sha256
         self._channel_order = channel_order
 
+    @property
+    def splits(self) -> int:
+        """Times so far that the masks of an image were brought to full size in smaller parts for want of GPU memory."""
+        return self._generator.splits
+
     def recipe(self) -> Mapping[str, Any]:
         return sam_recipe(self._checkpoint, self._channel_order, self._generator.settings)
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import platform
+import shutil
+import threading
 import time
-from collections import defaultdict
+import uuid
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -18,11 +21,12 @@ import torch
 from distributed import get_worker
 from numpy.typing import NDArray
 
-from samdeblur.models import deblur, pick_device
+from samdeblur.models import DeviceError, NotFinite, deblur, pick_device
+from samdeblur.pipeline.blocks import BlockFailure, BlockReport, BlockTask, Clock, NotShared
 from samdeblur.pipeline.masks import Crop, Records
 from samdeblur.pipeline.recipe import PrepSettings, Stages, load_stages
 from samdeblur.pipeline.segment import SamSegmenter
-from samdeblur.pipeline.sources import BadImage, ImagePair, Source
+from samdeblur.pipeline.sources import BadImage, ImagePair, SourceLost
 from samdeblur.storage import AtomMap
 from samdeblur.storage.commits import (
     ImageContent,
@@ -32,84 +36,94 @@ from samdeblur.storage.commits import (
     geometry_records,
     stage_block,
 )
-from samdeblur.storage.layout import DONE, QUARANTINED, Header, fingerprint
+from samdeblur.storage.files import write_durably
+from samdeblur.storage.layout import DONE, QUARANTINED, fingerprint
+
+WORKING = "working"  # in a staging folder: the key of the image a careful attempt is at
+OUT_OF_MEMORY = "out of GPU memory; a GPU with more of it, or a recipe of fewer points_per_batch, may do"
 
 Encode = Callable[[], tuple[AtomMap, Records]]
 
 
-@dataclass(frozen=True)
-class BlockTask:
-    """What a worker needs to know. `source` holds the images of this block alone, `shapes` their planned sizes."""
-
-    store: str
-    header: Header
-    block: int
-    staging: str
-    source: Source
-    shapes: tuple[tuple[int, int], ...]
-    settings: PrepSettings
+# Blocks of one process take turns with its device; while one is written, the next uses it.
+_device = threading.Lock()
 
 
-@dataclass(frozen=True)
-class BlockReport:
-    """What a worker did: the staged block, seconds spent by stage, and the environment it ran in."""
-
-    staged: StagedBlock
-    seconds: dict[str, float]
-    environment: dict[str, str] = field(default_factory=dict)
-
-
-class Clock:
-    """Adds up wall time by stage."""
-
-    def __init__(self) -> None:
-        self.seconds: defaultdict[str, float] = defaultdict(float)
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[stage] += time.perf_counter() - start
-
-
-def run_block(task: BlockTask) -> BlockReport:
+def run_block(task: BlockTask) -> BlockReport | BlockFailure:
     """Read, pre-deblur, segment, encode and stage the images of a block.
 
-    An image that cannot be processed is quarantined with its reason; only what concerns every image (a model that
-    does not load, a disk that does not take the shards) raises. One thread, so that results do not depend on how many
-    workers share the machine.
+    An image that cannot be processed is quarantined with its reason. What concerns no image alone is returned, so that
+    another worker tries (a disk that does not take the shards, a mount that is gone), or raised (a model that does not
+    load). One thread computes, so that results do not depend on how many workers share the machine.
     """
-    clock = Clock()
-    device = pick_device(task.settings.device, worker_index())
-    with one_thread():
-        with clock("load"):
-            stages = cached_stages(task.settings, device)
-        finished: list[Future[tuple[ImageContent | None, ImageOutcome]]] = []
-        reads = read_ahead(task.source.read, task.source.keys)
-        images = zip(task.source.keys, task.shapes, reads, strict=True)
-        with ThreadPoolExecutor(1, "encode") as pool:  # masks become atoms while the next image is segmented
-            while group := list(itertools.islice(images, task.settings.speed.batch)):
-                opened = [_open(key, shape, read, stages, clock) for key, shape, read in group]
-                for image in _embed_together(opened, stages, clock) if task.settings.speed.batch > 1 else opened:
-                    encode = _find_masks(image, stages, clock)
-                    finished.append(pool.submit(_finish, image, encode, clock, task.header.images))
+    staging = Path(f"{task.staging}-{uuid.uuid4().hex[:12]}")
+    try:
+        if not (Path(task.store) / "zarr.json").is_file():
+            raise NotShared(errno.ENOENT, "not seen from here; workers need the file system of the store", task.store)
+        return _run_block(task, staging)
+    except (OSError, DeviceError) as error:
+        shutil.rmtree(staging, ignore_errors=True)
+        return BlockFailure(worker_address(), error)
+
+
+def _run_block(task: BlockTask, staging: Path) -> BlockReport:
+    clock, start = Clock(), time.perf_counter()
+    device = pick_device(task.settings.device)
+    keys, read = task.source.keys, task.source.read
+    reads = (partial(read, key) for key in keys) if task.careful else read_ahead(read, keys)
+    with ThreadPoolExecutor(1, "encode") as pool:
+        with _device, one_thread():
+            with clock("load"):
+                stages = cached_stages(task.settings, device)
+            before = _splits(stages)
+            finished = list(_find_all(task, staging, reads, stages, clock, pool))
+            splits = _splits(stages) - before
         contents, outcomes = zip(*(future.result() for future in finished), strict=True)
         with clock("write"):
-            digests = stage_block(Path(task.store), task.header, Path(task.staging), task.block, contents)
-    staged = StagedBlock(task.block, task.staging, outcomes, digests)
-    return BlockReport(staged, dict(clock.seconds), environment(device))
+            digests = stage_block(Path(task.store), task.header, staging, task.block, contents)
+    staged = StagedBlock(task.block, str(staging), outcomes, digests)
+    wall = time.perf_counter() - start
+    return BlockReport(staged, dict(clock.seconds), wall, dict(clock.image_seconds), environment(device), splits)
 
 
-def read_ahead(read: Callable[[str], ImagePair], keys: Sequence[str]) -> Generator[Callable[[], ImagePair], None, None]:
+Read = Callable[[], ImagePair]
+Finished = tuple[ImageContent | None, ImageOutcome]
+
+
+def read_ahead(read: Callable[[str], ImagePair], keys: Sequence[str]) -> Iterator[Read]:
     """For each key a function that gives its pair, or raises what reading raised; the next is read meanwhile."""
-    with ThreadPoolExecutor(1, "read") as pool:
-        ahead = pool.submit(read, keys[0])
-        for following in keys[1:]:
-            now, ahead = ahead, pool.submit(read, following)
-            yield now.result
-        yield ahead.result
+    pool = ThreadPoolExecutor(1, "read")
+    first = pool.submit(read, keys[0])
+
+    def reads() -> Generator[Read, None, None]:
+        with pool:
+            ahead = first
+            for following in keys[1:]:
+                now, ahead = ahead, pool.submit(read, following)
+                yield now.result
+            yield ahead.result
+
+    return reads()
+
+
+def _find_all(
+    task: BlockTask, staging: Path, reads: Iterator[Read], stages: Stages, clock: Clock, pool: ThreadPoolExecutor
+) -> Iterator[Future[Finished]]:
+    """The images of a block, their masks becoming atoms in the pool while the next is segmented."""
+    images = zip(task.source.keys, task.shapes, reads, strict=True)
+    while group := list(itertools.islice(images, 1 if task.careful else task.settings.speed.batch)):
+        if task.careful:
+            write_durably(staging / WORKING, group[0][0].encode())
+        opened = [_open(key, shape, read, task.skip.get(key), stages, clock) for key, shape, read in group]
+        for image in _embed_together(opened, stages, clock) if task.settings.speed.batch > 1 else opened:
+            future = pool.submit(_finish, image, _find_masks(image, stages, clock), clock, task.header.images)
+            if task.careful:
+                future.result()
+            yield future
+
+
+def _splits(stages: Stages) -> int:
+    return stages.segmenter.splits if isinstance(stages.segmenter, SamSegmenter) else 0
 
 
 @dataclass(frozen=True)
@@ -123,21 +137,32 @@ class Opened:
     error: Exception | None = None
 
 
-def _open(key: str, shape: tuple[int, int], read: Callable[[], ImagePair], stages: Stages, clock: Clock) -> Opened:
+def _open(key: str, shape: tuple[int, int], read: Read, skip: str | None, stages: Stages, clock: Clock) -> Opened:
     pair: ImagePair | None = None
     try:
-        with clock("read"):
+        if skip is not None:
+            raise BadImage(skip)
+        with clock("read", key):
             pair = read()
             if pair.blurred.shape[:2] != shape:
                 planned = f"{shape[1]}x{shape[0]}" if any(shape) else "unreadable"
                 now = f"{pair.blurred.shape[1]}x{pair.blurred.shape[0]}"
-                raise BadImage(f"{key}: was {planned} when the store was planned and is {now}; prepare a new store")
+                raise BadImage(f"{key}: was {planned} when the store was planned and is {now}; --retry-quarantined")
         if stages.network is None:
             return Opened(key, pair, pair.blurred)
-        with clock("predeblur"):
+        with clock("predeblur", key):
             return Opened(key, pair, deblur(stages.network, pair.blurred))
+    except SourceLost:
+        raise
     except Exception as error:  # whatever is wrong with one image must not stop the others
-        return Opened(key, pair, error=error)
+        return Opened(key, pair, error=_kept(error))
+
+
+def _kept(error: Exception) -> Exception:
+    """Without what it holds on to; a GPU that ran full is emptied of what nothing uses."""
+    if isinstance(error, torch.OutOfMemoryError):
+        torch.cuda.empty_cache()
+    return error.with_traceback(None)
 
 
 def _embed_together(images: list[Opened], stages: Stages, clock: Clock) -> list[Opened]:
@@ -148,7 +173,8 @@ def _embed_together(images: list[Opened], stages: Stages, clock: Clock) -> list[
     try:
         with clock("segment"):
             embeddings = iter(stages.segmenter.embed(pictures))
-    except ValueError:
+    except (ValueError, torch.OutOfMemoryError) as error:
+        _kept(error)
         return images
     return [replace(image, embedding=next(embeddings)) if image.picture is not None else image for image in images]
 
@@ -165,30 +191,30 @@ def _find_masks(image: Opened, stages: Stages, clock: Clock) -> Encode:
             if masks is None:
                 raise BadImage(f"{image.key}: its source knows no true masks")
             return lambda: (masks, {})
-        with clock("segment"):
+        with clock("segment", image.key):
             if isinstance(stages.segmenter, SamSegmenter):
                 return stages.segmenter.find(image.picture, image.embedding)
             found = stages.segmenter.segment(image.picture)
             return lambda: found
     except Exception as error:  # as above
-        return partial(_fail, error)
+        return partial(_fail, _kept(error))
 
 
 def _fail(error: Exception) -> tuple[AtomMap, Records]:
     raise error
 
 
-def _finish(
-    image: Opened, encode: Encode, clock: Clock, with_pictures: bool
-) -> tuple[ImageContent | None, ImageOutcome]:
+def _finish(image: Opened, encode: Encode, clock: Clock, with_pictures: bool) -> Finished:
     pair = image.pair
     try:
-        with clock("encode"):
+        with clock("encode", image.key):
             atoms, records = encode()
             check_caps(atoms)
             records = records | geometry_records(atoms)
     except Exception as error:  # as above
-        reason = str(error) if isinstance(error, BadImage) else f"{type(error).__name__}: {error}"
+        reason = str(error) if isinstance(error, BadImage | NotFinite) else f"{type(error).__name__}: {error}"
+        if isinstance(error, torch.OutOfMemoryError):
+            reason = OUT_OF_MEMORY
         digest = pair.digest if pair is not None else bytes(32)
         return None, ImageOutcome(QUARANTINED, digest, error=reason)
     assert pair is not None
@@ -209,12 +235,18 @@ def cached_stages(settings: PrepSettings, device: torch.device) -> Stages:
     return _loaded[key]
 
 
-def worker_index() -> int:
-    """The number of this Dask worker, by its name; 0 outside one."""
+def worker_address() -> str:
+    """Of this Dask worker; empty outside one."""
     try:
-        return int(get_worker().name)
+        return str(get_worker().address)
     except ValueError:
-        return 0
+        return ""
+
+
+def working_on(staging: str) -> list[str]:
+    """The keys that the attempts at a block whose worker died were at, of those that were careful."""
+    path = Path(staging)
+    return [file.read_text() for file in sorted(path.parent.glob(f"{path.name}-*/{WORKING}"))]
 
 
 @contextmanager

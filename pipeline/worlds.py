@@ -330,6 +330,7 @@ class WorldSource:
     model: WorldModel
     dataset: str = "worlds"
     digest: str = "pixels"
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, location: str, split: str) -> WorldSource:

@@ -6,6 +6,7 @@ is complete and on the disk.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ import zarr
 from numpy.typing import NDArray
 
 from samdeblur.storage.atoms import AtomMap, TooManyAtoms
-from samdeblur.storage.files import PARTIAL, DurableStore, fsync_path
+from samdeblur.storage.files import PARTIAL, DurableStore, fsync_path, write_durably
 from samdeblur.storage.header import read_header
 from samdeblur.storage.layout import (
     ERROR_BYTES,
@@ -33,9 +34,12 @@ from samdeblur.storage.layout import (
     finish_shard,
     pack_text,
     round_up,
+    seal,
     write_all_chunks,
 )
 from samdeblur.storage.lease import Lease
+
+RESIZING = "resizing.json"  # in the run folder: row -> height and width about to be written
 
 
 @dataclass(frozen=True)
@@ -117,14 +121,11 @@ def stage_block(
     images = header.block_range(block)
     digests = []
     for name, spec in header.data_arrays().items():
-        used = [0 if content is None else len(_values(name, content)) for content in contents]
-        rows = np.zeros(
-            (len(images), min(round_up(max(used), spec.chunks[1]), spec.shape[1]), *spec.shape[2:]), spec.dtype
-        )
-        for row, content in zip(rows, contents, strict=True):
-            if content is not None:
-                values = _values(name, content)
-                row[tuple(slice(side) for side in values.shape)] = values
+        stored = {at: _values(name, content) for at, content in enumerate(contents) if content is not None}
+        used = round_up(max((len(values) for values in stored.values()), default=0), spec.chunks[1])
+        rows = np.zeros((len(images), min(used, spec.shape[1]), *spec.shape[2:]), spec.dtype)
+        for at, values in stored.items():
+            rows[at][tuple(slice(side) for side in values.shape)] = values
         target = staging / name
         target.mkdir(parents=True)
         shutil.copyfile(store / name / "zarr.json", target / "zarr.json")
@@ -163,15 +164,54 @@ class Committer:
         shutil.rmtree(self._folder / "staging", ignore_errors=True)
         for leftover in (store / "index").rglob(f"*{PARTIAL}"):
             leftover.unlink()
+        self._finish_resizing()
 
     def staging(self, block: int) -> Path:
-        """The staging folder of this job's attempt at a block."""
+        """The staging folder of this job's attempt at a block; several attempts each add a name of their own."""
         return self._folder / "staging" / f"{block}-{self.lease.token}"
 
     def pending_blocks(self) -> list[int]:
         """Blocks with an image that was not committed yet."""
         state = self._array("index/state")[:]
         return np.unique(np.flatnonzero(state == PENDING) // self.header.block_size).tolist()
+
+    def reopen(self, rows: Sequence[int], shapes: NDArray[np.int32]) -> None:
+        """Make the blocks of these images pending again, and write down what sizes the images have by now.
+
+        Args:
+            rows: positions of images.
+            shapes: (len(rows), 2) int32, height and width; one that does not fit the extents of the store is left.
+
+        Raises:
+            StoreBusy: another job took the store over.
+        """
+        self.lease.check()
+        state = self._array("index/state")
+        blocks = {row // self.header.block_size for row in rows}
+        again = np.concatenate([self.header.block_range(block) for block in sorted(blocks)])
+        state.oindex[again] = np.full(len(again), PENDING, np.uint8)
+        known = np.asarray(self._array("index/shape")[:])
+        fits = (shapes <= self.header.extent).all(axis=1) & (shapes > 0).all(axis=1)
+        changed = fits & (shapes != known[list(rows)]).any(axis=1)
+        if changed.any():
+            new = {int(row): shape.tolist() for row, shape, yes in zip(rows, shapes, changed, strict=True) if yes}
+            write_durably(self._folder / RESIZING, json.dumps(new).encode())
+            self._finish_resizing()
+
+    def _finish_resizing(self) -> None:
+        """Sizes and the seal over them change together: what is to become of them is written down first."""
+        plan = self._folder / RESIZING
+        if not plan.exists():
+            return
+        new = json.loads(plan.read_bytes())
+        self._write("index/shape", np.array([int(row) for row in new]), list(new.values()))
+        root = self._store / "zarr.json"
+        document = json.loads(root.read_bytes())
+        keys, shapes = (np.asarray(self._array(f"index/{name}")[:]) for name in ("key", "shape"))
+        document["attributes"]["seal"] = seal(self.header.attributes(), keys, shapes)
+        write_durably(root, json.dumps(document, indent=2).encode())
+        plan.unlink()
+        self.header = read_header(self._store)
 
     def commit(self, blocks: Sequence[StagedBlock]) -> None:
         """Move staged shards into place, index them, then call them done; each step is on the disk before the next.
@@ -199,16 +239,18 @@ class Committer:
             [[np.frombuffer(d, np.uint8) for d in block.shard_digests] for block in blocks],
         )
         self._write("index/state", rows, [o.state for o in outcomes])
-        for block in blocks:
-            shutil.rmtree(block.staging, ignore_errors=True)
+        for block in blocks:  # the attempts that came second, too
+            for attempt in (self._folder / "staging").glob(f"{block.block}-*"):
+                shutil.rmtree(attempt, ignore_errors=True)
 
     def close(self) -> None:
         """Let the store go; what this job staged and did not commit is dropped."""
-        for folder in (self._folder / "staging").glob(f"*-{self.lease.token}"):
+        for folder in (self._folder / "staging").glob(f"*-{self.lease.token}*"):
             shutil.rmtree(folder, ignore_errors=True)
-        with suppress(OSError):  # missing, or not empty: another job's
-            (self._folder / "staging").rmdir()
         self.lease.release()
+        for folder in (self._folder / "staging", self._folder):
+            with suppress(OSError):  # missing, or not empty: another job's
+                folder.rmdir()
 
     def _array(self, name: str) -> zarr.Array:
         with write_all_chunks():

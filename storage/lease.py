@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
 import threading
 import time
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,17 +34,37 @@ class Lease:
     def __init__(self, folder: Path) -> None:
         self._path = folder / "lease.json"
         self.token = uuid.uuid4().hex
-        holder = self._read()
-        if holder and not _is_free(holder):
-            raise StoreBusy(
-                f"{folder}: job {holder['pid']} on {holder['host']} is writing to this store; "
-                f"wait for it, or for {LEASE_SECONDS:.0f} s after it died"
-            )
-        self._write()
-        self.check()
+        self._take()
         self._released = threading.Event()
         self._renewal = threading.Thread(target=self._renew, name="lease", daemon=True)
         self._renewal.start()
+
+    def _take(self) -> None:
+        """Of several jobs that try at the same moment one succeeds: only one can move a file, or make a link."""
+        mine = self._path.with_name(f"{self._path.name}.{self.token}")
+        holder = _read(self._path)
+        if self._path.exists() and (holder is None or _is_free(holder)):
+            with suppress(FileNotFoundError):  # another job was quicker
+                os.rename(self._path, mine)
+                if _read(mine) != holder:  # and holds it by now
+                    with suppress(FileExistsError):
+                        os.link(mine, self._path)
+        write_durably(mine, self._document())
+        try:
+            os.link(mine, self._path)
+        except (FileExistsError, FileNotFoundError):
+            holder = _read(self._path) or {"pid": "?", "host": "?"}
+            raise StoreBusy(
+                f"{self._path.parent}: job {holder['pid']} on {holder['host']} is writing to this store; "
+                f"wait for it, or for {LEASE_SECONDS:.0f} s after it died"
+            ) from None
+        except OSError as error:  # a file system without hard links
+            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+                raise
+            os.rename(mine, self._path)
+        for left in self._path.parent.glob(f"{self._path.name}.*"):  # mine, and those of jobs killed right here
+            left.unlink(missing_ok=True)
+        self.check()
 
     def check(self) -> None:
         """Raise StoreBusy if another job took the store over."""
@@ -59,22 +81,29 @@ class Lease:
         while not self._released.wait(LEASE_SECONDS / 4):
             if not self._is_mine():
                 return
-            self._write()
+            write_durably(self._path, self._document())
 
     def _is_mine(self) -> bool:
-        holder = self._read()
+        holder = _read(self._path)
         return holder is not None and holder["token"] == self.token
 
-    def _write(self) -> None:
+    def _document(self) -> bytes:
         holder = {"token": self.token, "host": socket.gethostname(), "pid": os.getpid(), "renewed": time.time()}
-        write_durably(self._path, json.dumps(holder).encode())
+        return json.dumps(holder).encode()
 
-    def _read(self) -> dict[str, Any] | None:
-        try:
-            holder: dict[str, Any] = json.loads(self._path.read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
-            return None
-        return holder
+
+def lease_holder(folder: Path) -> dict[str, Any] | None:
+    """The host, pid and time of renewal of the job that holds the lease in a folder; None when none does."""
+    holder = _read(folder / "lease.json")
+    return None if holder is None or _is_free(holder) else holder
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        holder: dict[str, Any] = json.loads(path.read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+    return holder
 
 
 def _is_free(holder: dict[str, Any]) -> bool:

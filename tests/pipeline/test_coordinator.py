@@ -14,15 +14,18 @@ from samdeblur.models import CheckpointError, NAFNet, deblur, load_network, with
 from samdeblur.models.checkpoints import encode_network
 from samdeblur.pipeline import (
     PrepSettings,
+    Resources,
     StoreOptions,
     SuperpixelSegmenter,
     Weights,
+    Workers,
     coordinator,
     open_source,
     prepare,
     status,
     worker,
 )
+from samdeblur.pipeline.cluster import InProcess
 from samdeblur.pipeline.fast import Speed
 from samdeblur.pipeline.masks import MaskGenerator
 from samdeblur.storage import ImageNotReady, StoreError, files, open_store
@@ -111,7 +114,7 @@ def test_a_run_reports_what_it_did(folder, tmp_path):
     assert [(row["block"], row["images"]) for row in rows] == [(0, 2), (1, 2), (2, 1)]
     assert all(row["environment"]["torch"] == torch.__version__ for row in rows)
     left = [path.name for path in (tmp_path / "toy.zarr.run").rglob("*") if path.is_file()]
-    assert left == ["blocks.jsonl"]  # no lease, nothing staged
+    assert sorted(left) == ["blocks.jsonl", "runs.jsonl"]  # no lease, nothing staged
 
 
 def test_a_second_run_does_nothing_and_the_bytes_stay(folder, undisturbed, monkeypatch):
@@ -130,8 +133,9 @@ def test_bytes_do_not_depend_on_the_number_of_workers(folder, undisturbed, tmp_p
     assert undisturbed.at(tmp_path / "toy.zarr").files() == undisturbed.files()
 
 
-def test_no_more_workers_than_blocks_are_started(folder, undisturbed, monkeypatch):
-    assert run(folder, undisturbed.path, workers=64).workers == 1
+def test_no_more_workers_than_blocks_are_started():
+    with Workers(Resources(workers=64)) as workers:
+        assert isinstance(workers.runner(1), InProcess)
 
 
 @pytest.mark.parametrize("block", [0, 1, 2])

@@ -1,0 +1,179 @@
+"""Picture files to pixels: what an 8-bit PNG, JPEG, BMP, TIFF or WebP file shows, as 8-bit RGB; a refusal for the rest.
+
+Nothing is lost silently: more than 8 bits, transparency and further pictures in the file are refused. Size and form are
+judged by the header, before anything is decoded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import jpeg_factory
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import (
+    BITSPERSAMPLE,
+    IMAGELENGTH,
+    IMAGEWIDTH,
+    SAMPLEFORMAT,
+    ImageFileDirectory_v2,
+    TiffImageFile,
+)
+from PIL.WebPImagePlugin import WebPImageFile
+
+from samdeblur.storage.layout import MAX_PIXELS, MAX_SIDE
+
+# First bytes -> reader. `Image.open` would try every format it knows, and warn of sizes that a store takes.
+READERS = {
+    b"\x89PNG\r\n\x1a\n": PngImageFile,
+    b"\xff\xd8\xff": jpeg_factory,
+    b"BM": BmpImageFile,
+    b"II*\0": TiffImageFile,
+    b"MM\0*": TiffImageFile,
+    b"II+\0": TiffImageFile,
+    b"MM\0+": TiffImageFile,
+    b"RIFF": WebPImageFile,
+}
+HEADER_BYTES = 32
+PNG_BITS = 24  # where a PNG says its bits per channel
+ORIENTATION = 274  # a tag of TIFF and EXIF
+FLOATING = 3  # of SAMPLEFORMAT
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# Pillow's own limit is a third of ours, and it warns; it belongs to the whole process.
+if Image.MAX_IMAGE_PIXELS is not None:
+    Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, MAX_PIXELS)
+
+
+class BadImage(ValueError):
+    """An image that cannot be used; the rest of its dataset can."""
+
+
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """Decode a picture to (H, W, 3) uint8 RGB, upright. Raises BadImage, from the OSError when the disk gave one."""
+    with _opened(path) as (image, header):
+        _shape(image)
+        _refuse_depth(image, header)
+        if (pictures := getattr(image, "n_frames", 1)) > 1:
+            raise BadImage(f"{pictures} pictures in one file, animated or of several pages; keep one of them")
+        return np.array(_opaque(_upright(image)))
+
+
+def image_shape(path: Path) -> tuple[int, int]:
+    """Height and width of a picture, upright, from its header alone. Raises BadImage as `read_image` does."""
+    with _opened(path) as (image, _):
+        return _shape(image)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[ImageFile, bytes]]:
+    """A picture whose header was read, and its first bytes. What goes wrong until it is closed is said of its file."""
+    try:
+        with open(path, "rb") as file:
+            header = file.read(HEADER_BYTES)
+            file.seek(0)
+            yield _reader(file, header), header
+    except BadImage as error:
+        raise BadImage(f"{path}: {error}") from error
+    except OSError as error:
+        raise BadImage(f"{path}: {error.strerror or str(error).rstrip('.')}") from error
+    except Exception as error:  # readers raise nearly anything on damaged files
+        raise BadImage(f"{path}: cannot be decoded: {str(error) or type(error).__name__}") from error
+
+
+def _reader(file: IO[bytes], header: bytes) -> ImageFile:
+    reader = next((reader for start, reader in READERS.items() if header.startswith(start)), None)
+    if reader is None:
+        raise BadImage("not an image" + (" in PNG, JPEG, BMP, TIFF or WebP" if header else ": the file is empty"))
+    try:
+        return reader(file)
+    except SyntaxError:
+        if reader is TiffImageFile:  # it may be one of floats, which Pillow knows for grey alone
+            _refuse_tiff_depth(_tiff_tags(file, header))
+        raise
+
+
+def _shape(image: ImageFile) -> tuple[int, int]:
+    """Height and width, upright. Raises BadImage for a size that no store takes."""
+    width, height = image.size
+    if isinstance(image, TiffImageFile):  # versions of Pillow differ in when they turn its size
+        width, height = image.tag_v2[IMAGEWIDTH], image.tag_v2[IMAGELENGTH]
+    if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
+        raise BadImage(f"{width}x{height} pixels; at most {MAX_SIDE} on a side and {MAX_PIXELS} in all are taken")
+    return (width, height) if _orientation(image) >= 5 else (height, width)
+
+
+def _refuse_depth(image: ImageFile, header: bytes) -> None:
+    """Raises BadImage for more than 8 bits; Pillow decodes such colours to 8 bits without a word."""
+    if isinstance(image, TiffImageFile):
+        _refuse_tiff_depth(image.tag_v2)
+    elif isinstance(image, PngImageFile) and header[PNG_BITS] > 8:
+        raise BadImage(f"{header[PNG_BITS]} bits per channel; convert it to 8-bit RGB")
+
+
+def _refuse_tiff_depth(tags: ImageFileDirectory_v2) -> None:
+    if FLOATING in tags.get(SAMPLEFORMAT, ()):
+        raise BadImage("floating-point pixels; convert it to 8-bit RGB")
+    if (bits := max(tags.get(BITSPERSAMPLE, (1,)))) > 8:
+        raise BadImage(f"{bits} bits per channel; convert it to 8-bit RGB")
+
+
+def _tiff_tags(file: IO[bytes], header: bytes) -> ImageFileDirectory_v2:
+    tags = ImageFileDirectory_v2(header[: 16 if header[2:4] in (b"+\0", b"\0+") else 8])
+    file.seek(tags.next)
+    tags.load(file)
+    return tags
+
+
+def _orientation(image: ImageFile) -> int:
+    """1 to 8, as EXIF numbers them; 1 where nothing is said, or what is said is damaged."""
+    if isinstance(image, TiffImageFile):
+        found = image.tag_v2.get(ORIENTATION, 1)
+        return found if found in UPRIGHT else 1
+    exif = image.info.get("exif", b"").removeprefix(b"Exif\0\0")
+    order: Literal["little", "big"] = "little" if exif.startswith(b"II") else "big"
+
+    def number(start: int, size: int) -> int:
+        return int.from_bytes(exif[start : start + size], order)
+
+    entries = number(4, 4) + 2
+    for entry in range(entries, entries + 12 * number(entries - 2, 2), 12):
+        if number(entry, 2) == ORIENTATION:
+            return number(entry + 8, 2) if number(entry + 8, 2) in UPRIGHT else 1
+    return 1
+
+
+def _upright(image: ImageFile) -> Image.Image:
+    """The decoded picture, turned as its orientation says."""
+    image.info.pop("xmp", None)  # where Pillow looks for another word on the orientation
+    turn = UPRIGHT.get(_orientation(image))
+    image.load()
+    return image if turn is None or isinstance(image, TiffImageFile) else image.transpose(turn)  # Pillow turns TIFF
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    """The picture in RGB, without its alpha. Raises BadImage where that would lose something."""
+    if image.mode == "RGBa":  # colours multiplied by alpha
+        image = image.convert("RGBA")
+    if image.mode in ("RGB", "L", "P", "1") and "transparency" in image.info:
+        image = image.convert("RGBA")
+    if image.mode in ("RGBA", "LA") and image.getchannel("A").getextrema() != (255, 255):
+        raise BadImage("transparent pixels; convert it to RGB without alpha")
+    if image.mode not in ("RGB", "RGBA", "L", "LA", "P", "1"):
+        raise BadImage(f"pixel format {image.mode}; convert it to 8-bit RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")

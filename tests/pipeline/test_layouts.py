@@ -1,0 +1,462 @@
+"""Miniature trees of the datasets, written by hand: keys, pairs and messages."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+
+from samdeblur.pipeline import BadImage, SourceError, open_source
+
+INNER = "RealBlur-J_ECC_IMCORR_centroid_itensity_ref"
+# layout -> name of the dataset, its digest, split, {key: (blurred file, sharp file)}
+TREES = {
+    "gopro": (
+        "GoPro",
+        "pixels",
+        "train",
+        {
+            "GOPR0372_07_00/000047": (
+                "train/GOPR0372_07_00/blur/000047.png",
+                "train/GOPR0372_07_00/sharp/000047.png",
+            ),
+            "GOPR0372_07_00/000048": (
+                "train/GOPR0372_07_00/blur/000048.png",
+                "train/GOPR0372_07_00/sharp/000048.png",
+            ),
+            "GOPR0884_11_00/000047": (
+                "train/GOPR0884_11_00/blur/000047.png",
+                "train/GOPR0884_11_00/sharp/000047.png",
+            ),
+        },
+    ),
+    "realblur-j": (
+        "RealBlur-J",
+        "pixels",
+        "train",
+        {
+            "scene001/blur_1": (f"{INNER}/scene001/blur/blur_1.png", f"{INNER}/scene001/gt/gt_1.png"),
+            "scene001/blur_12": (f"{INNER}/scene001/blur/blur_12.png", f"{INNER}/scene001/gt/gt_12.png"),
+            "scene230/blur_1": (f"{INNER}/scene230/blur/blur_1.png", f"{INNER}/scene230/gt/gt_1.png"),
+        },
+    ),
+    "reds": (
+        "REDS",
+        "pixels",
+        "val",
+        {
+            "000/00000000": ("val/val_blur/000/00000000.png", "val/val_sharp/000/00000000.png"),
+            "000/00000099": ("val/val_blur/000/00000099.png", "val/val_sharp/000/00000099.png"),
+            "029/00000000": ("val/val_blur/029/00000000.png", "val/val_sharp/029/00000000.png"),
+        },
+    ),
+    "reds-jpeg": (
+        "REDS-JPEG",
+        "file",
+        "val",
+        {
+            "000/00000000": ("val/val_blur_jpeg/000/00000000.jpg", "val/val_sharp/000/00000000.png"),
+            "000/00000099": ("val/val_blur_jpeg/000/00000099.jpg", "val/val_sharp/000/00000099.png"),
+            "029/00000000": ("val/val_blur_jpeg/029/00000000.jpg", "val/val_sharp/029/00000000.png"),
+        },
+    ),
+    "reloblur": (
+        "ReLoBlur",
+        "pixels",
+        "test",
+        {
+            "s01/00/00": ("test/s01/00/00_blur.png", "test/s01/00/00_sharp.png"),
+            "s01/00/01": ("test/s01/00/01_blur.png", "test/s01/00/01_sharp.png"),
+            "scene2/07/00": ("test/scene2/07/00_blur.png", "test/scene2/07/00_sharp.png"),
+        },
+    ),
+    "pairs": (
+        "data",
+        "pixels",
+        "test",
+        {
+            "GOPR0384_11_00-000001": (
+                "test/input/GOPR0384_11_00-000001.png",
+                "test/target/GOPR0384_11_00-000001.png",
+            ),
+            "GOPR0384_11_00-000002": (
+                "test/input/GOPR0384_11_00-000002.png",
+                "test/target/GOPR0384_11_00-000002.png",
+            ),
+            "night/0": ("test/input/night/0.png", "test/target/night/0.png"),
+        },
+    ),
+}
+every_layout = pytest.mark.parametrize("layout", TREES)
+
+
+@pytest.fixture
+def tree(tmp_path, save, picture):
+    """(layout, change=lambda name: name) -> root, with the files of TREES under changed names."""
+
+    def write(layout, change=lambda name: name):
+        root = tmp_path / "data"
+        for number, names in enumerate(TREES[layout][3].values()):
+            for side, name in enumerate(names):
+                save(root / change(name), picture(2 * number + side, 9 + number, 8))
+        if layout == "realblur-j":
+            write_list(root / "RealBlur_J_train_list.txt")
+        return root
+
+    return write
+
+
+def write_list(file, prefix=f"{INNER}/"):
+    names = [f"{prefix}scene{s}/{{}}/{{}}_{n}.png" for s, n in (("001", 12), ("001", 1), ("230", 1))]
+    lines = [f"{name.format('gt', 'gt')} {name.format('blur', 'blur')} " for name in names]
+    file.write_text("\n".join(lines))
+
+
+def assert_whole(source, layout, picture):
+    """Every pair of TREES, pixels and all."""
+    assert list(source.keys) == sorted(TREES[layout][3])
+    for number, key in enumerate(TREES[layout][3]):
+        pair = source.read(key)
+        assert source.shape(key) == pair.sharp.shape[:2] == (9 + number, 8)
+        assert np.array_equal(pair.sharp, picture(2 * number + 1, 9 + number, 8))
+        if layout == "reds-jpeg":
+            assert np.abs(pair.blurred.astype(int) - picture(2 * number, 9 + number, 8)).mean() < 30
+        else:
+            assert np.array_equal(pair.blurred, picture(2 * number, 9 + number, 8))
+
+
+def open_tree(root, layout, named="auto", **arguments):
+    return open_source(str(root), TREES[layout][2], named, **arguments)
+
+
+def refusal(root, split, layout="auto"):
+    with pytest.raises(SourceError) as caught:
+        open_source(str(root), split, layout)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith(str(root))
+    return message
+
+
+@every_layout
+@pytest.mark.parametrize("named", [True, False], ids=["by name", "auto"])
+def test_a_split_is_listed_under_its_keys_and_pairs_belong_together(tree, picture, layout, named):
+    source = open_tree(tree(layout), layout, layout if named else "auto")
+    assert (source.dataset, source.digest, source.split) == TREES[layout][:3]
+    assert_whole(source, layout, picture)
+
+
+@every_layout
+def test_the_case_of_suffixes_does_not_matter(tree, picture, layout):
+    def upper(name):
+        stem, suffix = os.path.splitext(name)
+        return stem + suffix.upper()
+
+    root = tree(layout, upper)
+    assert_whole(open_tree(root, layout), layout, picture)
+
+
+@every_layout
+def test_a_tree_of_links_is_read_like_the_tree(tree, tmp_path, picture, layout):
+    root = tree(layout)
+    linked = tmp_path / "linked"
+    for number, file in enumerate(sorted(file for file in root.rglob("*") if file.is_file())):
+        name = linked / file.relative_to(root)
+        name.parent.mkdir(parents=True, exist_ok=True)
+        name.symlink_to(file if number % 2 else os.path.relpath(file, name.parent))
+    assert_whole(open_tree(linked, layout), layout, picture)
+
+    of_folders = tmp_path / "of folders"
+    of_folders.mkdir()
+    for entry in root.iterdir():
+        (of_folders / entry.name).symlink_to(entry)
+    assert_whole(open_tree(of_folders, layout), layout, picture)
+
+
+@every_layout
+def test_loops_of_folder_links_are_not_followed(tree, picture, layout):
+    root = tree(layout)
+    for folder in [folder for folder in root.rglob("*") if folder.is_dir()]:
+        (folder / "itself").symlink_to(".")
+        (folder / "above").symlink_to("..")
+        (folder / "root").symlink_to(root)
+        (folder / "nothing").symlink_to("nothing")
+    assert_whole(open_tree(root, layout), layout, picture)
+
+
+@every_layout
+def test_missing_files_are_named_and_refused_or_left_out_with_a_note(tree, picture, layout):
+    root = tree(layout)
+    (first, last) = (sorted(TREES[layout][3])[position] for position in (0, -1))
+    (root / TREES[layout][3][first][0]).unlink()
+    (root / TREES[layout][3][last][1]).unlink()
+    message = refusal(root, TREES[layout][2])
+    assert f"2 images without a counterpart: {first} (no blurred), {last} (no sharp);" in message
+    assert "--skip-unpaired" in message
+
+    source = open_tree(root, layout, skip_unpaired=True)
+    (kept,) = TREES[layout][3].keys() - {first, last}
+    assert source.keys == [kept]
+    number = list(TREES[layout][3]).index(kept)
+    assert np.array_equal(source.read(kept).sharp, picture(2 * number + 1, 9 + number, 8))
+    dataset, _, split, _ = TREES[layout]
+    assert source.notes[0] == (
+        f"{dataset} {split}: 2 images left out without a counterpart: {first} (no blurred), {last} (no sharp)"
+    )
+
+
+@every_layout
+def test_a_truncated_file_spoils_its_own_pair_alone(tree, picture, layout):
+    root = tree(layout)
+    spoilt, *sound = TREES[layout][3]
+    file = root / TREES[layout][3][spoilt][0]
+    file.write_bytes(file.read_bytes()[:20])
+    source = open_tree(root, layout)
+    with pytest.raises(BadImage, match=file.name):
+        source.read(spoilt)
+    assert source.shape(spoilt) == (9, 8)  # that of the sharp one
+    for number, key in enumerate(sound, 1):
+        assert np.array_equal(source.read(key).sharp, picture(2 * number + 1, 9 + number, 8))
+
+
+@pytest.mark.parametrize("layout", ["gopro", "realblur-j", "reds", "reds-jpeg", "reloblur"])
+def test_another_number_of_pairs_than_was_published_is_noted(tree, layout):
+    dataset, _, split, _ = TREES[layout]
+    published = {"GoPro": "2,103", "RealBlur-J": "3,758", "REDS": "3,000", "REDS-JPEG": "3,000", "ReLoBlur": "395"}
+    assert open_tree(tree(layout), layout).notes == (
+        f"{dataset} {split}: 3 pairs found, the published split has {published[dataset]}",
+    )
+
+
+def test_the_published_number_of_pairs_needs_no_note(tmp_path):
+    for number in range(395):
+        take = tmp_path / f"test/s{number // 100:02d}/{number % 100:02d}"
+        take.mkdir(parents=True)
+        (take / "00_blur.png").touch()
+        (take / "00_sharp.png").touch()
+    source = open_source(str(tmp_path), "test")
+    assert (len(source.keys), source.notes) == (395, ())
+
+
+def test_a_subset_leaves_the_notes_behind(tree):
+    source = open_tree(tree("gopro"), "gopro")
+    received = pickle.loads(pickle.dumps(source.subset(source.keys[:1])))
+    assert (received.keys, received.notes, received.root) == (source.keys[:1], (), source.root)
+
+
+@every_layout
+def test_paths_are_absolute_so_that_any_working_directory_will_do(tree, tmp_path, picture, monkeypatch, layout):
+    root = tree(layout)
+    monkeypatch.chdir(root.parent)
+    source = open_tree("data", layout)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert source.root == root
+    assert_whole(source, layout, picture)
+
+
+@pytest.mark.parametrize("layout", ["gopro", "realblur-j", "reds", "reds-jpeg", "reloblur"])
+@pytest.mark.parametrize("named", [True, False], ids=["by name", "auto"])
+def test_a_split_that_is_not_there_is_refused_naming_those_that_are(tree, layout, named):
+    root, there = tree(layout), TREES[layout][2]
+    message = refusal(root, "tests", layout if named else "auto")
+    assert "no split 'tests' there" in message
+    assert message.endswith(f"--split one of {'test, train' if layout == 'realblur-j' else there}")
+
+
+@pytest.mark.parametrize("layout", TREES)
+def test_another_tree_than_the_named_layout_is_refused_with_what_was_expected(tmp_path, layout):
+    (tmp_path / "pictures").mkdir()
+    expected = {
+        "gopro": "no folders val/GOPR.../blur and sharp;",
+        "realblur-j": "no RealBlur_J_val_list.txt beside the folder RealBlur-J_ECC_...;",
+        "reds": "no folders val_sharp and val_blur, here or in val/;",
+        "reds-jpeg": "no folders val_sharp and val_blur_jpeg, here or in val/;",
+        "reloblur": "no files val/s01/00/00_blur.png and 00_sharp.png;",
+        "pairs": "no folders blur|blurred|input|lq and sharp|target|gt with the same names, here or in val/;",
+    }
+    assert expected[layout] in refusal(tmp_path, "val", layout)
+    auto = refusal(tmp_path, "val")
+    assert all(f"{name}: {text[3:-1]}" in auto for name, text in expected.items())
+
+
+# The root: the folder of the split itself, or one further up.
+
+
+@pytest.mark.parametrize("layout", ["gopro", "reds", "reloblur"])
+def test_the_folder_of_the_split_will_do(tree, picture, layout):
+    assert_whole(open_tree(tree(layout) / TREES[layout][2], layout), layout, picture)
+
+
+@pytest.mark.parametrize("layout", ["reds", "reds-jpeg"])
+def test_the_folders_of_reds_may_lie_in_the_root(tree, picture, layout):
+    root = tree(layout, lambda name: name.removeprefix("val/"))
+    assert_whole(open_tree(root, layout), layout, picture)
+    assert "give --split one of val" in refusal(root, "train")
+
+
+@pytest.mark.parametrize("place", [".", INNER, "..", "../data"])
+@pytest.mark.parametrize("lists", [".", INNER])
+def test_the_root_of_realblur_may_be_one_off(tree, picture, place, lists):
+    root = tree("realblur-j")
+    if lists != ".":
+        shutil.move(root / "RealBlur_J_train_list.txt", root / lists)
+    if place == "..":
+        (root.parent / "RealBlur-J").mkdir()
+        root = root.rename(root.parent / "RealBlur-J/set") / ".."
+    assert_whole(open_tree(root if place == ".." else root / place, "realblur-j"), "realblur-j", picture)
+
+
+# The lists of RealBlur-J.
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text.replace("\n", "\r\n"),
+        lambda text: text + "\n\n  \n",
+        lambda text: "\n" + text.replace("\n", "\n\n"),
+        lambda text: text.replace("/", "\\"),
+        lambda text: "\ufeff" + text,
+        lambda text: text.replace(f"{INNER}/", ""),
+        lambda text: text.replace(f"{INNER}/", "./"),
+        lambda text: text.replace(f"{INNER}/", f"/home/user/RealBlur/{INNER}/"),
+        lambda text: text.replace(" \n", "\n").rstrip(),
+        lambda text: text.replace(" ", "\t"),
+        lambda text: text.replace(".png", ".PNG"),
+        lambda text: text + "\n" + text,
+    ],
+    ids=["CRLF", "blank end", "blank lines", "backslashes", "BOM", "no prefix", "dot", "absolute", "no blank", "tabs",
+         "upper case", "twice"],
+)  # fmt: skip
+def test_lists_that_went_through_other_hands_are_read(tree, picture, change):
+    root = tree("realblur-j")
+    file = root / "RealBlur_J_train_list.txt"
+    file.write_bytes(change(file.read_text()).encode())
+    assert_whole(open_tree(root, "realblur-j"), "realblur-j", picture)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"{INNER}/scene001/gt/gt_1.png",
+        f"{INNER}/scene001/gt/gt_1.png {INNER}/scene001/blur/blur_12.png",
+        f"{INNER}/scene001/gt/gt_1.png {INNER}/scene230/blur/blur_1.png",
+        f"{INNER}/scene001/gt/gt_1.png {INNER}/scene001/gt/gt_1.png",
+        f"{INNER}/scene001/gt/gt_1.png {INNER}/scene001/blur/blur_1.png 0",
+        f"{INNER}/scene001/gt/gt_1.pn",
+        "<!DOCTYPE html>",
+        "x" * 4000,
+    ],
+    ids=["one file", "other number", "other scene", "no blurred", "three", "cut off", "web page", "long"],
+)
+def test_a_line_that_names_no_pair_is_refused_with_its_number(tree, line):
+    root = tree("realblur-j")
+    file = root / "RealBlur_J_train_list.txt"
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join([*lines, line]))
+    message = refusal(root, "train")
+    assert f"{file}: line 4 names no pair" in message
+    assert repr(line)[1:20] in message
+    assert len(message) < 600
+
+
+def test_lines_whose_files_are_missing_are_named(tree):
+    root = tree("realblur-j")
+    file = root / "RealBlur_J_train_list.txt"
+    file.write_text(file.read_text() + f"\n{INNER}/scene999/gt/gt_7.png {INNER}/scene999/blur/blur_7.png ")
+    assert ": 1 image without a counterpart: scene999/blur_7 (no blurred, no sharp);" in refusal(root, "train")
+    assert len(open_tree(root, "realblur-j", skip_unpaired=True).keys) == 3
+
+
+def test_pictures_that_no_list_names_are_of_another_split(tree, save, picture):
+    root = tree("realblur-j")
+    save(root / INNER / "scene002/gt/gt_1.png", picture(90, 9, 8))
+    save(root / INNER / "scene002/blur/blur_1.png", picture(91, 9, 8))
+    (root / "RealBlur_J_test_list.txt").write_text("scene002/gt/gt_1.png scene002/blur/blur_1.png")
+    assert_whole(open_tree(root, "realblur-j"), "realblur-j", picture)
+    test = open_source(str(root), "test")
+    assert test.keys == ["scene002/blur_1"]
+    assert np.array_equal(test.read("scene002/blur_1").sharp, picture(90, 9, 8))
+
+
+def test_a_missing_list_or_folder_of_realblur_is_named(tree):
+    root = tree("realblur-j")
+    assert f"RealBlur_J_test_list.txt is missing, which says what the split is; put it beside {INNER}" in refusal(
+        root, "test"
+    )
+    shutil.rmtree(root / INNER)
+    assert "no folder RealBlur-J_ECC_... of pictures there; put it beside the lists" in refusal(root, "train")
+
+
+# REDS, and what is found where several layouts lie together.
+
+
+def test_png_frames_of_reds_go_before_the_jpeg_ones(tree, picture):
+    tree("reds-jpeg", lambda name: name.replace("sharp", "unused"))
+    root = tree("reds")
+    assert_whole(open_tree(root, "reds"), "reds", picture)
+    named = open_tree(root, "reds-jpeg", "reds-jpeg")
+    assert (named.dataset, named.digest) == ("REDS-JPEG", "file")
+    assert {blurred.suffix for blurred, _ in named.files.values()} == {".jpg"}
+
+
+@pytest.mark.parametrize("gone", ["sharp", "blur", "blur_jpeg"])
+def test_a_part_of_reds_that_was_not_unpacked_is_named(tree, gone):
+    root = tree("reds-jpeg" if gone == "blur_jpeg" else "reds")
+    shutil.rmtree(root / f"val/val_{gone}")
+    message = refusal(root, "val", "reds-jpeg" if gone == "blur_jpeg" else "auto")
+    assert f"no folder val_{gone} there; unpack that part of REDS" in message
+
+
+def test_each_split_is_read_in_its_own_layout(tree, picture):
+    tree("gopro")
+    root = tree("pairs")
+    assert open_source(str(root), "train").dataset == "GoPro"
+    assert open_source(str(root), "test").dataset == "data"
+    assert_whole(open_tree(root, "gopro"), "gopro", picture)
+    assert_whole(open_tree(root, "pairs"), "pairs", picture)
+    assert "no split 'val' there" in refusal(root, "val")
+
+
+def test_other_files_of_reloblur_are_left_alone(tree, save, picture):
+    root = tree("reloblur")
+    save(root / "test/s01/00/00_mask.png", picture(0, 9, 8))
+    save(root / "test/s01/00/00.png", picture(0, 9, 8))
+    save(root / "masks/test/s01/00/00.png", picture(0, 9, 8))
+    assert_whole(open_tree(root, "reloblur"), "reloblur", picture)
+    assert "--split one of test" in refusal(root, "masks", "reloblur")
+
+
+# Two folders with the same names.
+
+
+def test_a_plain_root_of_two_folders_takes_any_split(tree):
+    root = tree("pairs", lambda name: name.removeprefix("test/"))
+    for split in ("train", "test", "night"):
+        source = open_source(str(root), split)
+        assert (source.split, len(source.keys)) == (split, 3)
+
+
+@pytest.mark.parametrize("layout", ["auto", "pairs"])
+@pytest.mark.parametrize("beside", ["", "train/", "night/"])
+def test_a_misspelt_split_is_refused_where_there_are_folders_of_splits(tree, layout, beside):
+    root = tree("pairs")
+    if beside:
+        tree("pairs", lambda name: name.replace("test/", beside))
+    message = refusal(root, "tets", layout)
+    assert "no split 'tets' there" in message
+    assert message.endswith(f"--split one of {', '.join(sorted({'test', beside.rstrip('/')} - {''}))}")
+    tree("pairs", lambda name: name.removeprefix("test/"))  # in the root too: it might be meant, or not
+    assert "no split 'tets' there" in refusal(root, "tets", layout)
+
+
+def test_folders_of_other_names_do_not_keep_a_root_from_serving_any_split(tree):
+    root = tree("pairs", lambda name: name.removeprefix("test/"))
+    tree("pairs", lambda name: name.replace("test/", "night/"))
+    (root / "test/input").mkdir(parents=True)  # without a counterpart no split
+    assert open_source(str(root), "test").files.keys() == open_source(str(root), "night").files.keys()
+    assert all("night" in str(blurred) for blurred, _ in open_source(str(root), "night").files.values())

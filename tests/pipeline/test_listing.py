@@ -1,0 +1,57 @@
+"""Which files of a folder are listed, and what is said of those that do not match."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from samdeblur.pipeline import BadImage, SourceError, open_source
+
+
+def test_folders_that_link_to_each_other_are_listed_once_in_each_other(tmp_path, write_pairs):
+    write_pairs(tmp_path, {"one/a": (8, 8), "two/b": (8, 8)})
+    for side in ("blur", "sharp"):
+        (tmp_path / side / "one/other").symlink_to("../two")
+        (tmp_path / side / "two/other").symlink_to("../one")
+    assert open_source(str(tmp_path), "test").keys == ["one/a", "one/other/b", "two/b", "two/other/a"]
+
+
+def test_a_link_to_nothing_is_a_bad_image(tmp_path, write_pairs):
+    write_pairs(tmp_path, {"a": (8, 8), "b": (8, 8)})
+    (tmp_path / "blur/a.png").unlink()
+    (tmp_path / "blur/a.png").symlink_to("nothing.png")
+    source = open_source(str(tmp_path), "test")
+    assert source.keys == ["a", "b"]
+    with pytest.raises(BadImage, match=r"blur/a\.png: No such file"):
+        source.read("a")
+
+
+def test_hidden_files_and_folders_are_left_out(tmp_path, write_pairs, save, picture):
+    write_pairs(tmp_path, {"a": (8, 8)})
+    save(tmp_path / "blur/._a.png", picture(0, 8, 8))
+    save(tmp_path / "blur/.thumbnails/a.png", picture(0, 8, 8))
+    assert open_source(str(tmp_path), "test").keys == ["a"]
+
+
+def test_a_name_that_is_not_utf8_is_refused(tmp_path, write_pairs):
+    write_pairs(tmp_path, {"a": (8, 8)})
+    os.rename(tmp_path / "blur/a.png", os.fsencode(tmp_path / "blur") + b"/\xff.png")
+    with pytest.raises(SourceError, match=r"udcff\.png': the name is not UTF-8; rename it"):
+        open_source(str(tmp_path), "test")
+
+
+def test_a_long_note_names_eight(tmp_path, write_pairs):
+    write_pairs(tmp_path, {f"{number:04d}": (2, 2) for number in range(12)})
+    for number in range(11):
+        (tmp_path / f"sharp/{number:04d}.png").unlink()
+    (note,) = open_source(str(tmp_path), "test", skip_unpaired=True).notes
+    assert ": 11 images left out without a counterpart: 0000 (no sharp), 0001" in note
+    assert note.endswith("0007 (no sharp) and 3 more")
+
+
+def test_nothing_left_is_refused(tmp_path, save, picture):
+    save(tmp_path / "blur/a.png", picture(0, 8, 8))
+    save(tmp_path / "sharp/b.png", picture(0, 8, 8))
+    with pytest.raises(SourceError, match=r"no pair is complete, 2 images .* a \(no sharp\), b \(no blurred\)"):
+        open_source(str(tmp_path), "test", skip_unpaired=True)
