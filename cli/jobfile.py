@@ -57,8 +57,7 @@ def read_job(location: str, command: click.Command, context: click.Context) -> l
         missing = [name for name in ("source", "store", "split") if not values.get(name)]
         if missing:
             raise click.UsageError(f"{where}: {missing[0]} is missing")
-        defaults = {name: parameter.get_default(context) for name, parameter in known.items()}
-        jobs.append({**defaults, **values, **given})
+        jobs.append({**context.params, **values, **given})
     jobs = [job for job in jobs if only is None or job["split"] == only]
     if not jobs:
         raise click.UsageError(f"{path}: no store of split {only}")

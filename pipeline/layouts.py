@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from samdeblur.pipeline.listing import Pairs, SourceError, folders_in, images_in, match_by_name
+from samdeblur.pipeline.listing import NAMED, Pairs, SourceError, folders_in, images_in, match_by_name
 from samdeblur.storage.pictures import SUFFIXES
 
 SPLITS = ("train", "val", "test")  # what folders of splits are commonly called
@@ -62,8 +62,8 @@ def list_split(root: Path, split: str, layout: str) -> Pairs:
     if place is not None:
         return LAYOUTS[layout].list(place, split)
     if splits:
-        there = ", ".join(sorted(splits))
-        raise SourceError(f"{root}: no split {split!r} there, which would be {expected}; give --split one of {there}")
+        there = " or ".join(f"--split {name}" for name in sorted(splits)[:NAMED])
+        raise SourceError(f"{root}: no split {split!r} there ({expected}); name one that is, {there}")
     raise SourceError(f"{root}: no {expected}; name the folder that holds them, or choose another --layout")
 
 

@@ -184,6 +184,8 @@ def open_source(
     root = Path(os.path.abspath(location))
     if not root.is_dir():
         raise FileNotFoundError(f"{location}: no such folder")
+    if not os.listdir(root):
+        raise SourceError(f"{location}: an empty folder; mount the disk of the dataset there, or name another folder")
     if layout == "auto":
         layout = detect_layout(root, split)
     elif layout not in LAYOUTS:

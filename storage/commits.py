@@ -186,17 +186,16 @@ class Committer:
             StoreBusy: another job took the store over.
         """
         self.lease.check()
-        state = self._array("index/state")
-        blocks = {row // self.header.block_size for row in rows}
-        again = np.concatenate([self.header.block_range(block) for block in sorted(blocks)])
-        state.oindex[again] = np.full(len(again), PENDING, np.uint8)
         known = np.asarray(self._array("index/shape")[:])
         fits = (shapes <= self.header.extent).all(axis=1) & (shapes > 0).all(axis=1)
         changed = fits & (shapes != known[list(rows)]).any(axis=1)
-        if changed.any():
+        if changed.any():  # written down before anything is undone, so that a job that is killed here is finished
             new = {int(row): shape.tolist() for row, shape, yes in zip(rows, shapes, changed, strict=True) if yes}
             write_durably(self._folder / RESIZING, json.dumps(new).encode())
-            self._finish_resizing()
+        blocks = sorted({row // self.header.block_size for row in rows})
+        again = np.concatenate([self.header.block_range(block) for block in blocks])
+        self._write("index/state", again, [PENDING] * len(again))
+        self._finish_resizing()
 
     def _finish_resizing(self) -> None:
         """Sizes and the seal over them change together: what is to become of them is written down first."""

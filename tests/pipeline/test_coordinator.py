@@ -20,6 +20,7 @@ from samdeblur.pipeline import (
     Weights,
     Workers,
     coordinator,
+    make_plan,
     open_source,
     prepare,
     status,
@@ -28,7 +29,7 @@ from samdeblur.pipeline import (
 from samdeblur.pipeline.cluster import InProcess
 from samdeblur.pipeline.fast import Speed
 from samdeblur.pipeline.masks import MaskGenerator
-from samdeblur.storage import ImageNotReady, StoreError, files, open_store
+from samdeblur.storage import ImageNotReady, StoreError, commits, files, lease, open_store
 from samdeblur.storage.commits import run_folder
 from samdeblur.storage.compare import best_iou
 from samdeblur.storage.lease import StoreBusy
@@ -265,6 +266,118 @@ def test_a_quarantined_image_is_not_tried_again(own_folder, tmp_path):
     summary = run(own_folder, tmp_path / "toy.zarr")
     assert (summary.images, summary.already_done) == (0, 5)
     assert list(status(tmp_path / "toy.zarr").quarantined) == ["c"]
+
+
+def _mend(folder, key, of, *sides):
+    for side in sides or ("blur", "sharp"):
+        shutil.copy(of / f"{side}/{key}.png", folder / f"{side}/{key}.png")
+
+
+@pytest.mark.parametrize("key", ["c", "a/1"])
+@pytest.mark.parametrize("damage", ["cut off", "empty", "empty, both"])
+def test_a_mended_image_is_tried_again_when_asked_and_the_store_is_as_if_it_had_never_been_damaged(
+    own_folder, folder, undisturbed, tmp_path, damage, key
+):
+    case = undisturbed.at(tmp_path / "toy.zarr")
+    for side in ("blur", "sharp") if damage.endswith("both") else ("blur",):
+        (own_folder / side / f"{key}.png").write_bytes((own_folder / side / f"{key}.png").read_bytes()[:-300])
+        if damage.startswith("empty"):
+            (own_folder / side / f"{key}.png").write_bytes(b"")
+    run(own_folder, case.path)
+    assert list(status(case.path).quarantined) == [key]
+    still_bad = run(own_folder, case.path, retry=True)
+    assert (still_bad.quarantined, list(status(case.path).quarantined)) == (1, [key])
+    _mend(own_folder, key, folder)
+    summary = run(own_folder, case.path, retry=True)
+    assert (summary.images, summary.quarantined) == (2, 0)  # its block
+    assert case.files() == undisturbed.files()
+    assert list(verify_store(case.path)) == []
+
+
+def test_with_nothing_in_quarantine_a_retry_does_nothing(folder, undisturbed):
+    before = undisturbed.files()
+    assert run(folder, undisturbed.path, retry=True).images == 0
+    assert undisturbed.files() == before
+
+
+def test_a_retry_killed_at_any_write_is_finished_by_a_plain_run(own_folder, folder, undisturbed, tmp_path, monkeypatch):
+    for side in ("blur", "sharp"):  # so that its size was not known, and is written now
+        (own_folder / side / "c.png").write_bytes(b"")
+    run(own_folder, tmp_path / "toy.zarr")
+    _mend(own_folder, "c", folder)
+    durably, reached = files.write_durably, 0
+    for at in range(18):
+        case = undisturbed.at(Path(shutil.copytree(tmp_path / "toy.zarr", tmp_path / f"{at}.zarr")))
+        count = iter(range(10**6))
+
+        def killed(path, data, at=at, count=count):
+            if next(count) == at:
+                raise Killed
+            durably(path, data)
+
+        with monkeypatch.context() as patch:
+            for module in (files, commits, lease):
+                patch.setattr(module, "write_durably", killed)
+            try:
+                run(own_folder, case.path, retry=True)
+            except Killed:
+                reached += 1
+        if status(case.path).quarantined:  # killed before anything was undone
+            run(own_folder, case.path, retry=True)
+        run(own_folder, case.path)
+        assert case.files() == undisturbed.files(), at
+    assert reached > 10
+
+
+def test_a_retried_image_beyond_the_extents_of_the_store_stays_in_quarantine(own_folder, tmp_path, save, picture):
+    (own_folder / "blur/c.png").write_bytes(b"")
+    (own_folder / "sharp/c.png").write_bytes(b"")
+    run(own_folder, tmp_path / "toy.zarr")
+    for side in ("blur", "sharp"):
+        save(own_folder / side / "c.png", picture(9, 300, 20))
+    run(own_folder, tmp_path / "toy.zarr", retry=True)
+    assert "unreadable when the store was planned and is 20x300" in status(tmp_path / "toy.zarr").quarantined["c"]
+    assert list(verify_store(tmp_path / "toy.zarr")) == []
+
+
+def test_a_plan_says_what_there_is_to_do_and_writes_nothing(own_folder, tmp_path, monkeypatch, commit_each_block):
+    path = tmp_path / "toy.zarr"
+    source = open_source(str(own_folder), "test")
+    (own_folder / "blur/c.png").write_bytes(b"")
+    (own_folder / "sharp/c.png").write_bytes(b"")
+
+    def plan(**more):
+        before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")}
+        found = make_plan(source, path, CPU, TWO, **more)
+        assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")} == before
+        return found
+
+    new = plan()
+    assert (new.images, new.blocks, new.pending_images, new.pending_blocks, new.quarantined) == (5, 3, 5, 3, 0)
+    assert (new.measured, new.seconds_per_image) == (False, None)
+    assert list(new.unreadable) == ["c"]
+    with monkeypatch.context() as patch:
+        patch.setattr(coordinator, "run_block", lambda task: _stop_at(task, 1))
+        with pytest.raises(Killed):
+            run(own_folder, path)
+    begun = plan()
+    assert (begun.pending_images, begun.pending_blocks, begun.measured) == (3, 2, True)
+    assert begun.seconds_per_image > 0
+    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    assert 0.5 * size / 2 < begun.bytes_per_image <= size / 2  # metadata of the arrays is not counted
+    run(own_folder, path)
+    assert plan().pending_images == 0
+    again = plan(retry=True)
+    assert (again.pending_images, again.pending_blocks, again.quarantined) == (2, 1, 1)
+    assert list(again.unreadable) == ["c"]
+    with pytest.raises(StoreError, match="made by another recipe"):
+        make_plan(source, path, replace(CPU, predeblur=Weights("/x", "ab" * 32)), TWO)
+
+
+def _stop_at(task, block):
+    if task.block == block:
+        raise Killed
+    return worker.run_block(task)
 
 
 def test_an_image_whose_segmentation_fails_is_quarantined_with_the_error(folder, undisturbed, tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ import skimage.data
 import torch
 from segment_anything import SamAutomaticMaskGenerator
 
-from samdeblur.models import load_sam
+from samdeblur.models import NotFinite, load_sam
 from samdeblur.pipeline import BUNDLED_SETTINGS, MaskGenerator
 from samdeblur.pipeline.masks import PackedMask, box_of, count_above, pack_above
 from samdeblur.pipeline.worlds import WorldSource
@@ -140,3 +140,43 @@ def test_what_runs_on_other_devices_equals_what_runs_here(monkeypatch):
     there = count_above(planes.as_subclass(Elsewhere), 0.3), pack_above(planes.as_subclass(Elsewhere), 0.1)
     assert torch.equal(here[0], there[0].as_subclass(torch.Tensor))
     assert np.array_equal(here[1], there[1])
+
+
+def test_a_device_that_runs_full_gets_fewer_masks_at_a_time_and_the_masks_are_the_same(sam, images, monkeypatch):
+    settings = THRESHOLDS["all pass"] | {"points_per_batch": 16}
+    generator = MaskGenerator(sam, **settings)
+    expected, records = generator.generate(images["chelsea"])
+    assert generator.splits == 0
+    bring_to_full_size = type(sam).postprocess_masks
+
+    def at_most_five(self, masks, *sizes):
+        if masks.shape[1] > 5:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return bring_to_full_size(self, masks, *sizes)
+
+    monkeypatch.setattr(type(sam), "postprocess_masks", at_most_five)
+    atoms, same = generator.generate(images["chelsea"])
+    assert atoms == expected
+    assert all(np.array_equal(same[name], records[name]) for name in records)
+    assert generator.splits > 0
+
+
+def test_a_device_too_small_for_one_mask_is_an_error(sam, images, monkeypatch):
+    def never(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(type(sam), "postprocess_masks", never)
+    with pytest.raises(torch.OutOfMemoryError):
+        MaskGenerator(sam, **THRESHOLDS["all pass"]).generate(images["chelsea"])
+
+
+def test_scores_that_are_not_finite_are_an_error_and_not_an_image_without_masks(sam, images, monkeypatch):
+    predict = type(sam.mask_decoder).forward
+
+    def spoiled(self, **inputs):
+        masks, iou = predict(self, **inputs)
+        return masks, iou * float("nan")
+
+    monkeypatch.setattr(type(sam.mask_decoder), "forward", spoiled)
+    with pytest.raises(NotFinite, match="not finite; check the checkpoint"):
+        MaskGenerator(sam).generate(images["chelsea"])
