@@ -8,6 +8,7 @@ import os
 import queue
 import signal
 import time
+import uuid
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from concurrent.futures import CancelledError
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any, Generic, Protocol, TypeVar
 
+import cloudpickle
 import dask
 import torch
 from distributed import Client, Future, Nanny, Scheduler, SpecCluster
@@ -195,7 +197,13 @@ class OnDask:
 
     def _submit(self, function: Callable[[Task], Result], task: Task, avoid: Collection[str]) -> Future:
         others = [worker for worker in self._threads if worker not in avoid] if avoid else None
-        return self._client.submit(function, task, pure=False, workers=others or None, allow_other_workers=bool(others))
+        return self._client.submit(
+            _sealed_call(),
+            cloudpickle.dumps((function, task)),
+            key=f"{getattr(function, '__name__', 'task')}-{uuid.uuid4().hex}",
+            workers=others or None,
+            allow_other_workers=bool(others),
+        )
 
     def _look(self) -> Mapping[str, int]:
         """Threads of each worker by its address, asked for every TICK."""
@@ -286,6 +294,22 @@ class Workers(AbstractContextManager["Workers"]):
         runner = OnDask(address, self.resources.patience)
         self._stack.callback(runner.close)
         return runner
+
+
+def _sealed_call() -> Callable[[bytes], Any]:
+    """A function that unpacks another and its task, and calls it: only workers look into what is sent.
+
+    A scheduler unpacks what it is given. Made here, inside a function, this one travels as code, not as the name of
+    this module, which would make the scheduler import torch: 700 MB, for nothing.
+    """
+
+    def call(packed: bytes) -> Any:
+        import pickle
+
+        function, task = pickle.loads(packed)
+        return function(task)
+
+    return call
 
 
 @contextmanager

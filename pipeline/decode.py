@@ -98,7 +98,7 @@ def _opened(path: Path) -> Iterator[tuple[ImageFile, bytes]]:
 
 def _reader(file: IO[bytes], header: bytes) -> ImageFile:
     reader = next((reader for start, reader in READERS.items() if header.startswith(start)), None)
-    if reader is None:
+    if reader is None or (reader is WebPImageFile and header[8:12] != b"WEBP"):
         raise BadImage("not an image" + (" in PNG, JPEG, BMP, TIFF or WebP" if header else ": the file is empty"))
     try:
         return reader(file)

@@ -68,8 +68,10 @@ def list_split(root: Path, split: str, layout: str) -> Pairs:
 
 
 def _folders(root: Path) -> list[Path]:
-    """The folders in a folder that may hold a dataset or a split."""
-    return [folder for folder in folders_in(root) if folder.name not in (*BLURRED_FOLDERS, *SHARP_FOLDERS)]
+    """The folders in a folder that may hold a dataset or a split; lost+found of a disk cannot be looked into."""
+    pictures = {*BLURRED_FOLDERS, *SHARP_FOLDERS}
+    inner = (folder for folder in folders_in(root) if folder.name not in pictures)
+    return [folder for folder in inner if os.access(folder, os.R_OK | os.X_OK)]
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
@@ -111,7 +113,7 @@ def _gopro_splits(root: Path) -> dict[str, Path]:
 def _list_gopro(folder: Path, split: str) -> Pairs:
     blurred: dict[str, Path] = {}
     sharp: dict[str, Path] = {}
-    for sequence in _folders(folder):
+    for sequence in folders_in(folder):
         for side, images in (("blur", blurred), ("sharp", sharp)):
             if (sequence / side).is_dir():
                 images |= {f"{sequence.name}/{key}": path for key, path in images_in(sequence / side).items()}

@@ -94,7 +94,7 @@ def test_grey_with_alpha_is_treated_alike(tmp_path, colours):
     assert "transparent pixels" in refusal(path)
 
 
-@pytest.mark.parametrize("mode", ["RGB", "L", "P", "1"])
+@pytest.mark.parametrize("mode", ["RGB", "L", "P"])
 def test_a_transparent_colour_matters_where_it_is_used(tmp_path, mode):
     image = Image.new(mode, (8, 9), 1)
     if mode == "P":
@@ -230,7 +230,7 @@ def test_files_of_several_pictures_are_refused_and_those_of_one_are_not(tmp_path
         (b"<html>404</html>" * 99, "not an image in PNG, JPEG, BMP, TIFF or WebP"),
         (b"GIF89a" + bytes(99), "not an image in PNG, JPEG, BMP, TIFF or WebP"),
         (b"%!PS-Adobe-3.0 EPSF-3.0", "not an image in PNG, JPEG, BMP, TIFF or WebP"),
-        (b"RIFF" + bytes(4) + b"WAVE" + bytes(99), "cannot be decoded: not a WEBP file"),
+        (b"RIFF" + bytes(4) + b"WAVE" + bytes(99), "not an image in PNG, JPEG, BMP, TIFF or WebP"),
     ],
     ids=["empty", "text", "web page", "GIF", "EPS", "sound"],
 )

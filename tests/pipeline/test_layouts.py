@@ -264,7 +264,9 @@ def test_a_split_that_is_not_there_is_refused_naming_those_that_are(tree, layout
     root, there = tree(layout), TREES[layout][2]
     message = refusal(root, "tests", layout if named else "auto")
     assert "no split 'tests' there" in message
-    assert message.endswith(f"--split one of {'test, train' if layout == 'realblur-j' else there}")
+    assert message.endswith(
+        f"; name one that is, --split {'test or --split train' if layout == 'realblur-j' else there}"
+    )
 
 
 @pytest.mark.parametrize("layout", TREES)
@@ -295,7 +297,7 @@ def test_the_folder_of_the_split_will_do(tree, picture, layout):
 def test_the_folders_of_reds_may_lie_in_the_root(tree, picture, layout):
     root = tree(layout, lambda name: name.removeprefix("val/"))
     assert_whole(open_tree(root, layout), layout, picture)
-    assert "give --split one of val" in refusal(root, "train")
+    assert "name one that is, --split val" in refusal(root, "train")
 
 
 @pytest.mark.parametrize("place", [".", INNER, "..", "../data"])
@@ -428,7 +430,7 @@ def test_other_files_of_reloblur_are_left_alone(tree, save, picture):
     save(root / "test/s01/00/00.png", picture(0, 9, 8))
     save(root / "masks/test/s01/00/00.png", picture(0, 9, 8))
     assert_whole(open_tree(root, "reloblur"), "reloblur", picture)
-    assert "--split one of test" in refusal(root, "masks", "reloblur")
+    assert "name one that is, --split test" in refusal(root, "masks", "reloblur")
 
 
 # Two folders with the same names.
@@ -449,7 +451,8 @@ def test_a_misspelt_split_is_refused_where_there_are_folders_of_splits(tree, lay
         tree("pairs", lambda name: name.replace("test/", beside))
     message = refusal(root, "tets", layout)
     assert "no split 'tets' there" in message
-    assert message.endswith(f"--split one of {', '.join(sorted({'test', beside.rstrip('/')} - {''}))}")
+    there = sorted({"test", beside.rstrip("/")} - {""})
+    assert message.endswith("; name one that is, " + " or ".join(f"--split {name}" for name in there))
     tree("pairs", lambda name: name.removeprefix("test/"))  # in the root too: it might be meant, or not
     assert "no split 'tets' there" in refusal(root, "tets", layout)
 

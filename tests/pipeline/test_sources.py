@@ -129,7 +129,9 @@ def test_two_images_of_one_name_are_ambiguous(tmp_path, write_pairs, save, pictu
 @pytest.mark.parametrize(
     ("folders", "arguments", "error", "said"),
     [
-        ([], {}, SourceError, "no known layout; expected one of gopro: .*; pairs: folders blur"),
+        ([], {}, SourceError, "an empty folder; mount the disk"),
+        ([], {"layout": "gopro"}, SourceError, "an empty folder; mount the disk"),
+        (["pictures"], {}, SourceError, "no known layout; expected one of gopro: .*; pairs: folders blur"),
         (["blur"], {}, SourceError, "no known layout; expected one of gopro: .*; pairs: folders blur"),
         (["blur", "sharp"], {}, SourceError, r"no images \(\.bmp"),
         (["test/a/sharp"], {}, SourceError, r"no images \(\.bmp.* gopro layout"),
