@@ -6,7 +6,7 @@ from samdeblur.pipeline.masks import MaskGenerator, SettingsError
 from samdeblur.pipeline.plan import Plan, StoreOptions, make_plan
 from samdeblur.pipeline.recipe import PrepSettings, Weights
 from samdeblur.pipeline.segment import BUNDLED_SETTINGS, SamSegmenter, Segmenter
-from samdeblur.pipeline.sources import BadImage, FolderSource, Source, SourceError, open_source
+from samdeblur.pipeline.sources import BadImage, FolderSource, Source, SourceError, SourceLost, open_source
 from samdeblur.pipeline.summary import Summary
 from samdeblur.pipeline.superpixels import SuperpixelSegmenter
 
@@ -24,6 +24,7 @@ __all__ = [
     "SettingsError",
     "Source",
     "SourceError",
+    "SourceLost",
     "Status",
     "StoreOptions",
     "Summary",

@@ -16,10 +16,10 @@ from typing import Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from samdeblur.pipeline.decode import BadImage, image_shape, read_image
 from samdeblur.pipeline.layouts import LAYOUTS, detect_layout, list_split
 from samdeblur.pipeline.listing import SourceError, complete_pairs
 from samdeblur.storage import AtomMap
+from samdeblur.storage.decode import BadImage, image_shape, read_image
 from samdeblur.storage.files import sha256_file
 from samdeblur.storage.layout import pixel_digest
 from samdeblur.storage.pictures import LOSSY_SUFFIXES, SUFFIXES

@@ -37,7 +37,7 @@ from samdeblur.storage.commits import (
     stage_block,
 )
 from samdeblur.storage.files import write_durably
-from samdeblur.storage.layout import DONE, QUARANTINED, fingerprint
+from samdeblur.storage.layout import DONE, ERROR_BYTES, QUARANTINED, fingerprint
 
 WORKING = "working"  # in a staging folder: the key of the image a careful attempt is at
 OUT_OF_MEMORY = "out of GPU memory; a GPU with more of it, or a recipe of fewer points_per_batch, may do"
@@ -212,9 +212,9 @@ def _finish(image: Opened, encode: Encode, clock: Clock, with_pictures: bool) ->
             check_caps(atoms)
             records = records | geometry_records(atoms)
     except Exception as error:  # as above
-        reason = str(error) if isinstance(error, BadImage | NotFinite) else f"{type(error).__name__}: {error}"
-        if isinstance(error, torch.OutOfMemoryError):
-            reason = OUT_OF_MEMORY
+        reason = OUT_OF_MEMORY if isinstance(error, torch.OutOfMemoryError) else f"{type(error).__name__}: {error}"
+        if isinstance(error, BadImage | NotFinite):
+            reason = last_bytes(str(error), ERROR_BYTES)  # after a long path comes what is wrong
         digest = pair.digest if pair is not None else bytes(32)
         return None, ImageOutcome(QUARANTINED, digest, error=reason)
     assert pair is not None
@@ -233,6 +233,13 @@ def cached_stages(settings: PrepSettings, device: torch.device) -> Stages:
         _loaded.clear()
         _loaded[key] = load_stages(settings, device)
     return _loaded[key]
+
+
+def last_bytes(text: str, size: int) -> str:
+    """The end of a text when all of it takes more bytes as UTF-8."""
+    raw = text.encode()
+    mark = "..."
+    return text if len(raw) <= size else mark + raw[len(mark) - size :].decode(errors="ignore")
 
 
 def worker_address() -> str:

@@ -119,6 +119,7 @@ def stage_block(
         The digest each shard ends in, in the order of `header.data_arrays()`.
     """
     images = header.block_range(block)
+    building = staging / "building"
     digests = []
     for name, spec in header.data_arrays().items():
         stored = {at: _values(name, content) for at, content in enumerate(contents) if content is not None}
@@ -126,14 +127,25 @@ def stage_block(
         rows = np.zeros((len(images), min(used, spec.shape[1]), *spec.shape[2:]), spec.dtype)
         for at, values in stored.items():
             rows[at][tuple(slice(side) for side in values.shape)] = values
-        target = staging / name
+        target = building / name
         target.mkdir(parents=True)
         shutil.copyfile(store / name / "zarr.json", target / "zarr.json")
         array = zarr.open_array(DurableStore(target), mode="r+")
         array[images.start : images.stop, : rows.shape[1]] = rows  # chunks beyond are empty, and not written
         shard = target / spec.part_path(block)
-        digests.append(finish_shard(shard) if shard.exists() else NO_SHARD)
+        if not shard.exists():
+            digests.append(NO_SHARD)
+            continue
+        digests.append(finish_shard(shard))
+        os.rename(target / "c" / str(block), staged_shard(staging, name))
+        fsync_path(staged_shard(staging, name))
+    shutil.rmtree(building)  # here, where several work, and not where one commits
     return tuple(digests)
+
+
+def staged_shard(staging: Path, name: str) -> Path:
+    """The folder of the shard of an array in a staging folder; it becomes that of the block in the store."""
+    return staging / name.replace("/", "-")
 
 
 def _values(name: str, content: ImageContent) -> NDArray[Any]:
@@ -263,8 +275,8 @@ class Committer:
         """Returns the folders whose entries changed. A shard moves with the folder it has to itself."""
         changed = set()
         for name, digest in zip(self.header.data_arrays(), block.shard_digests, strict=True):
-            chunks, own = self._store / name / "c", Path("c") / str(block.block)
-            target = self._store / name / own
+            chunks = self._store / name / "c"
+            target = chunks / str(block.block)
             if target.exists():  # left by a killed job
                 shutil.rmtree(target)
             if digest == NO_SHARD:
@@ -272,6 +284,6 @@ class Committer:
             if not chunks.exists():
                 chunks.mkdir()
                 changed.add(chunks.parent)
-            os.rename(Path(block.staging) / name / own, target)
+            os.rename(staged_shard(Path(block.staging), name), target)
             changed.add(chunks)
         return changed

@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
+from samdeblur.storage.decode import BadImage, image_shape, read_image
 from samdeblur.storage.files import sha256_file
 from samdeblur.storage.foreign import Listing
 from samdeblur.storage.layout import pixel_digest
@@ -57,16 +55,13 @@ def _pictures(folder: Path) -> dict[str, Path]:
 
 
 def _digest(path: Path, kind: str, shape: tuple[int, int]) -> bytes:
-    """Raises ExchangeError for a file that is no 8-bit grey or RGB picture of (H, W) pixels."""
+    """Raises ExchangeError for a file that is no picture of (H, W) pixels."""
     try:
-        with Image.open(path) as image:
-            if (image.height, image.width) != shape:
-                size, masks = f"{image.width}x{image.height}", f"{shape[1]}x{shape[0]}"
-                raise ExchangeError(f"{path}: the picture is {size}, its masks are {masks}")
-            if image.mode not in ("RGB", "L"):
-                raise ExchangeError(f"{path}: pixel format {image.mode}; convert it to 8-bit RGB")
-            return sha256_file(path) if kind == "file" else pixel_digest(np.array(image.convert("RGB")))
-    except ExchangeError:
-        raise
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ExchangeError(f"{path}: not a picture that can be read") from error
+        found = image_shape(path)
+        if found != shape:
+            size, masks = f"{found[1]}x{found[0]}", f"{shape[1]}x{shape[0]}"
+            raise ExchangeError(f"{path}: the picture is {size}, its masks are {masks}")
+        picture = read_image(path)
+        return sha256_file(path) if kind == "file" else pixel_digest(picture)
+    except BadImage as error:
+        raise ExchangeError(str(error)) from error

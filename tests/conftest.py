@@ -6,11 +6,12 @@ import dataclasses
 import hashlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import cv2
 import hypothesis
 import numpy as np
 import pytest
@@ -35,6 +36,7 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 Masks = NDArray[np.bool_]
+Picture = NDArray[np.uint8]
 
 
 @pytest.fixture(scope="session")
@@ -232,3 +234,46 @@ def whole_store(store_case: StoreCase, tmp_path_factory: pytest.TempPathFactory)
     committer.commit([case.stage(committer, block) for block in range(case.header.n_blocks)])
     committer.close()
     return case
+
+
+@pytest.fixture(scope="session")
+def picture() -> Callable[[int, int, int], Picture]:
+    """(seed, height, width) -> (H, W, 3) uint8: twelve patches of random colours."""
+    return _picture
+
+
+def _picture(seed: int, height: int, width: int) -> Picture:
+    patches = np.random.default_rng(seed).integers(0, 256, (3, 4, 3), np.uint8)
+    return cv2.resize(patches, (width, height), interpolation=cv2.INTER_NEAREST)
+
+
+@pytest.fixture(scope="session")
+def save() -> Callable[[Path, Picture], Path]:
+    """(path, picture) -> path: an image file of the kind its suffix says, in folders made for it."""
+    return _save
+
+
+def _save(path: Path, picture: Picture) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), picture[..., ::-1] if picture.ndim == 3 else picture)
+    return path
+
+
+@pytest.fixture(scope="session")
+def write_pairs() -> Callable[..., Path]:
+    """(folder, {name: (height, width)}, blurred="blur", sharp="sharp", suffix=".png") -> folder, with those pairs."""
+    return _write_pairs
+
+
+def _write_pairs(
+    folder: Path,
+    shapes: Mapping[str, tuple[int, int]],
+    blurred: str = "blur",
+    sharp: str = "sharp",
+    suffix: str = ".png",
+) -> Path:
+    for seed, (name, shape) in enumerate(shapes.items()):
+        picture = _picture(seed, *shape)
+        _save(folder / sharp / f"{name}{suffix}", picture)
+        _save(folder / blurred / f"{name}{suffix}", cv2.blur(picture, (5, 5)))
+    return folder

@@ -93,7 +93,7 @@ def test_no_more_tasks_are_asked_for_than_a_window(runner):
 
     def tasks():
         nonlocal asked
-        for asked in range(1, 41):  # noqa: B007
+        for asked in range(1, 41):
             yield asked
 
     most = 0

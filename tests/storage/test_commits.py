@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from samdeblur.storage import AtomMap, ImageNotReady, StoreError, TooManyAtoms, files, lease, open_store
-from samdeblur.storage.commits import Committer, ImageContent, check_caps, run_folder, stage_block
+from samdeblur.storage.commits import Committer, ImageContent, check_caps, run_folder, stage_block, staged_shard
 from samdeblur.storage.lease import Lease, StoreBusy
 from samdeblur.storage.verify import verify_store
 
@@ -162,7 +162,7 @@ def test_a_commit_killed_anywhere_leaves_its_blocks_pending_and_a_rerun_repairs_
 def test_shards_left_by_a_killed_job_go_when_the_images_are_quarantined(case):
     committer = Committer(case.path)
     case.stage(committer, 0)
-    left = committer.staging(0) / "atoms/c/0/0/0"
+    left = staged_shard(committer.staging(0), "atoms") / "0/0"
     (case.path / "atoms/c/0/0").mkdir(parents=True)
     shutil.move(left, case.path / "atoms/c/0/0/0")
     shutil.rmtree(committer.staging(0))
@@ -177,7 +177,7 @@ def test_shards_left_by_a_killed_job_go_when_the_images_are_quarantined(case):
 def test_stage_block_returns_digests_of_what_lies_in_the_folder(case):
     committer = Committer(case.path)
     staged = case.stage(committer, 3)  # a quarantined image and one without masks
-    shards = {name: list((Path(staged.staging) / name).rglob("c/3/**/0")) for name in case.header.data_arrays()}
+    shards = {name: list(staged_shard(Path(staged.staging), name).rglob("0")) for name in case.header.data_arrays()}
     found = {name: [file for file in paths if file.is_file()] for name, paths in shards.items()}
     assert {name: len(paths) for name, paths in found.items()} == {
         **dict.fromkeys(("atoms", "pairs", "records"), 0),
@@ -198,7 +198,7 @@ def test_two_attempts_at_a_block_do_not_share_a_folder(case, dead_pid):
 def test_staging_into_a_used_folder_is_refused(case):
     committer = Committer(case.path)
     case.stage(committer, 0)
-    with pytest.raises(FileExistsError):
+    with pytest.raises(OSError, match="not empty"):
         stage_block(case.path, case.header, committer.staging(0), 0, case.contents[:2])
     committer.close()
 

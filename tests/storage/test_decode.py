@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from samdeblur.pipeline.decode import BadImage, image_shape, read_image
+from samdeblur.storage.decode import BadImage, image_shape, read_image
 from samdeblur.storage.layout import MAX_PIXELS, MAX_SIDE
 
 SUFFIXES = [".png", ".jpg", ".bmp", ".tif", ".webp"]
