@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: all demo test lint types unit wheel bench weights clean
+.PHONY: all demo test lint types unit wheel bench faults weights clean
 
 all: $(READY)
 
@@ -41,6 +41,10 @@ wheel: $(READY)
 
 bench: $(READY)
 	for script in benchmarks/*.py; do $(BIN)/python $$script; done
+
+# Jobs that are killed, starved and lied to: some twenty minutes; a slice of it is in make test.
+faults: $(READY)
+	$(BIN)/python benchmarks/faults.py
 
 # The bundled weights again, from nothing: some two hours on two cores. Their cards name the figures.
 weights: $(READY)

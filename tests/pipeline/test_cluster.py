@@ -93,8 +93,9 @@ def test_no_more_tasks_are_asked_for_than_a_window(runner):
 
     def tasks():
         nonlocal asked
-        for asked in range(1, 41):
-            yield asked
+        for number in range(40):
+            asked += 1
+            yield number
 
     most = 0
     for done, _ in enumerate(runner.run(_square, Feed(tasks())), 1):
@@ -293,12 +294,17 @@ def test_a_careful_block_has_the_same_bytes(folder, undisturbed, tmp_path):
 
 def test_an_interrupt_in_a_protected_part_waits_for_its_end():
     steps = []
+
+    def protected(number):
+        with uninterrupted():
+            signal.raise_signal(number)
+            steps.append("finished")
+
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
-            with pytest.raises(KeyboardInterrupt), uninterrupted():
-                signal.raise_signal(number)
-                steps.append("finished")
+            with pytest.raises(KeyboardInterrupt):
+                protected(number)
     finally:
         signal.signal(signal.SIGTERM, before)
     assert steps == ["finished"] * 2
