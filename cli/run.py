@@ -31,6 +31,7 @@ from samdeblur.pipeline import (
 from samdeblur.pipeline.cluster import PATIENCE
 from samdeblur.pipeline.fast import Speed
 from samdeblur.pipeline.masks import SAM_SETTINGS
+from samdeblur.pipeline.plan import images_to_do
 from samdeblur.pipeline.segment import BUNDLED_SETTINGS
 
 
@@ -64,12 +65,12 @@ def size_in_bytes(context: click.Context, parameter: click.Parameter, value: str
 @click.command()
 @click.argument("source", required=False)
 @click.argument("store", type=click.Path(path_type=Path), required=False)
-@click.option("--split", help="Split to prepare: train, test, ... (a folder of the native layouts). With --job: only "
-              "the stores of this split.")  # fmt: skip
+@click.option("--split", help="Split to prepare: train, test, ... (a folder, or a list, of the native layouts). With "
+              "--job: only the stores of this split.")  # fmt: skip
 @click.option("--job", metavar="FILE|NAME", help="Prepare the stores of a YAML job file; gopro, realblur-j, reds and "
               "reloblur come with the package.")  # fmt: skip
 @click.option("--layout", default="auto", show_default=True,
-              help="auto, pairs, gopro, realblur-j, reds, reds-jpeg, reloblur, sample or worlds.")  # fmt: skip
+              help="auto, gopro, realblur-j, reds, reds-jpeg, reloblur, pairs, sample or worlds.")  # fmt: skip
 @click.option("--dataset", help="Name written into the store; by default the layout's or the folder's.")
 @click.option("--skip-unpaired", is_flag=True, help="Leave out images without a counterpart.")
 @click.option("--predeblur", default="auto", show_default=True, metavar="auto|none|bundled|NAME|PATH",
@@ -105,8 +106,8 @@ def size_in_bytes(context: click.Context, parameter: click.Parameter, value: str
 def run(context: click.Context, **options: Any) -> int:
     """Prepare SOURCE into STORE.
 
-    SOURCE is the folder of a dataset, a folder of pairs, `sample` (photographs this package blurs), or procedural
-    scenes: `worlds`, `worlds:COUNT` or `worlds:COUNT:SIZE`.
+    SOURCE is the folder of GoPro, RealBlur-J, REDS, ReLoBlur or any pairs; `sample` (photographs this package blurs);
+    or procedural scenes: `worlds`, `worlds:COUNT` or `worlds:COUNT:SIZE`.
 
     Run the same command again to finish a job that was interrupted.
     """
@@ -195,7 +196,7 @@ def _run(job: Job, workers: Workers, options: Mapping[str, Any]) -> int:
     """Prepare one store, and say how it went; the exit code."""
     quiet = options["progress"] == "json"
     total = len(job.source.keys)
-    before = total - status(job.store).pending if job.store.exists() else 0
+    before = total - images_to_do(job.store, options["retry_quarantined"]) if job.store.exists() else 0
     with Progress(options["progress"], job.name, total, before) as progress:
         progress.event("start", store=str(job.store), images=total, done=before)
 

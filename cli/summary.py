@@ -29,7 +29,7 @@ def report(summary: Summary) -> None:
         rates = ", ".join(
             f"{name} {100 * seconds / total:.0f}% ({summary.images / seconds:.3g} images/s)"
             for name, seconds in summary.seconds_by_stage.items()
-            if seconds
+            if seconds > 0.01 * total
         )
         click.echo(f"worker time: {rates}; networks busy {100 * summary.device_share:.0f}% of it")
         click.echo("slowest: " + ", ".join(f"{key} {seconds:.1f} s" for seconds, key in summary.slowest))

@@ -162,10 +162,10 @@ def make_plan(source: Source, path: Path, settings: PrepSettings, options: Store
         store = open_store(path)
         header, states, shapes = store.header, store.states, store.shapes
         stored, done = stored_bytes(store), int((states == DONE).sum())
-    todo = (states == PENDING) | (retry & (states == QUARANTINED))
+    todo = rows_to_do(states, retry)
     if path.exists():
-        unreadable = image_shapes(source, [keys[row] for row in np.flatnonzero(todo).tolist()])[1]
-    blocks = np.unique(np.flatnonzero(todo) // header.block_size).tolist()
+        unreadable = image_shapes(source, [keys[row] for row in todo])[1]
+    blocks = {row // header.block_size for row in todo}
     pixels = float(shapes.prod(axis=1, dtype=np.int64).mean())
     estimate = pixels * (MASK_BYTES_PER_PIXEL + PICTURE_BYTES_PER_PIXEL * header.images)
     return Plan(
@@ -179,6 +179,18 @@ def make_plan(source: Source, path: Path, settings: PrepSettings, options: Store
         bytes_per_image=stored["all"] / done if stored and done else estimate,
         seconds_per_image=measured_seconds(path),
     )
+
+
+def rows_to_do(states: NDArray[np.uint8], retry: bool) -> list[int]:
+    """Positions of images that are pending, and with `retry` of those in quarantine."""
+    return np.flatnonzero((states == PENDING) | (retry & (states == QUARANTINED))).tolist()
+
+
+def images_to_do(path: Path, retry: bool = False) -> int:
+    """How many images a run on the store at a path will do: all of each block with one that is to be done."""
+    store = open_store(path)
+    blocks = {row // store.header.block_size for row in rows_to_do(store.states, retry)}
+    return sum(len(store.header.block_range(block)) for block in blocks)
 
 
 def measured_seconds(path: Path) -> float | None:

@@ -202,7 +202,9 @@ def test_mended_files_are_tried_again_when_asked(prep_run, pairs, store, tmp_pat
     assert (first.code, "--retry-quarantined" in first.out) == (3, True)
     shutil.copy(tmp_path / "whole/blur/003.png", pairs / "blur/003.png")
     assert prep_run(pairs, tmp_path / "s.zarr").code == 3
-    assert prep_run(pairs, tmp_path / "s.zarr", "--retry-quarantined").code == 0
+    again = prep_run(pairs, tmp_path / "s.zarr", "--retry-quarantined", "--progress", "json")
+    assert again.code == 0
+    assert [(event["done"], event["images"]) for event in events(again) if event["event"] == "start"] == [(3, 5)]
     assert files(tmp_path / "s.zarr") == files(store)
 
 
