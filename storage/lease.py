@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import errno
+import fcntl
 import json
 import os
 import socket
 import threading
 import time
 import uuid
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,30 +41,14 @@ class Lease:
         self._renewal.start()
 
     def _take(self) -> None:
-        """Of several jobs that try at the same moment one succeeds: only one can move a file, or make a link."""
-        mine = self._path.with_name(f"{self._path.name}.{self.token}")
-        holder = _read(self._path)
-        if self._path.exists() and (holder is None or _is_free(holder)):
-            with suppress(FileNotFoundError):  # another job was quicker
-                os.rename(self._path, mine)
-                if _read(mine) != holder:  # and holds it by now
-                    with suppress(FileExistsError):
-                        os.link(mine, self._path)
-        write_durably(mine, self._document())
-        try:
-            os.link(mine, self._path)
-        except (FileExistsError, FileNotFoundError):
-            holder = _read(self._path) or {"pid": "?", "host": "?"}
-            raise StoreBusy(
-                f"{self._path.parent}: job {holder['pid']} on {holder['host']} is writing to this store; "
-                f"wait for it, or for {LEASE_SECONDS:.0f} s after it died"
-            ) from None
-        except OSError as error:  # a file system without hard links
-            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
-                raise
-            os.rename(mine, self._path)
-        for left in self._path.parent.glob(f"{self._path.name}.*"):  # mine, and those of jobs killed right here
-            left.unlink(missing_ok=True)
+        with _alone_in(self._path.parent):
+            holder = _read(self._path)
+            if holder and not _is_free(holder):
+                raise StoreBusy(
+                    f"{self._path.parent}: job {holder['pid']} on {holder['host']} is writing to this store; "
+                    f"wait for it, or for {LEASE_SECONDS:.0f} s after it died"
+                )
+            write_durably(self._path, self._document())
         self.check()
 
     def check(self) -> None:
@@ -74,14 +59,16 @@ class Lease:
     def release(self) -> None:
         self._released.set()
         self._renewal.join()
-        if self._is_mine():
-            self._path.unlink(missing_ok=True)
+        with _alone_in(self._path.parent):
+            if self._is_mine():
+                self._path.unlink(missing_ok=True)
 
     def _renew(self) -> None:
         while not self._released.wait(LEASE_SECONDS / 4):
-            if not self._is_mine():
-                return
-            write_durably(self._path, self._document())
+            with suppress(OSError), _alone_in(self._path.parent):  # a disk that is away may come back in time
+                if not self._is_mine():
+                    return
+                write_durably(self._path, self._document())
 
     def _is_mine(self) -> bool:
         holder = _read(self._path)
@@ -90,6 +77,18 @@ class Lease:
     def _document(self) -> bytes:
         holder = {"token": self.token, "host": socket.gethostname(), "pid": os.getpid(), "renewed": time.time()}
         return json.dumps(holder).encode()
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """One process at a time, of those that see each other's locks; a file system without locks goes without."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def lease_holder(folder: Path) -> dict[str, Any] | None:

@@ -7,7 +7,9 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -249,6 +251,40 @@ def test_a_lease_nobody_keeps_is_taken_over_and_leftovers_go(case, dead_pid, kin
     assert (holder["pid"], holder["host"]) == (os.getpid(), socket.gethostname())
     assert time.time() - holder["renewed"] < lease.LEASE_SECONDS
     committer.close()
+
+
+@pytest.mark.parametrize("stale", [True, False], ids=["a dead job's lease", "no lease"])
+def test_of_jobs_that_start_at_the_same_moment_one_gets_the_store(tmp_path, dead_pid, stale):
+    for round_number in range(20):
+        folder = tmp_path / str(round_number)
+        folder.mkdir()
+        if stale:
+            holder = {"token": "old", "host": socket.gethostname(), "pid": dead_pid, "renewed": time.time()}
+            (folder / "lease.json").write_text(json.dumps(holder))
+        together = threading.Barrier(6)
+
+        def job(folder=folder, together=together):
+            together.wait()
+            try:
+                return Lease(folder)
+            except StoreBusy:
+                return None
+
+        with ThreadPoolExecutor(6) as pool:
+            got = [held for held in [pool.submit(job) for _ in range(6)] if held.result() is not None]
+        holding = [held.result() for held in got if _holds(held.result())]
+        assert len(holding) == 1
+        for held in got:
+            held.result().release()
+        assert list(folder.iterdir()) == []
+
+
+def _holds(held):
+    try:
+        held.check()
+    except StoreBusy:
+        return False
+    return True
 
 
 def test_a_job_that_lost_its_lease_is_refused_at_commit_and_writes_nothing(case, dead_pid):
