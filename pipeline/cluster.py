@@ -21,6 +21,8 @@ import cloudpickle
 import dask
 import torch
 from distributed import Client, Future, Nanny, Scheduler, SpecCluster
+from distributed.client import ClosedClientError
+from distributed.comm import CommClosedError
 from distributed.scheduler import KilledWorker
 from distributed.system import MEMORY_LIMIT
 
@@ -166,7 +168,12 @@ class OnDask:
             window = WINDOW * max(1, sum(self._look().values()))
             while len(running) < window and (found := feed.next()) is not None:
                 task, avoid = found
-                future = self._submit(function, task, avoid)
+                try:
+                    future = self._submit(function, task, avoid)
+                except ClosedClientError:
+                    feed.put_back(task, avoid)
+                    self._start_over(running, feed)
+                    continue
                 running[future] = task
                 future.add_done_callback(done.put)
             if not running:
@@ -188,7 +195,7 @@ class OnDask:
             except TimeoutError:  # its worker died after it, and another is at it
                 future.add_done_callback(done.put)
                 continue
-            except CancelledError:
+            except (CancelledError, CommClosedError):
                 self._start_over(running, feed)
                 continue
             task = running.pop(future)
