@@ -1,6 +1,6 @@
 """Preparation on Dask: how it scales with workers, what overlaps, and whether 100,000 blocks cost memory.
 
-python benchmarks/cluster.py [--blocks 100000]
+python benchmarks/cluster.py [--blocks 100000] [--only PART]
 
 1. Wall time with 1, 2 and 4 worker processes and a simulated GPU stage, a sleep of constant time per image; all else
    (reading, encoding, writing, committing) is real. Workers are warm: a first job has started them.
@@ -268,6 +268,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--blocks", type=int, default=100_000)
     parser.add_argument("--images", type=int, default=160, help="of the scaling part")
+    parser.add_argument("--only", help="one part, by its name; the others keep their results")
     options = parser.parse_args()
     parts = {
         "scaling": lambda folder: scaling(folder, options.images),
@@ -275,13 +276,16 @@ def main() -> None:
         "10,000 pairs": lambda folder: folder_of_pairs(folder, 10_000),
         "many blocks": lambda folder: many_blocks(folder, options.blocks),
     }
-    results: dict[str, Any] = {"machine": platform.machine(), "device stage, s per image": STAGE}
+    out = Path(__file__).parent / "results" / "cluster.json"
+    results: dict[str, Any] = json.loads(out.read_text()) if options.only else {}
+    results |= {"machine": platform.machine(), "device stage, s per image": STAGE}
     for name, part in parts.items():
-        print(f"== {name}", flush=True)
-        with tempfile.TemporaryDirectory() as folder:
-            results[name] = part(Path(folder))
-        print({k: v for k, v in results[name].items() if k != "memory"} if isinstance(results[name], dict) else "")
-    (Path(__file__).parent / "results" / "cluster.json").write_text(json.dumps(results, indent=1) + "\n")
+        if options.only in (None, name):
+            print(f"== {name}", flush=True)
+            with tempfile.TemporaryDirectory() as folder:
+                results[name] = part(Path(folder))
+            print(results[name])
+    out.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

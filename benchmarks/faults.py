@@ -490,7 +490,7 @@ def contents(store: Path) -> dict[str, bytes]:
     return {str(f.relative_to(store)): f.read_bytes() for f in sorted(store.rglob("*")) if f.is_file()}
 
 
-def run_campaign(folder: Path, kills: int, seed: int, slice_only: bool) -> Campaign:
+def run_campaign(folder: Path, kills: int, seed: int, slice_only: bool, only: str) -> Campaign:
     campaign = Campaign(folder, seed)
     draw = campaign.random.randrange
     share = max(1, kills // 12)  # of each kind
@@ -528,6 +528,8 @@ def run_campaign(folder: Path, kills: int, seed: int, slice_only: bool) -> Campa
         trials.append((name, spoiled))
     trials.append(("full disk", lambda kind: campaign.full_disk(kind, max(1, share // 3))))
     for kind, trial in trials:
+        if only not in kind:
+            continue
         if slice_only and sum(row["faults"] for row in campaign.rows.values()) >= kills:
             break
         start = time.monotonic()
@@ -547,16 +549,19 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=120, help="at least so many faults in all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--slice", action="store_true", help="stop after so many; not every kind gets its turn")
+    parser.add_argument("--only", default="", help="kinds whose name holds this; the others keep their results")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "faults.json")
     options = parser.parse_args()
     assert threading.active_count() == 1  # or forks would be unsafe
     with tempfile.TemporaryDirectory() as folder:
-        campaign = run_campaign(Path(folder), options.kills, options.seed, options.slice)
-    total = {name: sum(row[name] for row in campaign.rows.values()) for name in ("faults", "runs", "stores", "wrong")}
+        campaign = run_campaign(Path(folder), options.kills, options.seed, options.slice, options.only)
+    kinds = json.loads(options.out.read_text())["kinds"] if options.only else {}
+    kinds |= campaign.rows
+    total = {name: sum(row[name] for row in kinds.values()) for name in ("faults", "runs", "stores", "wrong")}
     print(f"{'all':30} " + "  ".join(f"{number} {name}" for name, number in total.items()))
     for line in campaign.wrong:
         print(line)
-    document = {"seed": options.seed, "machine": platform.machine(), "total": total, "kinds": campaign.rows}
+    document = {"seed": options.seed, "machine": platform.machine(), "total": total, "kinds": kinds}
     options.out.write_text(json.dumps(document, indent=1) + "\n")
     sys.exit(1 if campaign.wrong or total["faults"] < options.kills else 0)
 
