@@ -205,7 +205,7 @@ def many_blocks(folder: Path, blocks: int) -> dict[str, Any]:
         spent["commit"] += time.perf_counter() - start
 
     Committer.commit = timed  # type: ignore[method-assign]
-    processes = Processes(folder, workers=2, threads=1)
+    processes = Processes(folder, workers=2, threads=8)  # many in flight, as with many workers
     memory: list[dict[str, float]] = []
     done = 0
 

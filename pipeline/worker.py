@@ -42,8 +42,9 @@ from samdeblur.storage.layout import DONE, ERROR_BYTES, QUARANTINED, fingerprint
 WORKING = "working"  # in a staging folder: the key of the image a careful attempt is at
 OUT_OF_MEMORY = "out of GPU memory; a GPU with more of it, or a recipe of fewer points_per_batch, may do"
 
+Read = Callable[[], ImagePair]
 Encode = Callable[[], tuple[AtomMap, Records]]
-
+Finished = tuple[ImageContent | None, ImageOutcome]
 
 # Blocks of one process take turns with its device; while one is written, the next uses it.
 _device = threading.Lock()
@@ -67,12 +68,13 @@ def run_block(task: BlockTask) -> BlockReport | BlockFailure:
 
 
 def _run_block(task: BlockTask, staging: Path) -> BlockReport:
-    clock, start = Clock(), time.perf_counter()
+    clock = Clock()
     device = pick_device(task.settings.device)
     keys, read = task.source.keys, task.source.read
     reads = (partial(read, key) for key in keys) if task.careful else read_ahead(read, keys)
     with ThreadPoolExecutor(1, "encode") as pool:
         with _device, one_thread():
+            start = time.perf_counter()
             with clock("load"):
                 stages = cached_stages(task.settings, device)
             before = _splits(stages)
@@ -84,10 +86,6 @@ def _run_block(task: BlockTask, staging: Path) -> BlockReport:
     staged = StagedBlock(task.block, str(staging), outcomes, digests)
     wall = time.perf_counter() - start
     return BlockReport(staged, dict(clock.seconds), wall, dict(clock.image_seconds), environment(device), splits)
-
-
-Read = Callable[[], ImagePair]
-Finished = tuple[ImageContent | None, ImageOutcome]
 
 
 def read_ahead(read: Callable[[str], ImagePair], keys: Sequence[str]) -> Iterator[Read]:
