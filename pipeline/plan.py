@@ -28,7 +28,7 @@ HEADERS_AT_ONCE = 16  # files opened for their size; a network file system answe
 
 # Bytes per pixel where a store has none to measure yet: docs/scaling.md and docs/image-codecs.md.
 MASK_BYTES_PER_PIXEL = 0.075  # dense masks, 213 at 720p
-PICTURE_BYTES_PER_PIXEL = 3.3  # blurred and sharp together
+PICTURE_BYTES_PER_PIXEL = 3.5  # blurred and sharp together
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 
+from samdeblur.models import NAFNet
 from samdeblur.models.checkpoints import BUNDLED
 from samdeblur.pipeline import BUNDLED_SETTINGS
 from samdeblur.storage import open_store
@@ -150,3 +151,14 @@ def test_faster_arithmetic_is_a_recipe_of_its_own(samdeblur, pairs, tmp_path):
         "prep", "run", pairs, tmp_path / "t.zarr", "--split", "test", "--segmenter", "superpixels", "--sdpa"
     )
     assert (refused.code, "--sdpa needs --segmenter sam" in refused.err) == (2, True)
+
+
+def test_a_released_network_is_evaluated_with_its_own_semantics(samdeblur, store, tmp_path):
+    state = dict(NAFNet(4, [1], 1, [1]).state_dict())
+    state["intro.weight"] = torch.randn(4, 5, 3, 3)
+    encoder = {"pre_seg": (2, 3, 3, 3), "pre_seg_in": (2, 2, 1, 1)}
+    state |= {f"{name}.weight": torch.randn(shape) for name, shape in encoder.items()}
+    state |= {f"{name}.bias": torch.randn(2) for name in encoder}
+    torch.save({"params": state}, tmp_path / "SegNAFNet.pth")
+    assert samdeblur("eval", "run", tmp_path / "SegNAFNet.pth", store, "--out", tmp_path / "r").code == 0
+    assert json.loads((tmp_path / "r/results.json").read_text())["method"] == "SegNAFNet (released-map)"

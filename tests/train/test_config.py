@@ -78,6 +78,7 @@ def test_values_of_another_type_are_refused_by_name(name, value):
     "values",
     [
         {"method": "magic"},
+        {"semantics": "old"},
         {"device": "tpu"},
         {"width": 0},
         {"steps": 0},
