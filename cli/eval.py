@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import click
 import yaml
 
 from samdeblur.cli.messages import progress_bar, run_command
-from samdeblur.models import Deblurrer, load_network, pick_device
+from samdeblur.models import Deblurrer, TileError, check_tiles, load_network, local_pooling, pick_device
+from samdeblur.models.tiles import OVERLAP
 from samdeblur.storage import MaskStore, StoreError, open_store
 from samdeblur.storage.files import sha256_file
 from samdeblur.train.compare import (
@@ -21,7 +23,15 @@ from samdeblur.train.compare import (
     worst_first,
     write_report,
 )
-from samdeblur.train.evaluate import Results, SetResult, read_results, score_images, summarise, write_results
+from samdeblur.train.evaluate import (
+    Inference,
+    Results,
+    SetResult,
+    read_results,
+    score_images,
+    summarise,
+    write_results,
+)
 from samdeblur.train.state import CONFIG, read_curves, run_weights
 
 
@@ -42,50 +52,108 @@ def cli() -> None:
 @click.option("--with-step-0", is_flag=True, help="Also score the network as it was before training.")
 @click.option("--pictures", type=click.IntRange(0), default=24, show_default=True,
               help="Images per set shown in the report, worst first.")  # fmt: skip
+@click.option("--tile", type=click.IntRange(1), metavar="PIXELS",
+              help="Cut larger images into tiles of this side, to save memory; masks are seen whole.")  # fmt: skip
+@click.option("--overlap", type=click.IntRange(0), metavar="PIXELS",
+              help=f"Pixels that neighbouring tiles share. [default: {OVERLAP}]")  # fmt: skip
+@click.option("--tlc", is_flag=True, help="Local means in place of means over the whole image (TLC).")
+@click.option("--train-size", type=click.IntRange(1), metavar="PIXELS",
+              help="Side of training crops, for --tlc. [default: the run's; 256 for a checkpoint]")  # fmt: skip
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 def run(
-    network: str, stores: tuple[str, ...], out: Path, weights: str, with_step_0: bool, pictures: int, device: str
+    network: str,
+    stores: tuple[str, ...],
+    out: Path,
+    weights: str,
+    with_step_0: bool,
+    pictures: int,
+    tile: int | None,
+    overlap: int | None,
+    tlc: bool,
+    train_size: int | None,
+    device: str,
 ) -> None:
-    """Score RUN (the folder of a run, or a checkpoint) on every STORE; writes results.json, .csv and report.html."""
+    """Score RUN (the folder of a run, or a checkpoint) on every STORE; writes results.json, .csv and report.html.
+
+    Results in tiles or with TLC say so in results.json, and in tables beside the name of the network.
+    """
     folder = Path(network)
+    if overlap is not None and tile is None:
+        raise click.UsageError("--overlap is for --tile")
+    if train_size is not None and not tlc:
+        raise click.UsageError("--train-size is for --tlc")
+    inference = Inference(
+        tile,
+        (OVERLAP if overlap is None else overlap) if tile is not None else None,
+        (train_size or crop_size_of(folder)) if tlc else None,
+    )
     path = run_weights(folder, weights)
-    model = load_network(path).to(pick_device(device))
-    before = load_network(run_weights(folder, "initial")).to(pick_device(device)) if with_step_0 else None
+    model = prepared(load_network(path).to(pick_device(device)), inference)
+    initial = run_weights(folder, "initial") if with_step_0 else None
+    before = prepared(load_network(initial).to(pick_device(device)), inference) if initial is not None else None
     opened = [open_store(store) for store in stores]
     for store in opened:
         store.require_images()
         if not store.ready_keys:
             raise StoreError(f"{store.path}: no image is ready; finish the preparation")
-    sets = tuple(score_store(model, before, store, out, pictures) for store in opened)
-    results = Results(method_of(folder, model), str(path), sha256_file(path).hex(), sets)
+    sets = tuple(score_store(model, before, store, out, pictures, inference) for store in opened)
+    results = Results(method_of(folder, model, inference), str(path), sha256_file(path).hex(), sets, inference)
     write_results(results, out)
     click.echo(as_markdown(run_table(results)))
     click.echo(f"report: {write_report(out, run_report(results, out))}")
 
 
-def score_store(model: Deblurrer, before: Deblurrer | None, store: MaskStore, out: Path, pictures: int) -> SetResult:
+def crop_size_of(folder: Path) -> int:
+    """Side of the crops a run was trained on; 256, the paper's, for a checkpoint."""
+    config = folder / CONFIG
+    return int(yaml.safe_load(config.read_text())["crop_size"]) if config.is_file() else 256
+
+
+def prepared(model: Deblurrer, inference: Inference) -> Deblurrer:
+    """The network with local means if they are asked for; refuses tiles that do not suit it."""
+    if inference.tile is not None and inference.overlap is not None:
+        try:
+            check_tiles(model, inference.tile, inference.overlap)
+        except TileError as error:
+            raise click.UsageError(f"--tile and --overlap: {error}") from error
+    if inference.tlc is None:
+        return model
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model = local_pooling(model, inference.tlc)
+    for warning in caught:
+        click.echo(f"--tlc: {warning.message}", err=True)
+    return model
+
+
+def score_store(
+    model: Deblurrer, before: Deblurrer | None, store: MaskStore, out: Path, pictures: int, inference: Inference
+) -> SetResult:
     """Score every image that is ready, and keep the pictures of the worst."""
     keys, header = store.ready_keys, store.header
     unready = len(store) - len(keys)
     if unready:
         click.echo(f"{store.path}: {unready} of {len(store)} images are not ready and are left out", err=True)
     name = f"{header.dataset} {header.split}"
-    bar = progress_bar(score_images(model, store, keys), total=len(keys), unit="img", desc=name)
+    tiles = inference.tile, inference.overlap or 0
+    bar = progress_bar(score_images(model, store, keys, *tiles), total=len(keys), unit="img", desc=name)
     scores = tuple(score for score, _ in bar)
-    step_0 = summarise([score for score, _ in score_images(before, store, keys)])["psnr"] if before else None
+    step_0 = summarise([score for score, _ in score_images(before, store, keys, *tiles)])["psnr"] if before else None
     result = SetResult(header.dataset, header.split, header.fingerprint, scores, step_0, unready)
     worst = [score.key for score in worst_first(scores)[:pictures]]
-    for score, deblurred in score_images(model, store, worst):
+    for score, deblurred in score_images(model, store, worst, *tiles):
         save_pictures(out, result, store, score, deblurred)
     return result
 
 
-def method_of(folder: Path, model: Deblurrer) -> str:
-    """The method a run was trained with; for a checkpoint, its name and what its prior is."""
+def method_of(folder: Path, model: Deblurrer, inference: Inference) -> str:
+    """The method a run was trained with; for a checkpoint, its name and what its prior is. And how it was run."""
     if (folder / CONFIG).is_file():
-        return str(yaml.safe_load((folder / CONFIG).read_text())["method"])
-    prior = str(model.prior.config["name"]) if model.prior is not None else "none"
-    return f"{folder.stem} ({prior})"
+        method = str(yaml.safe_load((folder / CONFIG).read_text())["method"])
+    else:
+        prior = str(model.prior.config["name"]) if model.prior is not None else "none"
+        method = f"{folder.stem} ({prior})"
+    return f"{method}, {inference}" if str(inference) else method
 
 
 @cli.command()

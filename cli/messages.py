@@ -14,7 +14,7 @@ from typing import Any
 import click
 from tqdm import tqdm
 
-from samdeblur.models import CheckpointError, DeviceError
+from samdeblur.models import CheckpointError, DeviceError, NotFinite, OutOfMemory
 from samdeblur.pipeline import ClusterLost, SettingsError, SourceError, WorkerKilled
 from samdeblur.storage import ImageNotReady, StoreDamaged, StoreError
 from samdeblur.storage.lease import StoreBusy
@@ -34,7 +34,7 @@ REFUSALS = (
     DeviceError,
     ResultsError,
 )
-FAILURES = (StoreDamaged, StoreBusy, Diverged, ClusterLost, WorkerKilled)
+FAILURES = (StoreDamaged, StoreBusy, Diverged, ClusterLost, WorkerKilled, OutOfMemory, NotFinite)
 
 
 def run_command(command: click.Command, interrupted: str = "") -> None:

@@ -1,4 +1,4 @@
-"""Deblurring one picture: from 8-bit pixels to 8-bit pixels."""
+"""Deblurring one picture: from 8-bit pixels to 8-bit pixels, at once or in tiles."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from samdeblur.models.attach import Deblurrer
 from samdeblur.models.pooling import AtomBatch
+from samdeblur.models.tiles import OVERLAP, forward_in_tiles
 from samdeblur.storage import AtomMap
 
 
@@ -17,6 +18,10 @@ class NotFinite(ValueError):
 
 class DeviceError(ValueError):
     """A device that this machine does not have."""
+
+
+class OutOfMemory(torch.OutOfMemoryError):
+    """A picture, or a tile of it, that does not fit into the memory of the GPU."""
 
 
 def pick_device(name: str) -> torch.device:
@@ -32,22 +37,38 @@ def pick_device(name: str) -> torch.device:
 
 
 @torch.inference_mode()
-def deblur(network: Deblurrer, image: NDArray[np.uint8], atoms: AtomMap | None = None) -> NDArray[np.uint8]:
+def deblur(
+    network: Deblurrer,
+    image: NDArray[np.uint8],
+    atoms: AtomMap | None = None,
+    tile: int | None = None,
+    overlap: int = OVERLAP,
+) -> NDArray[np.uint8]:
     """Deblur an (H, W, 3) uint8 RGB picture of any size, on the device of the network.
 
     Args:
         atoms: the masks of the picture; only a network with a prior looks at them.
+        tile: side of the tiles a larger picture is cut into, so that memory suffices; None takes it whole. See
+            `forward_in_tiles`.
+        overlap: pixels that neighbouring tiles share.
 
     Returns:
         (H, W, 3) uint8: clamped to [0, 1], times 255, rounded.
 
     Raises:
         NotFinite: the network gave values that are not finite.
+        OutOfMemory: the memory of the GPU does not suffice.
+        TileError: the tiles do not suit the network.
     """
     device = next(network.parameters()).device
-    batch = torch.from_numpy(image).to(device).permute(2, 0, 1)[None].float() / 255
-    masks = AtomBatch.collate([atoms]).to(device) if atoms is not None else None
-    output = network(batch, masks)[0]
+    try:
+        batch = torch.from_numpy(image).to(device).permute(2, 0, 1)[None].float() / 255
+        masks = AtomBatch.collate([atoms]).to(device) if atoms is not None else None
+        output = (network(batch, masks) if tile is None else forward_in_tiles(network, batch, masks, tile, overlap))[0]
+    except torch.OutOfMemoryError as error:
+        height, width = image.shape[:2]
+        how = f"in tiles of {tile}: give smaller ones" if tile else "at once: give a tile size, as in --tile 512"
+        raise OutOfMemory(f"{device} has no memory for a picture of {width}x{height} {how}") from error
     if not torch.isfinite(output).all():
         raise NotFinite("the network gave values that are not finite; check the checkpoint against the images")
     return output.clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).cpu().numpy()

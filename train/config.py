@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from samdeblur.models import METHODS
+from samdeblur.models import METHODS, SEMANTICS
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -42,6 +42,7 @@ class TrainConfig:
     dec_blk_nums: tuple[int, ...] = (1, 1, 1, 1)
     prior_channels: int = 2  # S
     mask_dropout: float = 0.5  # of map-dropout; share of the masks of a crop
+    semantics: str = "paper"  # of map and map-dropout; "released": as the released code computes them
     # optimisation
     steps: int = 200_000
     batch_size: int = 32
@@ -62,6 +63,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ConfigError(f"method: {self.method!r} is none of {', '.join(METHODS)}")
+        if self.semantics not in SEMANTICS:
+            raise ConfigError(f"semantics: {self.semantics!r} is none of {', '.join(SEMANTICS)}")
         if self.device not in ("auto", "cpu", "cuda"):
             raise ConfigError(f"device: {self.device!r} is none of auto, cpu, cuda")
         for name, (low, high) in _RANGES.items():

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samdeblur.models import Deblurrer, deblur
+from samdeblur.models.tiles import OVERLAP
 from samdeblur.storage import MaskStore
 from samdeblur.storage.files import write_durably
 from samdeblur.train.metrics import mode_collapse_rate, psnr, ssim
@@ -48,13 +49,16 @@ def gain(psnr_after: float, psnr_before: float) -> float:
 
 
 def score_images(
-    network: Deblurrer, store: MaskStore, keys: Sequence[str]
+    network: Deblurrer, store: MaskStore, keys: Sequence[str], tile: int | None = None, overlap: int = OVERLAP
 ) -> Iterator[tuple[Score, NDArray[np.uint8]]]:
-    """Deblur whole images with the masks of the store; yields the score and the result, (H, W, 3) uint8."""
+    """Deblur whole images with the masks of the store; yields the score and the result, (H, W, 3) uint8.
+
+    `tile` and `overlap` as in `deblur`.
+    """
     for key in keys:
         blurred, sharp = store.image("blurred", key), store.image("sharp", key)
         atoms = store.atoms(key) if network.prior is not None else None
-        result = deblur(network, blurred, atoms)
+        result = deblur(network, blurred, atoms, tile, overlap)
         yield (
             Score(
                 key,
@@ -75,6 +79,20 @@ def summarise(scores: Sequence[Score]) -> dict[str, float]:
     means = {name: float(np.mean([getattr(score, name) for score in scores])) for name in names}
     mcr = mode_collapse_rate([s.psnr_blurred for s in scores], [s.psnr for s in scores])
     return {"images": len(scores), "mcr": mcr, **means}
+
+
+@dataclass(frozen=True)
+class Inference:
+    """How images went through the network: as a whole unless `tile` is given, with global means unless `tlc` is."""
+
+    tile: int | None = None
+    overlap: int | None = None  # of tiles
+    tlc: int | None = None  # size of the training crops that local means were made for
+
+    def __str__(self) -> str:
+        """Nothing for whole images and global means, else for instance "TLC 256, tiles 512/64"."""
+        tlc = [f"TLC {self.tlc}"] if self.tlc is not None else []
+        return ", ".join(tlc + ([f"tiles {self.tile}/{self.overlap}"] if self.tile is not None else []))
 
 
 @dataclass(frozen=True)
@@ -102,10 +120,11 @@ class SetResult:
 class Results:
     """Everything `results.json` holds."""
 
-    method: str
+    method: str  # as tables name it: with the settings of inference where they are not the usual ones
     weights: str  # path of the weights
     sha256: str
     sets: tuple[SetResult, ...]
+    inference: Inference = Inference()
 
 
 def write_results(results: Results, folder: Path) -> None:
@@ -122,7 +141,13 @@ def write_results(results: Results, folder: Path) -> None:
         }
         for s in results.sets
     ]
-    document = {"method": results.method, "weights": results.weights, "sha256": results.sha256, "sets": sets}
+    document = {
+        "method": results.method,
+        "weights": results.weights,
+        "sha256": results.sha256,
+        "inference": asdict(results.inference),
+        "sets": sets,
+    }
     text = json.dumps(_without_infinity(document), indent=1, allow_nan=False)
     write_durably(folder / "results.json", text.encode())
 
@@ -144,7 +169,10 @@ def read_results(folder: Path) -> Results:
         sets = tuple(_set(row) for row in document["sets"])
         if not sets or not all(result.scores for result in sets):
             raise ValueError("no images")
-        return Results(_text(document["method"]), _text(document["weights"]), _text(document["sha256"]), sets)
+        inference = Inference(**{name: _size(value) for name, value in document.get("inference", {}).items()})
+        return Results(
+            _text(document["method"]), _text(document["weights"]), _text(document["sha256"]), sets, inference
+        )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ResultsError(f"{path}: not results of samdeblur-eval run ({type(error).__name__}: {error})") from error
 
@@ -161,6 +189,12 @@ def _set(row: dict[str, Any]) -> SetResult:
 def _text(value: Any) -> Any:
     if not isinstance(value, str):
         raise TypeError(f"{value!r} is not text")
+    return value
+
+
+def _size(value: Any) -> Any:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+        raise TypeError(f"{value!r} is not a number of pixels")
     return value
 
 

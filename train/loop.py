@@ -51,7 +51,8 @@ def build_network(config: TrainConfig) -> Deblurrer:
     """The network of a run with its initial weights, which follow from the seed."""
     torch.manual_seed(config.seed)
     network = NAFNet(config.width, config.enc_blk_nums, config.middle_blk_num, config.dec_blk_nums)
-    return with_prior(network, prior_for(config.method, config.prior_channels, config.mask_dropout), init="default")
+    prior = prior_for(config.method, config.prior_channels, config.mask_dropout, config.semantics, network.multiple)
+    return with_prior(network, prior, init="default")
 
 
 def split_images(store: MaskStore, share: float, seed: int) -> tuple[list[str], list[str]]:

@@ -11,7 +11,18 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from samdeblur.models import METHODS, AtomBatch, CheckpointError, NAFNet, load_network, load_sam, prior_for, with_prior
+from samdeblur.models import (
+    METHODS,
+    SEMANTICS,
+    AtomBatch,
+    CheckpointError,
+    NAFNet,
+    describe_checkpoint,
+    load_network,
+    load_sam,
+    prior_for,
+    with_prior,
+)
 from samdeblur.models.checkpoints import encode_network
 from samdeblur.storage import AtomMap
 
@@ -36,10 +47,13 @@ def atoms(random_masks):
     return AtomBatch.collate([AtomMap.from_masks(random_masks(np.random.default_rng(0), 7, 21, 30))])
 
 
+@pytest.mark.parametrize("semantics", SEMANTICS)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("folder", [False, True], ids=["file", "run folder"])
-def test_a_saved_network_comes_back_with_its_prior(tmp_path, image, atoms, method, folder):
-    network = with_prior(_nafnet(), prior_for(method, channels=3), "default").eval()
+def test_a_saved_network_comes_back_with_its_prior(tmp_path, image, atoms, method, folder, semantics):
+    backbone = _nafnet()
+    prior = prior_for(method, channels=3, semantics=semantics, multiple=backbone.multiple)
+    network = with_prior(backbone, prior, "default").eval()
     (tmp_path / "best.safetensors").write_bytes(encode_network(network))
     loaded = load_network(tmp_path if folder else str(tmp_path / "best.safetensors"))
     assert torch.equal(loaded(image, atoms), network(image, atoms))
@@ -48,6 +62,8 @@ def test_a_saved_network_comes_back_with_its_prior(tmp_path, image, atoms, metho
     assert (loaded.prior and loaded.prior.config) == (network.prior and network.prior.config)
     assert type(loaded.prior) is type(network.prior)
     assert encode_network(loaded) == encode_network(network)
+    assert loaded.recognised == describe_checkpoint(tmp_path / "best.safetensors")
+    assert loaded.recognised.startswith("a network of samdeblur: NAFNet (width 4, ")
 
 
 def test_only_networks_whose_configuration_is_known_are_saved():
@@ -64,6 +80,7 @@ def test_a_public_nafnet_loads_with_the_arguments_read_off_its_weights(tmp_path,
     loaded = load_network(tmp_path / "NAFNet.pth")
     assert loaded.network.config == CONFIG | changes
     assert loaded.prior is None
+    assert loaded.recognised.startswith("a public NAFNet, or the released SAM-Deblur network without masks")
     assert not loaded.training
     with torch.no_grad():
         assert torch.equal(loaded(image, atoms), network(image))
@@ -211,6 +228,7 @@ def test_a_torch_file_of_something_else_is_refused(tmp_path, load, content):
         "[]",
         json.dumps({"network": {"name": "nafnet", **CONFIG, "width": 8}, "prior": None}),
         json.dumps({"network": {"name": "nafnet", **CONFIG, "depth": 3}, "prior": None}),
+        json.dumps({"network": {"name": "nafnet", **CONFIG, "middle_blk_num": 10**12}, "prior": None}),
         json.dumps({"network": {"name": "nafnet", **CONFIG}, "prior": {"name": "map", "channels": 2, "dropout": 0.5}}),
         json.dumps({"network": {"name": "nafnet", **CONFIG}, "prior": {"name": "edges"}}),
         json.dumps({"network": {"name": "nafnet", **CONFIG}, "prior": {"name": "cat", "shades": 3}}),
@@ -232,7 +250,7 @@ def test_a_nafnet_is_no_sam_and_is_recognised(tmp_path, wrap):
     torch.save(wrap(_nafnet().state_dict()), tmp_path / "NAFNet.pth")
     message = _refusal(load_sam, tmp_path / "NAFNet.pth")
     assert "not a Segment Anything checkpoint" in message
-    assert "a NAFNet" in message
+    assert "a public NAFNet" in message
 
 
 @pytest.mark.parametrize(
@@ -248,8 +266,22 @@ def test_a_nafnet_is_no_sam_and_is_recognised(tmp_path, wrap):
 def test_weights_of_other_networks_are_recognised_or_quoted(tmp_path, key, name, wrap):
     torch.save(wrap({key: torch.zeros(4, 3, 3, 3)}), tmp_path / "other.pth")
     message = _refusal(load_network, tmp_path / "other.pth")
-    assert "not a NAFNet checkpoint" in message
+    assert "not a deblurring checkpoint" in message
     assert name in message
+
+
+def _without(state: dict, part: str) -> dict:
+    return {key: tensor for key, tensor in state.items() if part not in key}
+
+
+def _pre_seg(channels: int) -> dict:
+    """The encoder of the released MAP."""
+    return {
+        "pre_seg__weight": torch.zeros(channels, 3, 3, 3),
+        "pre_seg__bias": torch.zeros(channels),
+        "pre_seg_in__weight": torch.zeros(channels, channels, 1, 1),
+        "pre_seg_in__bias": torch.zeros(channels),
+    }
 
 
 def _with(state: dict, **changes: torch.Tensor) -> dict:
@@ -259,22 +291,84 @@ def _with(state: dict, **changes: torch.Tensor) -> dict:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (
-            lambda state: _with(state, pre_seg__weight=torch.zeros(2, 3, 3, 3), intro__weight=torch.zeros(4, 5, 3, 3)),
-            "SAM-Deblur",
+        pytest.param(
+            lambda state: _with(state, ending__bias=torch.zeros(4)),
+            "a public NAFNet (of another shape: ending.bias (4,) instead of (3,))",
+            id="shape",
         ),
-        (lambda state: _with(state, intro__weight=torch.zeros(4, 4, 3, 3)), "intro.weight"),
-        (lambda state: _with(state, ending__bias=torch.zeros(4)), "ending.bias"),
-        (lambda state: _with(state, extra=torch.zeros(4)), "extra"),
-        (lambda state: {key: value for key, value in state.items() if key != "ending.bias"}, "ending.bias"),
-        (lambda state: {key: value for key, value in state.items() if "downs.1" not in key}, "encoders.1"),
-        (lambda state: {key: value for key, value in state.items() if "intro" not in key}, "intro.weight"),
+        pytest.param(
+            lambda state: _with(state, surplus=torch.zeros(4)), "a public NAFNet (extra: surplus)", id="one too many"
+        ),
+        pytest.param(
+            lambda state: _without(state, "ending.bias"), "a public NAFNet (missing: ending.bias)", id="lacks a bias"
+        ),
+        pytest.param(
+            lambda state: _without(state, "downs.1"), "a public NAFNet (extra: encoders.1.0.beta", id="lacks a level"
+        ),
+        pytest.param(
+            lambda state: _without(state, "intro"),
+            "a public NAFNet (missing: intro.weight, intro.bias)",
+            id="lacks the intro",
+        ),
+        pytest.param(
+            lambda state: _without(state, "encoders.1.1.conv"),
+            "a public NAFNet (missing: encoders.1.1.conv1.weight, encoders.1.1.conv1.bias and 8 more)",
+            id="lacks a part of a block",
+        ),
+        pytest.param(
+            lambda state: _with(state, encoders__1__123456789__beta=torch.zeros(1, 8, 1, 1)),
+            "a public NAFNet (123456795 blocks in ",
+            id="an absurd number",
+        ),
+        pytest.param(
+            lambda state: _with(state, intro__weight=torch.zeros(4, 4, 3, 3), surplus=torch.zeros(4)),
+            "the released SAM-Deblur network with CAT (extra: surplus)",
+            id="CAT",
+        ),
+        pytest.param(
+            lambda state: _with(state, intro__weight=torch.zeros(4, 5, 3, 3)),
+            "the released SAM-Deblur network with MAP (missing: pre_seg.weight, pre_seg.bias and 2 more)",
+            id="MAP without its encoder",
+        ),
+        pytest.param(  # as in an early version of the released code
+            lambda state: _with(
+                state,
+                intro__weight=torch.zeros(4, 5, 3, 3),
+                pre_seg__weight=torch.zeros(2, 3, 3, 3),
+                pre_seg__bias=torch.zeros(2),
+            ),
+            "the released SAM-Deblur network with MAP (missing: pre_seg_in.weight, pre_seg_in.bias)",
+            id="MAP without its 1x1 convolution",
+        ),
+        pytest.param(
+            lambda state: _with(state, **_pre_seg(2)),
+            "the released SAM-Deblur network with MAP (of another shape: "
+            "intro.weight (4, 3, 3, 3) instead of (4, 5, 3, 3))",
+            id="MAP that was not widened",
+        ),
     ],
-    ids=["released", "four channels", "shape", "extra", "lacks a bias", "lacks a level", "lacks the intro"],
 )
-def test_nafnet_weights_that_do_not_fit_are_refused_and_named(tmp_path, change, words):
-    torch.save({"params": change(_nafnet().state_dict())}, tmp_path / "NAFNet.pth")
-    assert words in _refusal(load_network, tmp_path / "NAFNet.pth")
+def test_public_weights_that_do_not_fit_are_refused_with_the_nearest_guess(tmp_path, change, words):
+    torch.save({"params": change(_nafnet().state_dict())}, tmp_path / "weights.pth")
+    message = _refusal(load_network, tmp_path / "weights.pth")
+    assert f"PATH: not a deblurring checkpoint, it looks like {words}" in message
+    assert _refusal(describe_checkpoint, tmp_path / "weights.pth") == message
+
+
+@pytest.mark.parametrize("channels", [1, 2, 5])
+def test_released_networks_of_other_widths_are_recognised_too(tmp_path, image, atoms, channels):
+    state = _with(_nafnet().state_dict(), intro__weight=torch.zeros(4, 3 + channels, 3, 3), **_pre_seg(channels))
+    torch.save({"params": state}, tmp_path / "released.pth")
+    loaded = load_network(tmp_path / "released.pth")
+    assert loaded.prior.config == {"name": "released-map", "channels": channels, "dropout": 0.5, "multiple": 4}
+    assert loaded(image, atoms).shape == image.shape
+    assert "the released SAM-Deblur network with MAP" in describe_checkpoint(tmp_path / "released.pth")
+
+
+def test_describing_a_checkpoint_takes_what_loading_takes(tmp_path):
+    assert describe_checkpoint("bundled").startswith("a network of samdeblur: NAFNet (width 16, ")
+    with pytest.raises(FileNotFoundError, match="no such checkpoint"):
+        describe_checkpoint(tmp_path / "gone.pth")
 
 
 _SAM_KEYS = [

@@ -12,7 +12,7 @@ from torch import nn
 
 from samdeblur.models import CATPrior, NAFNet, deblur, with_prior
 from samdeblur.train import Results, Score, metrics, read_results, score_images, summarise
-from samdeblur.train.evaluate import ResultsError, SetResult, write_results
+from samdeblur.train.evaluate import Inference, ResultsError, SetResult, write_results
 
 
 def score(key, blurred, result):
@@ -96,6 +96,37 @@ def test_results_survive_being_written_and_read_infinite_psnr_too(tmp_path):
     assert document["sets"][1]["images"][2]["psnr"] is None
 
 
+@pytest.mark.parametrize(
+    ("inference", "words"),
+    [
+        (Inference(), ""),
+        (Inference(tlc=256), "TLC 256"),
+        (Inference(512, 64), "tiles 512/64"),
+        (Inference(512, 0, 96), "TLC 96, tiles 512/0"),
+    ],
+    ids=str,
+)
+def test_results_keep_how_images_went_through_the_network(tmp_path, inference, words):
+    results = replace(RESULTS, inference=inference)
+    write_results(results, tmp_path)
+    assert read_results(tmp_path) == results
+    assert str(inference) == words
+
+
+def test_images_are_scored_in_tiles_when_asked(store):
+    torch.manual_seed(0)
+    network = with_prior(NAFNet(4, [1], 1, [1]), CATPrior(), init="default").eval()
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if name.endswith("beta"):
+                parameter.normal_()
+    key = store.keys[0]
+    ((_, result),) = score_images(network, store, [key], 16, 4)
+    assert np.array_equal(result, deblur(network, store.image("blurred", key), store.atoms(key), 16, 4))
+    ((_, whole),) = score_images(network, store, [key])
+    assert not np.array_equal(result, whole)
+
+
 def test_an_infinite_psnr_before_training_survives_too(tmp_path):
     results = replace(RESULTS, sets=(replace(RESULTS.sets[0], psnr_step_0=math.inf),))
     write_results(results, tmp_path)
@@ -139,6 +170,10 @@ MALFORMED = {
     "a number": 3,
     "nothing in it": {},
     "no method": _without(DOCUMENT, "method"),
+    "inference that is a number": DOCUMENT | {"inference": 3},
+    "unknown inference": DOCUMENT | {"inference": {"tta": 8}},
+    "a tile that is text": DOCUMENT | {"inference": {"tile": "512"}},
+    "a tile that is true": DOCUMENT | {"inference": {"tile": True}},
     "no sets": _without(DOCUMENT, "sets"),
     "null sets": DOCUMENT | {"sets": None},
     "zero sets": DOCUMENT | {"sets": []},
