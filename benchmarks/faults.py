@@ -60,6 +60,7 @@ class Process:
     def __init__(self, folder: Path, name: str, work: Callable[[], object]) -> None:
         self.log = folder / f"{name}.log"
         self.code: int | None = None
+        self.started = time.monotonic()
         self.pid = os.fork()
         if self.pid == 0:
             home = folder / name
@@ -221,6 +222,7 @@ class Campaign:
                 job = self.client(store, on_cluster=False)
                 self.rows[kind]["runs"] += 1
                 if job.wait(self.random.uniform(0, 1.1 * self.seconds)) is not None:
+                    self.seconds = min(self.seconds, time.monotonic() - job.started)
                     break
                 job.kill(number)
                 code = job.wait()
@@ -243,7 +245,8 @@ class Campaign:
                             running[name] = again[name]()
                     job = self.client(store)
                     self.rows[kind]["runs"] += 1
-                    if job.wait(self.random.uniform(0, 2.0 * self.seconds)) is not None and job.code == 0:
+                    if job.wait(self.random.uniform(0, 1.5 * self.seconds)) is not None and job.code == 0:
+                        self.seconds = min(self.seconds, time.monotonic() - job.started)
                         break
                     hit = [running.get(name, job).kill(number) for name in parts]
                     self.rows[kind]["faults"] += sum(hit)

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from samdeblur.models import NAFNet
-from samdeblur.models.nafnet import NAFBlock, infer_config
+from samdeblur.models.nafnet import LayerNorm2d, NAFBlock, infer_config
 
 SMALL = {"width": 4, "enc_blk_nums": [1, 2], "middle_blk_num": 1, "dec_blk_nums": [2, 1]}
 
@@ -122,6 +122,29 @@ def _network(
         x = x.view(b, c // 4, 2, 2, h, w).permute(0, 1, 4, 2, 5, 3).reshape(b, c // 4, 2 * h, 2 * w)
         x = blocks(x + skips[level], f"decoders.{level}", count)
     return image + F.conv2d(x, state["ending.weight"], state["ending.bias"], padding=1)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_layer_norm_is_that_of_each_pixel_in_either_memory_format(layout):
+    norm = LayerNorm2d(6)
+    with torch.no_grad():
+        norm.weight.uniform_(-1, 1)
+        norm.bias.uniform_(-1, 1)
+    x = (_image(2, 6, 7, 9).float() * 3 - 1).contiguous(memory_format=layout)
+    expected = _layer_norm(x.double(), norm.weight.double(), norm.bias.double()).float()
+    torch.testing.assert_close(norm(x), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_a_channels_last_network_stays_channels_last_and_computes_the_same():
+    network, image = _randomised(NAFNet(**SMALL)), _image(2, 3, 12, 20)
+    expected = network(image)
+    found = network.to(memory_format=torch.channels_last)(image.contiguous(memory_format=torch.channels_last))
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    inner = []
+    network.middle_blks[0].norm2.register_forward_hook(lambda module, inputs, output: inner.extend([*inputs, output]))
+    network(image.contiguous(memory_format=torch.channels_last))
+    assert all(x.is_contiguous(memory_format=torch.channels_last) for x in inner)
 
 
 def test_a_block_computes_what_its_description_says():

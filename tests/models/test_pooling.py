@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from samdeblur.models import AtomBatch, drop_masks, mask_average_pool
+from samdeblur.models.pool_index import IndexPlan
+from samdeblur.models.pool_runs import RunPlan
 from samdeblur.storage import AtomMap
 
 
@@ -171,7 +173,7 @@ def test_a_batch_is_a_tuple_of_tensors_numbered_through(random_masks):
     crops = [AtomMap.from_masks(masks).crop(*window) for window in ((0, 0, 8, 9), (5, 5, 8, 9), (12, 11, 8, 9))]
     batch = AtomBatch.collate([*crops, AtomMap.empty((8, 9))])
     assert isinstance(batch, tuple)
-    assert [tensor.dtype for tensor in batch] == [torch.int32] + [torch.int64] * 4
+    assert [tensor.dtype for tensor in batch] == [torch.int32] + [torch.int64] * 4 + [torch.int32]
     assert batch.batch_size == 4
     assert batch.mask_ids.tolist() == [k for crop in crops for k in crop.mask_ids]
     assert batch.mask_image.tolist() == [i for i, crop in enumerate(crops) for _ in range(crop.n_masks)]
@@ -182,6 +184,178 @@ def test_a_batch_is_a_tuple_of_tensors_numbered_through(random_masks):
         planes = covering[batch.atoms[image].long()][..., batch.mask_image == image]
         assert np.array_equal(planes.permute(2, 0, 1).numpy(), crop.to_masks())
         assert (batch.atom_image[batch.atoms[image].long()] == image).all()
+
+
+# Options of ours
+
+
+def _dense_options(
+    features: torch.Tensor, stacks: list[np.ndarray], aggregate: str, statistics: str, floor: float = 0.0
+) -> torch.Tensor:
+    """The options on dense masks, pixel lists of masks one after the other; differentiable by autograd."""
+    samples = []
+    for image, masks in zip(features, stacks, strict=True):
+        planes = [plane for plane in [*masks, ~masks.any(axis=0)] if plane.any()]
+        areas = np.array([plane.sum() for plane in planes])
+        covering = np.stack(planes)
+        smallest = np.where(covering, areas[:, None, None], np.inf).min(axis=0)
+        chosen = covering & (areas[:, None, None] == smallest) if aggregate == "smallest" else covering
+        share = chosen / (1 if aggregate == "sum" else chosen.sum(axis=0))
+        outputs = []
+        for deviation in [False, True][: 1 + (statistics == "mean+std")]:
+            total = torch.zeros_like(image)
+            for plane, part in zip(planes, torch.from_numpy(share), strict=True):
+                inside = image[:, torch.from_numpy(plane)]
+                value = (inside.var(1, correction=0) + floor).sqrt() if deviation else inside.mean(1)
+                total = total + part * value[:, None, None]
+            outputs.append(total)
+        samples.append(torch.cat(outputs))
+    return torch.stack(samples)
+
+
+@pytest.mark.parametrize("statistics", ["mean", "mean+std"])
+@pytest.mark.parametrize("aggregate", ["sum", "mean", "smallest"])
+@pytest.mark.parametrize("case", ["ragged batch", "the same mask thrice", "no mask", "full cover", "one pixel"])
+def test_options_and_their_gradients_are_those_of_a_dense_loop(stacks, case, aggregate, statistics):
+    masks, floor = stacks[case], 1e-8
+    features = (_features(len(masks), 2, *masks[0].shape[1:]) * 3 + 100).requires_grad_()
+    reference = features.detach().requires_grad_()
+    pooled = mask_average_pool(features, _batch(*masks), aggregate, statistics)
+    expected = _dense_options(reference, masks, aggregate, statistics, floor)
+    weights = _features(*expected.shape, seed=1)
+    (pooled * weights).sum().backward()
+    (expected * weights).sum().backward()
+    torch.testing.assert_close(pooled, expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(features.grad, reference.grad, rtol=1e-6, atol=1e-6)
+
+
+def test_the_sum_of_means_is_what_is_computed_when_nothing_is_asked_for(stacks):
+    batch, features = _batch(*stacks["ragged batch"]), _features(4, 2, 23, 31)
+    assert torch.equal(mask_average_pool(features, batch), mask_average_pool(features, batch, "sum", "mean"))
+
+
+def test_unknown_options_are_refused_with_the_known_ones(stacks):
+    batch, features = _batch(*stacks["one mask"]), _features(1, 2, 23, 31)
+    with pytest.raises(ValueError, match="unknown aggregate 'largest', choose from sum, mean, smallest"):
+        mask_average_pool(features, batch, "largest")
+    with pytest.raises(ValueError, match=r"unknown statistics 'std', choose from mean, mean\+std"):
+        mask_average_pool(features, batch, statistics="std")
+
+
+@pytest.mark.parametrize("aggregate", ["sum", "mean", "smallest"])
+def test_derivatives_of_options_are_right(random_masks, aggregate):
+    batch = _batch(random_masks(np.random.default_rng(0), 4, 3, 4), np.zeros((0, 3, 4), bool))
+    features = _features(2, 2, 3, 4).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: mask_average_pool(x, batch, aggregate), features)
+    assert torch.autograd.gradgradcheck(lambda x: mask_average_pool(x.sin(), batch, aggregate).square(), features)
+
+
+# Two ways to compute it, and the ways it is called
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_runs_and_plain_indexing_give_the_same_maps(stacks, case, weighted):
+    batch = _batch(*stacks[case])
+    features = _features(batch.batch_size, 3, *batch.atoms.shape[1:])
+    weights = torch.rand(len(batch.pairs), dtype=torch.float64) if weighted else None
+    runs = RunPlan(batch.atoms, batch.runs, batch.pairs, batch.atom_image, len(batch.mask_image))
+    index = IndexPlan(batch.atoms, batch.pairs, batch.atom_image, len(batch.mask_image))
+    assert torch.equal(runs.mask_areas(), index.mask_areas())
+    sums = runs.sums(features, weights)
+    torch.testing.assert_close(sums, index.sums(features, weights), rtol=1e-12, atol=1e-12)
+    for channels_last in (False, True):
+        found = runs.spread(sums, weights, torch.float64, channels_last)
+        wanted = index.spread(sums, weights, torch.float64, channels_last)
+        torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+        assert found.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
+def test_rows_of_the_table_may_come_in_any_order(stacks):
+    batch, features = _batch(*stacks["ragged batch"]), _features(4, 2, 23, 31)
+    shuffled = batch._replace(pairs=batch.pairs[torch.randperm(len(batch.pairs), generator=_generator())])
+    for aggregate in ("sum", "mean", "smallest"):
+        torch.testing.assert_close(
+            mask_average_pool(features, shuffled, aggregate),
+            mask_average_pool(features, batch, aggregate),
+            rtol=1e-12,
+            atol=1e-12,
+        )
+
+
+def test_every_image_is_cut_into_as_many_runs_and_no_run_holds_two_atoms_or_rows(stacks):
+    batch = _batch(*stacks["ragged batch"])
+    for starts, atoms in zip(batch.runs.numpy(), batch.atoms.numpy(), strict=True):
+        assert starts[0] == 0
+        assert (np.diff(starts) > 0).all()
+        assert set(range(0, 23 * 31, 31)) <= set(starts.tolist())
+        for run in np.split(atoms.ravel(), starts[1:]):
+            assert (run == run[0]).all()
+
+
+def test_atoms_that_were_changed_are_pooled_as_they_are_now(stacks):
+    batch, features = _batch(*stacks["ragged batch"]), _features(4, 2, 23, 31)
+    edited = batch.atoms.clone()
+    edited[:, 5, 7] = edited[:, 0, 0]
+    fresh = torch.empty(0, 0, dtype=torch.int32)
+    for runs in (batch.runs, batch.runs[:1], batch.runs.flip(1), batch.runs + 9999):
+        found = mask_average_pool(features, batch._replace(atoms=edited, runs=runs))
+        assert torch.equal(found, mask_average_pool(features, batch._replace(atoms=edited, runs=fresh)))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_channels_last_features_give_the_same_and_stay_so(stacks, channels, dtype):
+    batch, features = _batch(*stacks["ragged batch"]), _features(4, channels, 23, 31, dtype=dtype)
+    weights = _features(4, channels, 23, 31, dtype=dtype, seed=1)
+    results = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        source = features.contiguous(memory_format=layout).detach().requires_grad_()
+        pooled = mask_average_pool(source, batch)
+        pooled.backward(weights.contiguous(memory_format=layout))
+        assert pooled.is_contiguous(memory_format=layout)
+        assert pooled.dtype == dtype
+        results.append((pooled.detach(), source.grad))
+    for first, second in zip(*results, strict=True):
+        torch.testing.assert_close(first, second)
+
+
+@pytest.mark.parametrize("options", [("sum", "mean"), ("smallest", "mean+std")], ids=str)
+def test_it_compiles_in_one_piece(stacks, options):
+    batch = _batch(*stacks["ragged batch"])
+    compiled = torch.compile(
+        lambda x, b: mask_average_pool(x.sin(), b, *options) * 2, fullgraph=True, backend="aot_eager"
+    )
+    results = []
+    for function in (compiled, lambda x, b: mask_average_pool(x.sin(), b, *options) * 2):
+        features = _features(4, 2, 23, 31).requires_grad_()
+        pooled = function(features, batch)
+        pooled.square().sum().backward()
+        results.append((pooled.detach(), features.grad))
+    for first, second in zip(*results, strict=True):
+        torch.testing.assert_close(first, second, rtol=1e-12, atol=1e-12)
+
+
+def test_deterministic_mode_changes_nothing(stacks):
+    batch, features = _batch(*stacks["ragged batch"]), _features(4, 2, 23, 31, dtype=torch.float32)
+    expected = mask_average_pool(features, batch, "smallest", "mean+std")
+    torch.use_deterministic_algorithms(True)
+    try:
+        source = features.clone().requires_grad_()
+        pooled = mask_average_pool(source, batch, "smallest", "mean+std")
+        pooled.sum().backward()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert torch.equal(pooled, expected)
+
+
+def test_a_batch_is_traversed_tensor_by_tensor(stacks):
+    batch = _batch(*stacks["ragged batch"])
+    leaves, structure = torch.utils._pytree.tree_flatten(batch)
+    assert len(leaves) == len(batch)
+    again = torch.utils._pytree.tree_unflatten(leaves, structure)
+    assert isinstance(again, AtomBatch)
+    assert torch.equal(again.runs, batch.runs)
 
 
 # Mask dropout

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from samdeblur.models import METHODS, AtomBatch, CATPrior, MAPUnit, prior_for
+from samdeblur.models import METHODS, AtomBatch, CATPrior, MAPUnit, mask_average_pool, prior_for
 from samdeblur.models.priors import build_prior
 from samdeblur.storage import AtomMap
 
@@ -132,3 +132,22 @@ def test_settings_without_a_meaning_are_refused(arguments):
         MAPUnit(**arguments)
     with pytest.raises(ValueError, match=r"unknown method 'sam', choose from none, cat, map, map-dropout"):
         prior_for("sam")
+
+
+def test_aggregates_and_statistics_of_ours_are_kept_in_the_config_and_old_configs_load(random_masks):
+    batch = AtomBatch.collate([AtomMap.from_masks(random_masks(np.random.default_rng(4), 6, 12, 14))])
+    image = _image(1, 12, 14)
+    unit = MAPUnit(3, 0.25, aggregate="smallest", statistics="mean+std").eval()
+    again = build_prior(unit.config).eval()
+    again.load_state_dict(unit.state_dict())
+    assert (again.channels, again.config) == (6, unit.config)
+    assert unit(image, batch).shape == (1, 6, 12, 14)
+    assert torch.equal(again(image, batch), unit(image, batch))
+    expected = mask_average_pool(unit.encoder(image), batch, "smallest", "mean+std")
+    assert torch.equal(unit(image, batch), expected)
+    old = build_prior({"name": "map", "channels": 3, "dropout": 0.25})
+    assert (old.aggregate, old.statistics, old.channels) == ("sum", "mean", 3)
+    assert old.config == {"name": "map", "channels": 3, "dropout": 0.25}
+    for wrong in ({"aggregate": "max"}, {"statistics": "median"}):
+        with pytest.raises(ValueError, match=f"unknown {next(iter(wrong))} '{next(iter(wrong.values()))}'"):
+            MAPUnit(**wrong)
