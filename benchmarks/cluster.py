@@ -6,7 +6,7 @@ python benchmarks/cluster.py [--blocks 100000] [--only PART]
    (reading, encoding, writing, committing) is real. Workers are warm: a first job has started them.
 2. The same stage in one worker of one thread and of two: with two, a block is written while the next uses the device.
 3. A job of many blocks whose workers only write small files: memory of client and scheduler on the way, and the time
-   of commits per block. Dask's own cost per task is that of the same number of empty tasks.
+   of commits per block. Dask's own cost per task is that of empty tasks.
 4. A folder of 10,000 pairs: how long listing it, and a dry run, take.
 
 Prints tables, writes results/cluster.json.
@@ -220,7 +220,7 @@ def many_blocks(folder: Path, blocks: int) -> dict[str, Any]:
     with processes as address:
         runner = OnDask(address, PATIENCE)
         start = time.perf_counter()
-        tasks = min(blocks, 20_000)
+        tasks = min(blocks, 2_000)
         for _ in runner.run(nothing, Feed(iter(range(tasks)))):
             pass
         dask_alone = (time.perf_counter() - start) / tasks

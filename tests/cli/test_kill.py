@@ -19,10 +19,11 @@ def stopped_job(pairs, tmp_path):
     The job says so itself: it writes a line to a pipe after each commit, and waits for an answer that never comes.
     """
     script = """
-import os, sys
+import os, signal, sys
 from samdeblur.cli import prep
 from samdeblur.pipeline import coordinator
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores it
 tells = int(sys.argv.pop())
 coordinator.COMMIT_SECONDS = 0
 commit = coordinator._Group.commit

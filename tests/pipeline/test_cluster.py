@@ -300,13 +300,13 @@ def test_an_interrupt_in_a_protected_part_waits_for_its_end():
             signal.raise_signal(number)
             steps.append("finished")
 
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM):
+        before = signal.signal(number, signal.default_int_handler)
+        try:
             with pytest.raises(KeyboardInterrupt):
                 protected(number)
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        finally:
+            signal.signal(number, before)
     assert steps == ["finished"] * 2
 
 

@@ -27,7 +27,7 @@ FAKES = {
     "sbatch": """
         set -m
         cp "$1" "$JOBS/$$.sh"
-        (SLURM_JOB_ID=$$ bash "$JOBS/$$.sh" "${@:2}" >"$JOBS/$$.log" 2>&1; echo $? >"$JOBS/$$.code") &
+        (SLURM_JOB_ID=$$ bash "$JOBS/$$.sh" "${@:2}"; echo $? >"$JOBS/$$.code") >"$JOBS/$$.log" 2>&1 &
         echo $! >"$JOBS/$$.pid"
         echo "Submitted batch job $$"
     """,
@@ -35,9 +35,7 @@ FAKES = {
         kill -- -$(cat "$JOBS/$1.pid")
     """,
     "srun": """
-        trap 'kill $(jobs -p); wait' TERM
-        for task in 0 1; do (mkdir "node$task" && cd "node$task" && exec "$@") & done
-        wait
+        mkdir node && cd node && exec "$@"
     """,
     "nvidia-smi": """
         printf '0\\n1\\n'
@@ -84,9 +82,9 @@ def fake(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """start(name, command, ..., VARIABLE=value) -> a process in a folder of its own, without a GPU, its output in `log`.
+    """start(name, command, ..., VARIABLE=value) -> a process in a folder of that name, without a GPU.
 
-    Whatever is left of it in the end is killed, and of the jobs submitted to the SLURM of this test.
+    Its output is in `log` there. What is left of it in the end is killed, and of the SLURM jobs of the test.
     """
     started: list[subprocess.Popen[bytes]] = []
     (tmp_path / "jobs").mkdir()
@@ -136,9 +134,7 @@ def test_scheduler_and_workers_on_several_hosts(
     hosts = [start("host0", RECIPES / "scheduler.sh", file, "--host", "127.0.0.1", "--port", "0", "--no-dashboard")]
     hosts += [start(f"host{n}", RECIPES / "workers.sh", file, "2GB", "--no-dashboard") for n in (1, 2)]
     wait_until(lambda: file.exists() and file.stat().st_size, tmp_path)
-    job = start(
-        "host3", sys.executable, "-m", "samdeblur.cli.prep", "run", pairs, store, *OPTIONS, "--scheduler", file
-    )
+    job = start("host3", sys.executable, "-m", "samdeblur.cli.prep", "run", pairs, store, *OPTIONS, "--scheduler", file)
     wait_until(lambda: job.poll() is not None, tmp_path)
     assert job.returncode == 0, (tmp_path / "host3" / "log").read_text()
     assert contents(store) == expected
@@ -179,6 +175,7 @@ def test_slurm_jobs_of_one_gpu_each(
     assert run.returncode == 0, (tmp_path / "host" / "log").read_text()
     assert contents(store) == expected
 
+    assert "dashboard: http://" in (tmp_path / "host" / "log").read_text()
     scripts = [script.read_text() for script in (tmp_path / "jobs").glob("*.sh")]
     assert len(scripts) == 2
     for script in scripts:
@@ -188,7 +185,7 @@ def test_slurm_jobs_of_one_gpu_each(
         assert "--nthreads 2" in script
 
 
-def test_one_slurm_job_with_several_tasks(
+def test_all_in_one_slurm_job(
     pairs: Path, expected: dict[str, bytes], start: Start, fake: Callable[..., Path], tmp_path: Path
 ) -> None:
     store = tmp_path / "store.zarr"
@@ -201,12 +198,16 @@ def test_one_slurm_job_with_several_tasks(
     assert contents(store) == expected
 
 
-def test_the_recipe_for_dask_cuda_uses_what_there_is() -> None:
+def test_dask_cuda_is_given_options_that_it_has() -> None:
+    dask_cuda = pytest.importorskip("dask_cuda", reason="needs an environment of its own", exc_type=ImportError)
+    cli = pytest.importorskip("dask_cuda.cli")
     tree = ast.parse((RECIPES / "local_cuda.py").read_text())
-    dask_cuda = pytest.importorskip("dask_cuda", reason="dask-cuda needs an environment of its own", exc_type=ImportError)
-    known = inspect.signature(dask_cuda.LocalCUDACluster).parameters.keys()
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "LocalCUDACluster"]
-    assert {keyword.arg for call in calls for keyword in call.keywords} <= known
+    (call,) = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and ast.unparse(n.func) == "LocalCUDACluster"]
+    assert {keyword.arg for keyword in call.keywords} <= inspect.signature(dask_cuda.LocalCUDACluster).parameters.keys()
+    commands = re.findall("^dask cuda worker ([^#]*)", RECIPES.with_name("clusters.md").read_text(), re.MULTILINE)
+    known = {name for parameter in cli.worker.params for name in parameter.opts}
+    assert {option for command in commands for option in re.findall("--[a-z-]+", command)} <= known
+    assert commands
 
 
 @pytest.mark.parametrize("recipe", sorted(RECIPES.iterdir()), ids=lambda path: path.name)

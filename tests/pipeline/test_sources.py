@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from samdeblur.pipeline import BadImage, FolderSource, SourceError, decode, open_source
+from samdeblur.pipeline import BadImage, FolderSource, SourceError, open_source
 from samdeblur.pipeline.sources import SourceLost
+from samdeblur.storage import decode
 
 SHAPES = {"night/000002": (9, 8), "night/000010": (7, 11), "day": (8, 8)}
 
