@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
@@ -12,9 +13,10 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from concurrent.futures import CancelledError
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import cloudpickle
@@ -22,7 +24,6 @@ import dask
 import torch
 from distributed import Client, Future, Nanny, Scheduler, SpecCluster
 from distributed.client import ClosedClientError
-from distributed.comm import CommClosedError
 from distributed.scheduler import KilledWorker
 from distributed.system import MEMORY_LIMIT
 
@@ -156,7 +157,8 @@ class OnDask:
         return len(self._look())
 
     def close(self) -> None:
-        self._client.close()
+        with suppress(OSError):  # nobody answers
+            self._client.close()
 
     def run(
         self, function: Callable[[Task], Result], feed: Feed[Task]
@@ -192,11 +194,13 @@ class OnDask:
                 result: Result | WorkerKilled = future.result(timeout=FETCH)
             except KilledWorker as error:
                 result = WorkerKilled(str(error))
-            except TimeoutError:  # its worker died after it, and another is at it
-                future.add_done_callback(done.put)
-                continue
-            except (CancelledError, CommClosedError):
-                self._start_over(running, feed)
+            except (CancelledError, OSError) as error:
+                if future.status == "error":  # the task's own
+                    raise
+                if isinstance(error, TimeoutError):  # its worker died after it, and another is at it
+                    future.add_done_callback(done.put)
+                else:  # no scheduler answers
+                    self._start_over(running, feed)
                 continue
             task = running.pop(future)
             future.release()
@@ -234,25 +238,36 @@ class OnDask:
         for task in running.values():
             feed.put_back(task)
         running.clear()
-        self._client.close(timeout=1)
+        with suppress(OSError):  # it takes longer: nobody answers
+            self._client.close(timeout=1)
         self._client = self._connect()
         self._looked = -math.inf
 
     def _connect(self) -> Client:
         for name in ("distributed", "distributed.client"):  # what they would say is said here, in one line
             logging.getLogger(name).setLevel(logging.CRITICAL)
-        where: dict[str, Any] = {"scheduler_file": self._address} if os.path.isfile(self._address) else {}
         deadline = time.monotonic() + self._patience
         while True:
             try:
-                return Client(**(where or {"address": self._address}), timeout=min(10, self._patience))
+                return Client(_address(self._address), timeout=min(10, self._patience))
             except (OSError, TimeoutError) as error:
                 if time.monotonic() > deadline:
                     raise ClusterLost(
                         f"{self._address}: no Dask scheduler answered for {self._patience:.0f} s"
                     ) from error
+                time.sleep(min(TICK, self._patience))
             except ValueError as error:
                 raise ClusterLost(f"{self._address}: not the address of a Dask scheduler ({error})") from error
+
+
+def _address(where: str) -> str:
+    """An address, or the one in a scheduler file. Raises OSError while the file is missing, or not yet whole."""
+    if "://" in where or (os.sep not in where and not where.endswith(".json") and not os.path.isfile(where)):
+        return where
+    try:
+        return str(json.loads(Path(where).read_text())["address"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise OSError(f"{where}: not a scheduler file, or not yet a whole one") from error
 
 
 class Workers(AbstractContextManager["Workers"]):
