@@ -33,10 +33,13 @@ class AtomBatch(NamedTuple):
     mask_image: Tensor  # (M,) int64, image of each mask, ascending
     mask_ids: Tensor  # (M,) int64, number of each mask in its full image
     runs: Tensor = torch.empty(0, 0, dtype=torch.int32)  # (B, R) int32, see `cut_runs`: makes pooling on a CPU fast
+    seeds: Tensor = torch.empty(0, dtype=torch.int64)  # (B,) int64, of the mask dropout of each image; or none
 
     @classmethod
-    def collate(cls, maps: Sequence[AtomMap]) -> AtomBatch:
+    def collate(cls, maps: Sequence[AtomMap], seeds: Sequence[int] = ()) -> AtomBatch:
         """Join the maps of B images of one size.
+
+        `seeds`, one for each image or none, are 64-bit numbers that decide which masks a dropout takes.
 
         Raises:
             ValueError: no map, or sizes differ.
@@ -59,6 +62,7 @@ class AtomBatch(NamedTuple):
             torch.from_numpy(np.repeat(images, n_masks)),
             torch.from_numpy(np.concatenate([m.mask_ids for m in maps]).astype(np.int64)),
             torch.from_numpy(cut_runs(atoms)),
+            torch.tensor(seeds, dtype=torch.int64),
         )
 
     @classmethod
@@ -74,28 +78,12 @@ class AtomBatch(NamedTuple):
         return self.atoms.shape[0]
 
 
-def drop_masks(batch: AtomBatch, rate: float, generator: torch.Generator | None = None) -> AtomBatch:
-    """Mask dropout: of the M masks of each image, int(rate * M) chosen at random leave; no pixel is touched.
-
-    Atoms left with no mask join the background of their image when pooled.
-    """
-    masks, device = batch.mask_image, batch.mask_image.device
-    counts = torch.bincount(masks, minlength=batch.batch_size)
-    draws = torch.rand(len(masks), dtype=torch.float64, generator=generator, device=device)
-    order = torch.argsort(masks + draws)  # shuffles the masks within each image
-    rank = torch.empty_like(masks)
-    rank[order] = torch.arange(len(masks), device=device)
-    rank -= (counts.cumsum(0) - counts)[masks]
-    kept = rank >= (rate * counts.double()).long()[masks]
-    return batch._replace(pairs=batch.pairs[kept[batch.pairs[:, 1]]])
-
-
 def mask_average_pool(
     features: Tensor, batch: AtomBatch, aggregate: Aggregate = "sum", statistics: Statistics = "mean"
 ) -> Tensor:
     """Algorithm 1: every pixel gets the sum of the mean features of the masks over it.
 
-    Line by line: masks are dropped before, by `drop_masks`. "Append the mask of all uncovered pixels": the atoms no
+    Line by line: masks are dropped before: `drop_masks`. "Append the mask of all uncovered pixels": the atoms no
     pair names are the background of their image, one more mask. "For each mask, average the encoding inside it": sums
     over atoms, added up into masks through `pairs`, divided by the area. "Add the average to every pixel of the mask":
     averages added up into atoms through `pairs`, then looked up by the pixels.

@@ -5,14 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from samdeblur.models.pooling import (
-    Aggregate,
-    AtomBatch,
-    Statistics,
-    check_options,
-    drop_masks,
-    mask_average_pool,
-)
+from samdeblur.models.dropout import drop_masks
+from samdeblur.models.pooling import Aggregate, AtomBatch, Statistics, check_options, mask_average_pool
 
 METHODS = ("none", "cat", "map", "map-dropout")
 SEMANTICS = ("paper", "released")
@@ -55,7 +49,7 @@ class MAPUnit(Prior):
 
     Args:
         channels: S, channels of the encoding.
-        dropout: share of the masks of each image that is dropped in training mode, by torch's random numbers.
+        dropout: share of the masks of each image that is dropped in training mode; see `drop_masks`.
         aggregate: what a pixel under several masks gets, "sum" in the paper; see `mask_average_pool`.
         statistics: "mean" in the paper; "mean+std" gives 2S channels; see `mask_average_pool`.
     """

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from samdeblur.models.dropout import random_words, seeds_of
 from samdeblur.models.padding import pad_to
 from samdeblur.models.pooling import AtomBatch
 from samdeblur.models.priors import CATPrior, Prior
@@ -24,7 +25,7 @@ class ReleasedMAPUnit(Prior):
 
     The grey picture is that of `CATPrior`, codes of overlapping masks added up, so every pixel lies in one region. What
     no mask covers is the region of grey value 0, one as any other. In training mode int(dropout * M) of the M regions
-    present in an image are dropped at random, by torch's random numbers.
+    present in an image are dropped at random, by the seeds of the batch as in `drop_masks`.
 
     Args:
         channels: S, channels of the encoding.
@@ -56,7 +57,8 @@ class ReleasedMAPUnit(Prior):
         regions = pad_to(grey + 1, height, width)
         kept = torch.arange(REGIONS, device=image.device).expand(len(image), -1) > 0
         if self.training and self.dropout:
-            kept = drop_regions(regions, self.dropout, torch.rand(kept.shape, device=image.device))
+            numbers = torch.arange(REGIONS, device=image.device)
+            kept = drop_regions(regions, self.dropout, random_words(seeds_of(batch)[:, None], numbers))
         return pool_regions(encoding, regions, kept)
 
 
@@ -65,14 +67,16 @@ def drop_regions(regions: Tensor, rate: float, draws: Tensor) -> Tensor:
 
     Args:
         regions: (B, H', W') int64, region of each pixel; 0, the padding, is no region of the image.
-        draws: (B, R), random numbers.
+        draws: (B, R), random numbers of any type.
 
     Returns:
         (B, R) bool.
     """
     present = torch.zeros_like(draws, dtype=torch.bool).scatter_(1, regions.flatten(1), True)
     present[:, 0] = False
-    rank = draws.masked_fill(~present, torch.inf).argsort(1).argsort(1)  # those that are present come first
+    order = draws.argsort(1)
+    order = order.gather(1, (~present).gather(1, order).byte().argsort(dim=1, stable=True))  # those present come first
+    rank = order.argsort(1)
     leaving = (rate * present.sum(1).double()).long()
     return present & (rank >= leaving[:, None])
 
