@@ -23,7 +23,7 @@ from samdeblur.models import AtomBatch, MAPUnit, NAFNet, mask_average_pool, with
 from samdeblur.storage import AtomMap
 
 REPEATS = 11
-PEER_REPEATS = 3
+PEER_REPEATS = 9
 
 Pool = Callable[[Tensor], Tensor]
 

@@ -1,11 +1,12 @@
 """How the commands speak: one line for what went wrong, and the exit codes.
 
 0 done, 1 failed while working, 2 refused before working (the command, its paths or its settings are wrong),
-3 finished with quarantined images, 130 interrupted.
+3 finished with quarantined images, 75 stopped with its state saved (run it again), 130 interrupted.
 """
 
 from __future__ import annotations
 
+import signal
 import sys
 import traceback
 from collections.abc import Iterable
@@ -16,13 +17,14 @@ from tqdm import tqdm
 
 from samdeblur.models import CheckpointError, DeviceError, NotFinite, OutOfMemory
 from samdeblur.pipeline import ClusterLost, SettingsError, SourceError, WorkerKilled
-from samdeblur.storage import ImageNotReady, StoreDamaged, StoreError
+from samdeblur.storage import ImageNotReady, PictureError, StoreDamaged, StoreError
 from samdeblur.storage.lease import StoreBusy
 from samdeblur.train.config import ConfigError
 from samdeblur.train.evaluate import ResultsError
 from samdeblur.train.loop import Diverged
+from samdeblur.train.stopping import Stopped
 
-FAILED, WRONG_USAGE, QUARANTINED, INTERRUPTED = 1, 2, 3, 130
+FAILED, WRONG_USAGE, QUARANTINED, REQUEUE, INTERRUPTED = 1, 2, 3, 75, 130
 
 REFUSALS = (
     SettingsError,
@@ -34,7 +36,7 @@ REFUSALS = (
     DeviceError,
     ResultsError,
 )
-FAILURES = (StoreDamaged, StoreBusy, Diverged, ClusterLost, WorkerKilled, OutOfMemory, NotFinite)
+FAILURES = (StoreDamaged, PictureError, StoreBusy, Diverged, ClusterLost, WorkerKilled, OutOfMemory, NotFinite)
 
 
 def run_command(command: click.Command, interrupted: str = "") -> None:
@@ -51,6 +53,8 @@ def run_command(command: click.Command, interrupted: str = "") -> None:
         code = WRONG_USAGE
     except (click.Abort, KeyboardInterrupt) as stopped:
         code = _complain(f"interrupted{stopped.__cause__ or stopped}{interrupted}", INTERRUPTED)
+    except Stopped as stopped:
+        code = _complain(f"{stopped}{interrupted}", INTERRUPTED if stopped.by == signal.SIGINT else REQUEUE)
     except Exception as error:
         if "--debug" in sys.argv:
             traceback.print_exc()

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from pathlib import Path
 from typing import Any
 
 import click
 
+from samdeblur.cli.images import images_options, with_all_images
 from samdeblur.cli.messages import progress_bar, run_command
 from samdeblur.models import METHODS
 from samdeblur.storage import open_store
-from samdeblur.train.config import TrainConfig, parse_assignment, read_config
+from samdeblur.train.config import ARCHITECTURE, ConfigError, TrainConfig, parse_assignment, read_config
 from samdeblur.train.loop import train
+from samdeblur.train.ranks import is_first
 from samdeblur.train.state import Row
 
 
@@ -23,45 +24,81 @@ from samdeblur.train.state import Row
 @click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder of the run.")
 @click.option("--method", type=click.Choice(METHODS), help="Row of the paper's Table 1.  [default: none]")
 @click.option("--val", help="Store to validate on.  [default: images of STORE]")
-@click.option("--config", default="paper", show_default=True, help="Preset (paper, tiny, worlds) or YAML file.")
+@images_options
+@click.option("--config", default="paper", show_default=True,
+              help="YAML file, or preset: paper, tiny, worlds, gopro-METHOD, gopro-METHOD-released.")  # fmt: skip
 @click.option("--set", "assignments", multiple=True, metavar="NAME=VALUE", help="Override a setting; may be repeated.")
+@click.option(
+    "--weights", help="Checkpoint to begin with: a run, a public NAFNet, bundled.  Short for --set weights=..."
+)
 @click.option("--steps", type=int, help="Short for --set steps=...")
 @click.option("--batch-size", type=int, help="Short for --set batch_size=...")
 @click.option("--seed", type=int, help="Short for --set seed=...")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Short for --set device=...")
-def cli(store: str, out: Path, val: str | None, config: str, assignments: tuple[str, ...], **shortcuts: Any) -> None:
+def cli(
+    store: str,
+    out: Path,
+    val: str | None,
+    images: tuple[str, ...],
+    images_layout: str | None,
+    config: str,
+    assignments: tuple[str, ...],
+    **shortcuts: Any,
+) -> None:
     """Train NAFNet with a prior on the crops of STORE: a folder, a share, or the http(s):// or s3:// address of one.
 
     Run the same command again to go on with a run that was stopped: on a CPU it goes on exactly as if it had not been.
+    On several GPUs: torchrun --nproc_per_node=N -m samdeblur.cli.train STORE ...
 
-    Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted. --debug shows tracebacks.
+    Exit codes: 0 done, 1 failed, 2 wrong usage, 75 stopped by SIGTERM or SIGUSR1 with its state saved (run it again),
+    130 interrupted. --debug shows tracebacks.
     """
     values = read_config(config) | dict(map(parse_assignment, assignments))
     values |= {name: value for name, value in shortcuts.items() if value is not None}
     settings = TrainConfig.of(values)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    training, validation = open_store(store), open_store(val) if val else None
+    if settings.weights and (
+        given := [name for name in ARCHITECTURE if name in dict(map(parse_assignment, assignments))]
+    ):
+        raise ConfigError(f"{given[0]}: follows from the checkpoint {settings.weights}; leave it out")
+    stores = [open_store(store)] + ([open_store(val)] if val else [])
+    if len(images) == 1:
+        images *= len(stores)  # the folder of a dataset has all its splits
+    training, *validation = with_all_images(stores, images, images_layout)
     start = time.monotonic()
-    with progress_bar(total=settings.steps, unit="step", desc=settings.method) as bar:
-        shown: dict[str, str] = {}
-
-        def progress(row: Row) -> None:
-            if not shown:  # the first call says where the run starts, or goes on
-                bar.initial = bar.n = bar.last_print_n = int(row["step"])
-            bar.update(int(row["step"]) - bar.n)
-            if "loss" in row:
-                shown["loss"] = f"{row['loss']:.3f}"
-            if "val_psnr" in row:
-                shown["val"] = f"{row['val_psnr']:.2f} dB"
-            bar.set_postfix(shown, refresh=False)
-
-        history = train(settings, training, out, validation, progress)
+    with progress_bar(total=settings.steps, unit="step", desc=settings.method, disable=not is_first()) as bar:
+        history = train(settings, training, out, validation[0] if validation else None, _Shown(bar))
+    if not is_first():
+        return
     best = max((row for row in history if "val_psnr" in row), key=lambda row: row["val_psnr"])
     click.echo(
         f"{out}: {settings.steps} steps of {settings.method} in {time.monotonic() - start:.0f} s; validation PSNR "
         f"{history[0]['val_psnr']:.2f} dB at step 0, best {best['val_psnr']:.2f} dB at step {int(best['step'])}"
     )
     click.echo(f"curves: {out / 'curves.png'}   weights: {out / 'best.safetensors'}")
+
+
+class _Shown:
+    """What a progress bar says of the rows of a run."""
+
+    def __init__(self, bar: Any) -> None:
+        self.bar = bar
+        self.said: dict[str, str] = {}
+        self.begun = False
+
+    def __call__(self, row: Row) -> None:
+        step = int(row["step"])
+        if not self.begun:  # the first call says where the run starts, or goes on
+            self.bar.initial = self.bar.n = self.bar.last_print_n = step
+            self.begun = True
+        if "loss" in row:
+            self.said["loss"] = f"{row['loss']:.3f}"
+            self.said["crops/s"] = f"{row['samples_per_second']:.1f}"
+            self.said["waiting"] = f"{row['loader_wait']:.0%}"
+        if "val_psnr" in row:
+            self.said["val"] = f"{row['val_psnr']:.2f} dB"
+        validated = {"validated": f"{row['validated']:.0f}/{row['of']:.0f}"} if "validated" in row else {}
+        self.bar.set_postfix(self.said | validated, refresh=False)
+        self.bar.update(step - self.bar.n)
 
 
 def main() -> None:

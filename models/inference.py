@@ -60,9 +60,10 @@ def deblur(
         OutOfMemory: the memory of the GPU does not suffice.
         TileError: the tiles do not suit the network.
     """
-    device = next(network.parameters()).device
+    weight = next(network.parameters())
+    device, dtype = weight.device, weight.dtype
     try:
-        batch = torch.from_numpy(image).to(device).permute(2, 0, 1)[None].float() / 255
+        batch = torch.from_numpy(image).to(device).permute(2, 0, 1)[None].to(dtype) / 255
         masks = AtomBatch.collate([atoms]).to(device) if atoms is not None else None
         output = (network(batch, masks) if tile is None else forward_in_tiles(network, batch, masks, tile, overlap))[0]
     except torch.OutOfMemoryError as error:

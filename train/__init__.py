@@ -2,14 +2,17 @@
 
 from samdeblur.train.config import ConfigError, TrainConfig, read_config
 from samdeblur.train.evaluate import Results, Score, read_results, score_images, summarise
-from samdeblur.train.loop import Diverged, build_network, train
+from samdeblur.train.loop import Diverged, train
 from samdeblur.train.metrics import mode_collapse_rate, psnr, ssim
+from samdeblur.train.start import build_network
+from samdeblur.train.stopping import Stopped
 
 __all__ = [
     "ConfigError",
     "Diverged",
     "Results",
     "Score",
+    "Stopped",
     "TrainConfig",
     "build_network",
     "mode_collapse_rate",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from samdeblur.models import METHODS, SEMANTICS
+from samdeblur.train.losses import LOSSES
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -23,50 +24,79 @@ class ConfigError(ValueError):
 # Lowest value, and what it must stay below.
 _RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("width", "steps", "batch_size", "crop_size", "val_every", "log_every"), (1, math.inf)),
-    **dict.fromkeys(("prior_channels", "middle_blk_num"), (1, math.inf)),
-    **dict.fromkeys(("enc_blk_nums", "dec_blk_nums", "seed", "loader_workers"), (0, math.inf)),
+    **dict.fromkeys(("prior_channels", "middle_blk_num", "accumulate", "crops_per_image", "save_every"), (1, math.inf)),
+    **dict.fromkeys(("enc_blk_nums", "dec_blk_nums", "seed", "freeze_backbone", "subimage_size"), (0, math.inf)),
     **dict.fromkeys(("learning_rate", "min_learning_rate", "weight_decay", "grad_clip"), (0, math.inf)),
-    **dict.fromkeys(("betas", "mask_dropout", "val_share"), (0, 1)),
+    **dict.fromkeys(("keep_every", "val_images", "cache_mb"), (0, math.inf)),
+    **dict.fromkeys(("betas", "mask_dropout", "val_share", "ema"), (0, 1)),
+    "loader_workers": (-1, math.inf),
 }
+
+# What a setting is one of.
+_CHOICES: dict[str, Sequence[str]] = {
+    "method": METHODS,
+    "semantics": SEMANTICS,
+    "loss": tuple(LOSSES),
+    "precision": ("float32", "bfloat16", "float16", "float64"),
+    "device": ("auto", "cpu", "cuda"),
+}
+
+ARCHITECTURE = ("width", "enc_blk_nums", "middle_blk_num", "dec_blk_nums")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """One training run. Defaults are the preset `paper`; see the files in `presets/`."""
+    """One training run. Defaults are the preset `paper`; see docs/training.md and the files in `presets/`."""
 
-    method: str = "none"
-    # network
+    # what is trained
+    method: str = "none"  # row of the paper's Table 1
+    semantics: str = "paper"  # of map and map-dropout; "released": as the released code computes them
+    prior_channels: int = 2  # S
+    mask_dropout: float = 0.5  # of map-dropout; share of the masks of a crop
     width: int = 32
     enc_blk_nums: tuple[int, ...] = (1, 1, 1, 28)
     middle_blk_num: int = 1
     dec_blk_nums: tuple[int, ...] = (1, 1, 1, 1)
-    prior_channels: int = 2  # S
-    mask_dropout: float = 0.5  # of map-dropout; share of the masks of a crop
-    semantics: str = "paper"  # of map and map-dropout; "released": as the released code computes them
+    weights: str = ""  # checkpoint to begin with, whose architecture is taken; "" begins with random weights
+    freeze_backbone: int = 0  # first steps in which the prior alone is trained
+    # crops
+    batch_size: int = 32  # of all processes together
+    crop_size: int = 256  # pixels
+    subimage_size: int = 0  # crops are drawn from tiles of this side, half a side apart; 0: from whole images
+    crops_per_image: int = 1  # samples in a row that are of one image
+    misrotated_masks: bool = False  # the mistake of the released code: images are transposed, masks rotated
     # optimisation
     steps: int = 200_000
-    batch_size: int = 32
-    crop_size: int = 256  # pixels
+    loss: str = "psnr"
     learning_rate: float = 1e-3
     min_learning_rate: float = 1e-6  # end of the cosine
     betas: tuple[float, ...] = (0.9, 0.9)
     weight_decay: float = 1e-3
     grad_clip: float = 0.01  # largest norm; 0 turns clipping off
+    ema: float = 0.0  # decay of the average of the weights that is validated and saved; 0: the weights themselves
+    accumulate: int = 1  # parts a process takes its share of a batch in, to save memory
+    precision: str = "float32"
+    channels_last: bool = False
+    compile: bool = False
     # the run
     seed: int = 0
-    val_every: int = 5000  # steps; state is saved as often
+    val_every: int = 5000  # steps
     val_share: float = 0.1  # of the training images held out when no validation store is given
+    val_images: int = 0  # at most so many, evenly spaced; 0: all
     log_every: int = 100
-    loader_workers: int = 0
+    save_every: int = 1000  # steps; also saved at each validation, and when the run is stopped
+    keep_every: int = 0  # steps; weights that are not written over, step-N.safetensors; 0: none
+    tensorboard: bool = False
+    loader_workers: int = -1  # processes that read crops; -1: 4 beside a GPU, none on a CPU
+    cache_mb: int = 0  # memory for decoded pictures, of each process of the run
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise ConfigError(f"method: {self.method!r} is none of {', '.join(METHODS)}")
-        if self.semantics not in SEMANTICS:
-            raise ConfigError(f"semantics: {self.semantics!r} is none of {', '.join(SEMANTICS)}")
-        if self.device not in ("auto", "cpu", "cuda"):
-            raise ConfigError(f"device: {self.device!r} is none of auto, cpu, cuda")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                near = difflib.get_close_matches(getattr(self, name), choices, n=1)
+                hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(choices)}"
+                raise ConfigError(f"{name}: no {getattr(self, name)!r}; {hint}")
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
             if not all(low <= item < high for item in (value if isinstance(value, tuple) else [value])):
@@ -76,6 +106,10 @@ class TrainConfig:
             raise ConfigError("enc_blk_nums and dec_blk_nums must have as many levels")
         if len(self.betas) != 2:
             raise ConfigError(f"betas: two numbers, got {len(self.betas)}")
+        if self.subimage_size and self.subimage_size < self.crop_size:
+            raise ConfigError(f"subimage_size: {self.subimage_size} is smaller than the crops, {self.crop_size}")
+        if self.freeze_backbone and self.method == "none":
+            raise ConfigError("freeze_backbone: method none has no prior to train alone")
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> TrainConfig:
@@ -94,9 +128,29 @@ class TrainConfig:
 
 
 def read_config(location: str) -> dict[str, Any]:
-    """Values of a YAML file, or of a preset by its name. Raises FileNotFoundError, ConfigError."""
-    preset = PRESETS / f"{location}.yaml"
-    path = preset if preset.exists() else Path(location)
+    """Values of a YAML file, or of a preset by its name; `base: NAME` in it names another (a file
+    beside it, or a preset) that it changes.
+
+    Raises FileNotFoundError, ConfigError.
+    """
+    values, seen = _read_yaml(location), [location]
+    while "base" in values:
+        base = str(values.pop("base"))
+        if not _preset(base).exists():
+            base = str(Path(seen[-1]).parent / base)
+        if base in seen:
+            raise ConfigError(f"{location}: base {base} leads back to itself")
+        seen.append(base)
+        values = _read_yaml(base) | values
+    return values
+
+
+def _preset(name: str) -> Path:
+    return PRESETS / f"{name}.yaml"
+
+
+def _read_yaml(location: str) -> dict[str, Any]:
+    path = _preset(location) if _preset(location).exists() else Path(location)
     if not path.is_file():
         names = ", ".join(sorted(file.stem for file in PRESETS.glob("*.yaml")))
         raise FileNotFoundError(f"{location}: no such configuration file, nor a preset ({names})")

@@ -2,72 +2,45 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
+import os
+import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from samdeblur.models import Deblurrer, NAFNet, NotFinite, pick_device, prior_for, with_prior
-from samdeblur.storage import MaskStore, StoreError
-from samdeblur.train.config import TrainConfig
-from samdeblur.train.crops import CropDataset, crop_loader
+from samdeblur.models import Deblurrer, NotFinite
+from samdeblur.storage import MaskStore
+from samdeblur.train.board import Board
+from samdeblur.train.config import ConfigError, TrainConfig
+from samdeblur.train.crops import Batch, CropDataset, Cutting, Share, crop_loader
 from samdeblur.train.evaluate import score_images, summarise
-from samdeblur.train.state import Row, save_state, start_run
+from samdeblur.train.losses import LOSSES, in_decibels
+from samdeblur.train.ranks import Ranks, joined, without_averaging
+from samdeblur.train.start import Validation, build_network, choose_images, resolved, run_facts
+from samdeblur.train.state import Row, add_to_log, read_run, save_state, write_facts, write_log
+from samdeblur.train.stopping import Stopped, StopRequest
+
+WORSE = 10.0  # dB by which the loss may rise above its best before a run counts as lost
+MEMORY = 200  # steps that the loss is averaged over before it is judged
+HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class Diverged(RuntimeError):
-    """The loss is not a finite number any more."""
-
-
-@dataclass(frozen=True)
-class Validation:
-    """Images to validate on."""
-
-    store: MaskStore
-    keys: Sequence[str]
-
-
-def psnr_loss(output: Tensor, sharp: Tensor) -> Tensor:
-    """Negative PSNR in dB of images in [0, 1], mean over the batch: 10 / ln 10 * log(mse + 1e-8)."""
-    error = (output - sharp).square().mean(dim=(1, 2, 3))
-    return 10 / math.log(10) * torch.log(error + 1e-8).mean()
+    """The loss is not a finite number any more, or far worse than it was."""
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
     """Cosine annealing from learning_rate to min_learning_rate over the run."""
     low, high = config.min_learning_rate, config.learning_rate
     return low + (high - low) * (1 + math.cos(math.pi * step / config.steps)) / 2
-
-
-def build_network(config: TrainConfig) -> Deblurrer:
-    """The network of a run with its initial weights, which follow from the seed."""
-    torch.manual_seed(config.seed)
-    network = NAFNet(config.width, config.enc_blk_nums, config.middle_blk_num, config.dec_blk_nums)
-    prior = prior_for(config.method, config.prior_channels, config.mask_dropout, config.semantics, network.multiple)
-    return with_prior(network, prior, init="default")
-
-
-def split_images(store: MaskStore, share: float, seed: int) -> tuple[list[str], list[str]]:
-    """Keys to train on and keys held out for validation, at least one each.
-
-    Raises StoreError when the store has fewer than two images that are ready.
-    """
-    keys = store.ready_keys
-    if len(keys) < 2:
-        raise StoreError(
-            f"{store.path}: {len(keys)} images are ready; holding one out for validation needs two (--val)"
-        )
-    order = np.random.default_rng(seed).permutation(len(keys))
-    n_val = min(len(keys) - 1, max(1, round(share * len(keys))))
-    return [keys[i] for i in sorted(order[n_val:])], [keys[i] for i in sorted(order[:n_val])]
 
 
 def train(
@@ -79,102 +52,311 @@ def train(
 ) -> list[Row]:
     """Train a network on the crops of a store; called again on the same folder, go on where it stopped.
 
+    Under torchrun every process calls it alike, takes its share of each batch, and the first one writes.
+
     Args:
         validation: store to validate on; by default training images are held out.
-        progress: called with each row of the log: step, loss, and at times learning rate and validation.
+        progress: called after each step with its number, and with each row of the log once it is complete.
 
     Returns:
         The log of the whole run.
 
     Raises:
         StoreError, ConfigError: unusable store or settings.
-        Diverged: the loss became infinite or not a number; the last state saved is from before.
+        Diverged: the loss became infinite, not a number, or much worse; the last state saved is from before.
+        Stopped: a signal asked for it; the state is saved.
     """
-    for used in (store, validation or store):
-        used.require_images()
-    keys, held_out = (store.ready_keys, []) if validation else split_images(store, config.val_share, config.seed)
-    val = Validation(validation, validation.ready_keys) if validation else Validation(store, held_out)
-    if not val.keys:
-        raise StoreError(f"{val.store.path}: no image is ready to validate on")
-    crops = CropDataset(store, keys, config.crop_size, config.seed, with_atoms=config.method != "none")
-    device = pick_device(config.device)
-    network = build_network(config).to(device)
-    optimizer = torch.optim.AdamW(
-        network.parameters(), config.learning_rate, (config.betas[0], config.betas[1]), weight_decay=config.weight_decay
-    )
-    state = start_run(folder, config, run_facts(store, keys, val))
-    history: list[Row] = []
-    if state is not None:
-        network.load_state_dict(state["network"])
-        optimizer.load_state_dict(state["optimizer"])
-        history = state["history"]
-    else:
-        history.append({"step": 0, **validate(network, val)})
-        save_state(folder, network, optimizer, history)
-    progress(history[-1])
-
-    first = int(history[-1]["step"])
-    loader = crop_loader(
-        crops, config.batch_size, first * config.batch_size, config.steps * config.batch_size, config.loader_workers
-    )
-    losses: list[Tensor] = []
-    for step, batch in enumerate(loader, first + 1):
-        torch.manual_seed(zlib.crc32(f"{config.seed} {step}".encode()))  # mask dropout, the same after a resume
-        rate = learning_rate(step - 1, config)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        blurred, sharp, atoms = batch.to(device)
-        loss = psnr_loss(network.train()(blurred, atoms), sharp)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), config.grad_clip or math.inf, error_if_nonfinite=False)
-        optimizer.step()
-        losses.append(loss.detach())
-
-        is_last = step == config.steps
-        if step % config.log_every and step % config.val_every and not is_last:
-            continue
-        row: Row = {"step": step, "loss": torch.stack(losses).mean().item(), "learning_rate": rate}
-        losses.clear()
-        if not math.isfinite(row["loss"]):
-            raise Diverged(
-                f"{folder}: the loss is {row['loss']} at step {step}; lower learning_rate or grad_clip and look at "
-                f"the images. State of step {first_saved(history)} is intact"
+    keys, val = choose_images(config, store, validation)
+    cutting = Cutting(config.crop_size, config.subimage_size, config.crops_per_image, config.misrotated_masks)
+    with joined(config.device) as ranks, StopRequest() as request:
+        if config.batch_size % (ranks.world * config.accumulate):
+            raise ConfigError(
+                f"batch_size: {config.batch_size} does not part into {ranks.world} processes with "
+                f"{config.accumulate} parts each (accumulate)"
             )
-        if step % config.val_every == 0 or is_last:
-            row |= validate(network, val)
-        history.append(row)
-        progress(row)
-        if "val_psnr" in row:
-            save_state(folder, network, optimizer, history)
-    return history
+        crops = CropDataset(store, keys, cutting, config.seed, config.method != "none", config.cache_mb << 20)
+        network = build_network(config).to(ranks.device)
+        config = resolved(config, network)
+        facts = run_facts(config, store, keys, val)
+        run = _Run(config, network, val, folder, ranks, request, progress)
+        state = read_run(folder, config, facts)
+        if ranks.first:
+            write_facts(folder, config, facts)
+        run.restore(state)
+        loader = crop_loader(
+            crops,
+            Share(config.batch_size, run.step + 1, config.steps, config.accumulate, ranks.rank, ranks.world),
+            loader_workers(config, ranks),
+        )
+        batches = _Waiting(iter(loader))
+        progress({"step": run.step})
+        run.look()  # the network before its first step, or a step that was saved and not validated
+        for step in range(run.step + 1, config.steps + 1):
+            run.take_step(step, batches)
+            run.note(batches)
+        run.board.close()
+        return run.history
 
 
-def first_saved(history: list[Row]) -> int:
-    return int([row["step"] for row in history if "val_psnr" in row][-1])
+@dataclass
+class _Waiting:
+    """Batches, and the seconds spent waiting for them."""
+
+    batches: Iterator[Batch]
+    seconds: float = 0.0
+
+    def next(self) -> Batch:
+        start = time.perf_counter()
+        batch = next(self.batches)
+        self.seconds += time.perf_counter() - start
+        return batch
 
 
-def validate(network: Deblurrer, val: Validation) -> Row:
-    """Mean PSNR and SSIM and the MCR on whole images."""
-    try:
-        scores = [score for score, _ in score_images(network.eval(), val.store, val.keys)]
-    except NotFinite as error:
-        raise Diverged(
-            f"validation: {error}; lower learning_rate or grad_clip. The last state saved is intact"
-        ) from error
-    summary = summarise(scores)
-    return {"val_psnr": summary["psnr"], "val_ssim": summary["ssim_wang"], "val_mcr": summary["mcr"]}
+class _Run:
+    """A network in training, and all that a later run needs to go on with it."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        network: Deblurrer,
+        val: Validation,
+        folder: Path,
+        ranks: Ranks,
+        request: StopRequest,
+        progress: Callable[[Row], None],
+    ) -> None:
+        self.config, self.val, self.folder, self.ranks = config, val, folder, ranks
+        self.request, self.progress = request, progress
+        self.dtype = torch.float64 if config.precision == "float64" else torch.float32
+        self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
+        self.network = network.to(self.dtype).to(memory_format=self.layout)  # type: ignore[call-overload]
+        self.backbone = set(network.network.parameters())
+        self.average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.ema)) if config.ema else None
+        self.optimizer = torch.optim.AdamW(
+            network.parameters(),
+            config.learning_rate,
+            (config.betas[0], config.betas[1]),
+            weight_decay=config.weight_decay,
+            fused=ranks.device.type == "cuda",
+        )
+        self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=config.precision == "float16")
+        self.stepped = ranks.wrap(torch.compile(network) if config.compile else network)  # type: ignore[arg-type]
+        self.board = Board()
+        self.watch = _Watch()
+        self.history: list[Row] = []
+        self.losses: list[Tensor] = []  # since the last row
+        self.batch: Batch | None = None  # the last one, on the device
+        self.step = 0
+        self.saved = -1  # step of the last state on the disk
+        self.since = time.perf_counter()
+
+    def restore(self, state: dict[str, Any] | None) -> None:
+        """Take up a state; without one, begin at step 0."""
+        self.board = Board.open(
+            self.folder, self.config.tensorboard and self.ranks.first, state["step"] if state else 0
+        )
+        if state is None:
+            self.history.append({"step": 0})
+            return
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.history, self.step = state["history"], state["step"]
+        self.losses = list(state["losses"].to(self.ranks.device).unbind())  # means over all processes
+        for row in self.history:
+            self.watch.rise(row, self.config.loss)
+        self.saved = self.step
+        if self.ranks.first:
+            write_log(self.folder, self.history)
+
+    # One step
+
+    def take_step(self, step: int, batches: _Waiting) -> None:
+        """Forward and backward for this process's share of the batch, then one step of the optimiser."""
+        config = self.config
+        self.step = step
+        torch.manual_seed(self._seed())
+        self.network.train()
+        rate = learning_rate(step - 1, config)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        total = torch.zeros((), device=self.ranks.device)
+        for part in range(config.accumulate):
+            last = part == config.accumulate - 1
+            with nullcontext() if last else without_averaging(self.stepped):
+                self.batch = batches.next().to(self.ranks.device, self.dtype)
+                loss = self.loss(self.stepped, self.batch) / config.accumulate
+                self.scaler.scale(loss).backward()
+            total += loss.detach()
+        self.scaler.unscale_(self.optimizer)
+        if step <= config.freeze_backbone:
+            for parameter in self.backbone:
+                parameter.grad = None
+        nn.utils.clip_grad_norm_(self.network.parameters(), config.grad_clip or math.inf)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update_parameters(self.network)
+        self.losses.append(total)
+
+    def loss(self, network: nn.Module, batch: Batch) -> Tensor:
+        """The loss of a batch on the device."""
+        half = HALVES.get(self.config.precision)
+        with torch.autocast(self.ranks.device.type, half, enabled=half is not None):
+            output = network(batch.blurred.contiguous(memory_format=self.layout), batch.atoms)
+        return LOSSES[self.config.loss](output.to(self.dtype), batch.sharp)
+
+    def _seed(self) -> int:
+        """Of what is random inside a network; masks are dropped by the seeds of the samples."""
+        return zlib.crc32(f"{self.config.seed} {self.step} {self.ranks.rank}".encode())
+
+    # What follows a step
+
+    def note(self, batches: _Waiting) -> None:
+        """Log, save, stop and validate where it is time to."""
+        config, step = self.config, self.step
+        self.progress({"step": step})
+        if step % config.log_every == 0 or self._to_be_looked_at():
+            self.add_row(batches)
+        if stop := self.ranks.largest(self.request.by):
+            self.stop(stop)
+        self.look()
+        if self.saved < step and (step % config.save_every == 0 or self._kept()):
+            self.save()
+
+    def add_row(self, batches: _Waiting) -> None:
+        """A row of the log: what happened since the last one. Raises Diverged."""
+        config = self.config
+        loss = self.ranks.mean(torch.stack(self.losses).mean()).item()  # waits until the device is done
+        seconds = time.perf_counter() - self.since
+        row: Row = {
+            "step": self.step,
+            "loss": loss,
+            "learning_rate": learning_rate(self.step - 1, config),
+            "samples_per_second": len(self.losses) * config.batch_size / seconds,
+            "loader_wait": batches.seconds / seconds,
+        }
+        if not math.isfinite(loss):
+            raise self._diverged(f"the loss is {loss}")
+        if (rise := self.watch.rise(row, config.loss)) > WORSE:
+            raise self._diverged(f"the loss is {rise:.0f} dB above its best")
+        self.losses.clear()
+        self.since, batches.seconds = time.perf_counter(), 0.0
+        self.history.append(row)
+        self.board.scalars(row)
+        if self.ranks.first:
+            add_to_log(self.folder, row)
+        self.progress(row)
+
+    def save(self) -> None:
+        """Write the state. Raises Diverged when something in it is not a finite number."""
+        losses = self.ranks.mean(torch.stack(self.losses)) if self.losses else torch.empty(0)
+        if not torch.isfinite(losses).all():
+            raise self._diverged("the loss is not a finite number")
+        bad = [name for name, weight in self.network.named_parameters() if not torch.isfinite(weight).all()]
+        if bad:
+            raise self._diverged(f"{len(bad)} of the weights are not finite, such as {bad[0]},")
+        self._try_weights()
+        if self.ranks.first:
+            state = {
+                "step": self.step,
+                "network": self.network.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "average": self.average.state_dict() if self.average is not None else None,
+                "losses": losses,
+                "history": self.history,
+            }
+            save_state(self.folder, state, self.shown, self._kept())
+        self.saved = self.step
+
+    def _try_weights(self) -> None:
+        """The last batch once more: what cannot be computed with must not take the place of a good state."""
+        if self.batch is None:
+            return
+        torch.manual_seed(self._seed())
+        with torch.no_grad():
+            again = self.ranks.mean(self.loss(self.network, self.batch)).item()
+        if not math.isfinite(again):
+            raise self._diverged(f"the loss is {again} after an update")
+
+    def stop(self, by: int) -> None:
+        """Save, and say so to who asked for it."""
+        self.save()
+        raise Stopped(f"{self.folder}: stopped after step {self.step} of {self.config.steps}, which is saved", by)
+
+    def look(self) -> None:
+        """Validate and save, at steps where that is due and was not done."""
+        row = self.history[-1]
+        if not self._to_be_looked_at() or "val_psnr" in row:
+            return
+        row |= self.validate()
+        self.board.scalars(row)
+        self.save()
+        self.progress(row)
+        self.since = time.perf_counter()
+
+    def validate(self) -> Row:
+        """Mean PSNR and SSIM and the MCR on whole images, each process scoring some. Raises Diverged, Stopped."""
+        keys = self.ranks.share(self.val.keys)
+        scores = []
+        try:
+            for score, result in score_images(self.shown.eval(), self.val.store, keys):
+                if score.key == self.val.keys[0]:
+                    self.board.picture(self.step, self.val.store, score.key, result)
+                scores.append(score)
+                self.progress({"step": self.step, "validated": len(scores), "of": len(keys)})
+                if self.request.by and self.ranks.world == 1:  # others would wait for the scores of this process
+                    self.network.train()
+                    self.stop(self.request.by)
+        except NotFinite as error:
+            raise self._diverged(f"validation: {error};") from error
+        summary = summarise(self.ranks.gather(scores))
+        return {"val_psnr": summary["psnr"], "val_ssim": summary["ssim_wang"], "val_mcr": summary["mcr"]}
+
+    @property
+    def shown(self) -> Deblurrer:
+        """The network that is validated and saved: the average of the weights where one is kept."""
+        shown = self.average.module if self.average is not None else self.network
+        assert isinstance(shown, Deblurrer)
+        return shown
+
+    def _to_be_looked_at(self) -> bool:
+        return self.step % self.config.val_every == 0 or self.step == self.config.steps
+
+    def _kept(self) -> bool:
+        return bool(self.config.keep_every) and self.step > 0 and self.step % self.config.keep_every == 0
+
+    def _diverged(self, what: str) -> Diverged:
+        saved = f"the state of step {self.saved} is intact" if self.saved >= 0 else "nothing was saved yet"
+        return Diverged(
+            f"{self.folder}: {what} at step {self.step}; lower learning_rate or grad_clip and look at the images. "
+            f"{saved.capitalize()}"
+        )
 
 
-def run_facts(store: MaskStore, keys: Sequence[str], val: Validation) -> dict[str, Any]:
-    """What a run depends on beside its settings."""
+@dataclass
+class _Watch:
+    """The loss of the last few hundred steps, against the lowest it has been, in dB."""
 
-    def describe(used: MaskStore) -> dict[str, Any]:
-        return {"dataset": used.header.dataset, "split": used.header.split, "recipe": used.header.fingerprint}
+    mean: float | None = None
+    best: float = math.inf
+    step: int = 0
 
-    digest = hashlib.sha256("\n".join(keys).encode()).hexdigest()
-    return {
-        "train": {**describe(store), "images": len(keys), "images_sha256": digest},
-        "validation": {**describe(val.store), "images": list(val.keys)},
-        "versions": {name: metadata.version(name) for name in ("samdeblur", "torch", "numpy")},
-    }
+    def rise(self, row: Row, loss: str) -> float:
+        if "loss" not in row:
+            return 0.0
+        value, fading = in_decibels(loss, row["loss"]), math.exp((self.step - row["step"]) / MEMORY)
+        self.mean = value if self.mean is None else fading * self.mean + (1 - fading) * value
+        self.step, self.best = int(row["step"]), min(self.best, self.mean)
+        return self.mean - self.best
+
+
+def loader_workers(config: TrainConfig, ranks: Ranks) -> int:
+    """Processes that read crops for one process of the run."""
+    if config.loader_workers >= 0:
+        return config.loader_workers
+    return min(4, os.cpu_count() or 1) if ranks.device.type == "cuda" else 0

@@ -1,10 +1,10 @@
 """The folder of a training run: what it was asked to do, how far it is, and its weights.
 
 config.yaml           the resolved settings
-run.json              stores (with fingerprints), held-out images, versions
-state.pt              everything needed to go on: step, weights, optimiser, history
-initial|last|best.safetensors   weights that `load_network` reads
-log.csv, curves.png   loss, learning rate and validation, for people
+run.json              stores (with fingerprints), held-out images, versions, state of the code
+state.pt              everything needed to go on: step, weights, optimiser, average of weights, scaler, history
+initial|last|best.safetensors   weights that `load_network` reads; step-N.safetensors where they are asked for
+log.csv, curves.png   loss, learning rate, speed and validation, for people
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,85 +24,98 @@ from samdeblur.models.checkpoints import BEST_WEIGHTS, BUNDLED_NETWORK, encode_n
 from samdeblur.storage.files import write_durably
 from samdeblur.train.config import ConfigError, TrainConfig, read_config
 
-CONFIG, RUN, STATE, CURVES = "config.yaml", "run.json", "state.pt", "curves.png"
+CONFIG, RUN, STATE, LOG, CURVES = "config.yaml", "run.json", "state.pt", "log.csv", "curves.png"
 INITIAL_WEIGHTS, LAST_WEIGHTS = "initial.safetensors", "last.safetensors"
-COLUMNS = ("step", "loss", "learning_rate", "val_psnr", "val_ssim", "val_mcr")
+TIMES = ("samples_per_second", "loader_wait")  # columns of a row that differ from run to run
+COLUMNS = ("step", "loss", "learning_rate", *TIMES, "val_psnr", "val_ssim", "val_mcr")
 
 Row = dict[str, float]
 
 # Settings that do not change the result; a run may go on with others.
-_FREE = {"device", "loader_workers"}
+_FREE = {"device", "loader_workers", "cache_mb", "save_every", "keep_every", "tensorboard"}
 # Facts that do.
-_DATA = ("train", "validation")
+_DATA = ("train", "validation", "weights")
 
 
-def start_run(folder: Path, config: TrainConfig, facts: dict[str, Any]) -> dict[str, Any] | None:
-    """Make the folder of a run, or find the state to resume from.
+def read_run(folder: Path, config: TrainConfig, facts: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The state to go on from, None when the folder holds no run yet.
 
     Args:
-        facts: `train` and `validation` (JSON values, compared on resume) and what else run.json is to say.
-
-    Returns:
-        The saved state, None for a new run.
+        facts: `train`, `validation` and `weights` (JSON values, compared) and what else run.json is to say.
 
     Raises:
         ConfigError: the folder holds a run with other settings or stores.
+        CheckpointError: its state cannot be read.
     """
-    if (folder / STATE).exists():
-        stored = TrainConfig.of(read_config(str(folder / CONFIG)))
-        changed = [
-            f"{name} {getattr(stored, name)} -> {getattr(config, name)}"
-            for name in vars(config)
-            if name not in _FREE and getattr(stored, name) != getattr(config, name)
-        ]
-        known = json.loads((folder / RUN).read_text())
-        changed += [f"{name}: other images or masks" for name in _DATA if known.get(name) != facts[name]]
-        if changed:
-            raise ConfigError(f"{folder}: holds a run with other settings ({'; '.join(changed)}); use another --out")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_durably(folder / RUN, json.dumps(facts, indent=1).encode())
-    write_durably(folder / CONFIG, config.to_yaml().encode())
     if not (folder / STATE).exists():
         return None
+    stored = TrainConfig.of(read_config(str(folder / CONFIG)))
+    changed = [
+        f"{name} {getattr(stored, name)} -> {getattr(config, name)}"
+        for name in vars(config)
+        if name not in _FREE and getattr(stored, name) != getattr(config, name)
+    ]
+    known = json.loads((folder / RUN).read_text())
+    changed += [f"{name}: other images, masks or weights" for name in _DATA if known.get(name) != facts[name]]
+    if changed:
+        raise ConfigError(f"{folder}: holds a run with other settings ({'; '.join(changed)}); use another --out")
     return read_torch(folder / STATE)
 
 
-def save_state(folder: Path, network: Deblurrer, optimizer: torch.optim.Optimizer, history: list[Row]) -> None:
+def write_facts(folder: Path, config: TrainConfig, facts: Mapping[str, Any]) -> None:
+    """Say in the folder what is run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_durably(folder / RUN, json.dumps(facts, indent=1).encode())
+    write_durably(folder / CONFIG, config.to_yaml().encode())
+
+
+def save_state(folder: Path, state: dict[str, Any], network: Deblurrer, keep: bool) -> None:
     """Save weights and log, then, in one file that is whole or the one before it, everything a resumed run needs.
 
     A kill in between leaves files of a step that the resumed run will reach, and write, again.
+
+    Args:
+        state: what `read_run` is to give, with the rows of the log as `history`.
+        network: what the weights are written from.
+        keep: write them under the number of their step too, not to be written over.
     """
     buffer = io.BytesIO()
-    state = {
-        "step": int(history[-1]["step"]),
-        "network": network.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "history": history,
-    }
     torch.save(state, buffer)
+    history: list[Row] = state["history"]
+    step: int = state["step"]
     weights = encode_network(network)
-    write_durably(folder / LAST_WEIGHTS, weights)
-    if history[-1]["step"] == 0:
-        write_durably(folder / INITIAL_WEIGHTS, weights)
-    if best_step(history) == history[-1]["step"]:
-        write_durably(folder / BEST_WEIGHTS, weights)
+    names = {LAST_WEIGHTS: True, INITIAL_WEIGHTS: step == 0, BEST_WEIGHTS: best_step(history) == step}
+    for name, wanted in (names | {f"step-{step}.safetensors": keep}).items():
+        if wanted:
+            write_durably(folder / name, weights)
     write_log(folder, history)
     write_durably(folder / STATE, buffer.getbuffer())
 
 
-def best_step(history: list[Row]) -> float:
-    """Step of the highest validation PSNR, the last of equals."""
+def best_step(history: list[Row]) -> float | None:
+    """Step of the highest validation PSNR, the last of equals; None before the first validation."""
     validated = [row for row in history if "val_psnr" in row]
-    return max(validated, key=lambda row: (row["val_psnr"], row["step"]))["step"]
+    return max(validated, key=lambda row: (row["val_psnr"], row["step"]))["step"] if validated else None
 
 
 def write_log(folder: Path, history: list[Row]) -> None:
+    """The whole log, and its curves."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, restval="")
     writer.writeheader()
-    writer.writerows({name: f"{value:.6g}" for name, value in row.items()} for row in history)
-    write_durably(folder / "log.csv", text.getvalue().encode())
+    writer.writerows(_cells(row) for row in history)
+    write_durably(folder / LOG, text.getvalue().encode())
     write_durably(folder / CURVES, draw_curves(history))
+
+
+def add_to_log(folder: Path, row: Row) -> None:
+    """One row at the end of the log, for who watches; `write_log` writes it again with the next state."""
+    with open(folder / LOG, "a", newline="") as file:
+        csv.DictWriter(file, COLUMNS, restval="").writerow(_cells(row))
+
+
+def _cells(row: Row) -> dict[str, str]:
+    return {name: f"{value:.6g}" for name, value in row.items()}
 
 
 def draw_curves(history: list[Row]) -> bytes:

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import yaml
 
+from samdeblur.models import METHODS
 from samdeblur.train import ConfigError, TrainConfig, read_config
 from samdeblur.train.config import PRESETS, parse_assignment
 
@@ -15,7 +16,6 @@ def test_presets_load(name):
 
 
 def test_the_defaults_are_the_preset_of_the_paper():
-    assert {path.stem for path in PRESETS.glob("*.yaml")} == {"paper", "tiny", "worlds"}
     assert TrainConfig.of(read_config("paper")) == TrainConfig()
 
 
@@ -36,7 +36,7 @@ def test_the_papers_settings_are_those_of_its_section_4():
         ("widht", "widht: no such setting; did you mean width?"),
         ("learning-rate", "did you mean learning_rate?"),
         ("Steps", "did you mean steps?"),
-        ("xyz", "xyz: no such setting; known: method, width"),
+        ("xyz", "xyz: no such setting; known: method, semantics"),
         (1, "1: no such setting"),
         (None, "None: no such setting"),
     ],
@@ -103,7 +103,13 @@ def test_values_of_another_type_are_refused_by_name(name, value):
         {"weight_decay": -1},
         {"grad_clip": -1},
         {"seed": -1},
-        {"loader_workers": -1},
+        {"loader_workers": -2},
+        {"loss": "l2"},
+        {"precision": "fp16"},
+        {"ema": 1.0},
+        {"accumulate": 0},
+        {"subimage_size": 100},
+        {"freeze_backbone": 5},
     ],
     ids=str,
 )
@@ -164,10 +170,40 @@ def test_an_empty_file_is_the_defaults(tmp_path):
     assert read_config(str(tmp_path / "mine.yaml")) == {}
 
 
+def test_a_file_names_another_it_is_based_on_beside_it_or_a_preset(tmp_path):
+    (tmp_path / "mine.yaml").write_text("base: lab.yaml\nsteps: 7\n")
+    (tmp_path / "lab.yaml").write_text("base: tiny\nsteps: 9\nbatch_size: 3\n")
+    assert read_config(str(tmp_path / "mine.yaml")) == read_config("tiny") | {"steps": 7, "batch_size": 3}
+
+
+def test_a_base_that_leads_back_is_refused(tmp_path):
+    (tmp_path / "a.yaml").write_text("base: b.yaml\n")
+    (tmp_path / "b.yaml").write_text("base: a.yaml\n")
+    with pytest.raises(ConfigError, match=r"a.yaml leads back to itself"):
+        read_config(str(tmp_path / "a.yaml"))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_rows_of_table_1_are_the_paper_and_the_released_code(method):
+    paper = TrainConfig.of(read_config(f"gopro-{method}"))
+    assert paper == replace(TrainConfig(), method=method)
+    released = TrainConfig.of(read_config(f"gopro-{method}-released"))
+    changes = {"semantics": "released", "min_learning_rate": 1e-7, "subimage_size": 512}
+    assert released == replace(paper, **changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "near"), [("method", "map_dropout", "map-dropout"), ("loss", "charbonier", "charbonnier")]
+)
+def test_a_value_that_is_none_of_the_choices_is_refused_with_the_nearest(name, value, near):
+    with pytest.raises(ConfigError, match=f"{name}: no '{value}'; did you mean {near}"):
+        TrainConfig.of({name: value})
+
+
 @pytest.mark.parametrize("location", ["papr", ".", "", "mine.yaml"])
 def test_a_configuration_that_is_not_there_is_refused_with_the_presets(tmp_path, monkeypatch, location):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"nor a preset \(paper, tiny, worlds\)"):
+    with pytest.raises(FileNotFoundError, match=r"nor a preset \(gopro-cat, .*, paper, tiny, worlds\)"):
         read_config(location)
 
 

@@ -1,0 +1,107 @@
+"""The processes of one training run: one by itself, or those torchrun starts, each with a share of every batch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from samdeblur.models import pick_device
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those of a run."""
+
+    device: torch.device
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes and speaks."""
+        return self.rank == 0
+
+    def wrap(self, network: nn.Module) -> nn.Module:
+        """The network with its gradients averaged over all processes in each backward pass."""
+        return network if self.world == 1 else DistributedDataParallel(network)
+
+    def mean(self, value: Tensor) -> Tensor:
+        """The mean of a tensor over all processes."""
+        if self.world == 1:
+            return value
+        value = value / self.world
+        dist.all_reduce(value)
+        return value
+
+    def largest(self, number: int) -> int:
+        """The largest of a number over all processes."""
+        if self.world == 1:
+            return number
+        value = torch.tensor(number, device=self.device)
+        dist.all_reduce(value, dist.ReduceOp.MAX)
+        return int(value)
+
+    def share(self, items: Sequence[Item]) -> list[Item]:
+        """Those of the items that are this process's."""
+        return list(items[self.rank :: self.world])
+
+    def gather(self, mine: list[Item]) -> list[Item]:
+        """What `share` parted, in its order again, in every process."""
+        if self.world == 1:
+            return mine
+        parts: list[Any] = [None] * self.world
+        dist.all_gather_object(parts, mine)
+        return [parts[i % self.world][i // self.world] for i in range(sum(map(len, parts)))]
+
+    def from_first(self, value: Item) -> Item:
+        """What the first process has, in every process."""
+        if self.world == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+
+def without_averaging(network: nn.Module) -> AbstractContextManager[Any]:
+    """For all backward passes of a step but the last: gradients are averaged over processes once."""
+    return network.no_sync() if isinstance(network, DistributedDataParallel) else nullcontext()
+
+
+def world_size() -> int:
+    """How many processes torchrun says there are; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_first() -> bool:
+    """Whether this process is the one that speaks."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def joined(device: str) -> Iterator[Ranks]:
+    """Join the processes of a run. `device` as for `pick_device`; each process takes the GPU of its local rank.
+
+    Raises DeviceError.
+    """
+    picked = pick_device(device)
+    if world_size() == 1:
+        yield Ranks(picked)
+        return
+    if picked.type == "cuda":
+        picked = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(picked)
+    dist.init_process_group("nccl" if picked.type == "cuda" else "gloo")
+    try:
+        yield Ranks(picked, dist.get_rank(), dist.get_world_size())
+    finally:
+        dist.destroy_process_group()

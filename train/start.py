@@ -1,0 +1,147 @@
+"""What a run starts from: its network, and the facts that are written down about it."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import samdeblur.train
+from samdeblur.models import Deblurrer, NAFNet, load_network, prior_for, with_prior
+from samdeblur.models.checkpoints import BUNDLED_NETWORK, resolve_checkpoint
+from samdeblur.storage import MaskStore, StoreError
+from samdeblur.storage.files import sha256_file
+from samdeblur.train.config import ARCHITECTURE, ConfigError, TrainConfig
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Images to validate on."""
+
+    store: MaskStore
+    keys: Sequence[str]
+
+
+def build_network(config: TrainConfig) -> Deblurrer:
+    """The network of a run with its initial weights: those of a checkpoint, or drawn by the seed.
+
+    Of a checkpoint the architecture counts, not that of `config`. One without a prior gets that of the method so that
+    its output stays as it is; one with a prior keeps it.
+
+    Raises:
+        ConfigError: the checkpoint has another prior than the method.
+        FileNotFoundError, CheckpointError: no checkpoint.
+    """
+    torch.manual_seed(config.seed)
+    if not config.weights:
+        network = NAFNet(config.width, config.enc_blk_nums, config.middle_blk_num, config.dec_blk_nums)
+        return with_prior(network, _prior(config, network), init="default")
+    found = load_network(config.weights).train()
+    assert isinstance(found.network, NAFNet)
+    prior = _prior(config, found.network)
+    if found.prior is None:
+        return with_prior(found.network, prior, init="zero")
+    if prior is None or _kind(prior.config) != _kind(found.prior.config):
+        raise ConfigError(
+            f"weights: {config.weights} has another prior than method {config.method} with semantics "
+            f"{config.semantics}: it is {found.recognised}. Change method and semantics, or begin with a network that "
+            "has no prior"
+        )
+    prior.load_state_dict(found.prior.state_dict())
+    found.prior = prior  # as it was, with the dropout of this run
+    return found
+
+
+def _prior(config: TrainConfig, network: NAFNet) -> Any:
+    return prior_for(config.method, config.prior_channels, config.mask_dropout, config.semantics, network.multiple)
+
+
+def _kind(config: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in config.items() if name != "dropout"}
+
+
+def resolved(config: TrainConfig, network: Deblurrer) -> TrainConfig:
+    """The settings with the architecture a network really has."""
+    assert isinstance(network.network, NAFNet)
+    return replace(config, **{name: _plain(network.network.config[name]) for name in ARCHITECTURE})
+
+
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list | tuple) else value
+
+
+def split_images(store: MaskStore, share: float, seed: int) -> tuple[list[str], list[str]]:
+    """Keys to train on and keys held out for validation, at least one each.
+
+    Raises StoreError when the store has fewer than two images that are ready.
+    """
+    keys = _ready_keys(store)
+    if len(keys) < 2:
+        raise StoreError(
+            f"{store.path}: {len(keys)} images are ready; holding one out for validation needs two (--val)"
+        )
+    order = np.random.default_rng(seed).permutation(len(keys))
+    n_val = min(len(keys) - 1, max(1, round(share * len(keys))))
+    return [keys[i] for i in sorted(order[n_val:])], [keys[i] for i in sorted(order[:n_val])]
+
+
+def choose_images(
+    config: TrainConfig, store: MaskStore, validation: MaskStore | None
+) -> tuple[Sequence[str], Validation]:
+    """Keys to train on, and the images to validate on. Raises StoreError when there are none."""
+    for used in (store, validation or store):
+        used.require_images()
+    if validation is not None:
+        keys, val = _ready_keys(store), Validation(validation, _ready_keys(validation))
+        if not val.keys:
+            raise StoreError(f"{validation.path}: no image is ready to validate on")
+    else:
+        keys, held_out = split_images(store, config.val_share, config.seed)
+        val = Validation(store, held_out)
+    if 0 < config.val_images < len(val.keys):
+        places = np.linspace(0, len(val.keys) - 1, config.val_images).round().astype(int)
+        val = Validation(val.store, [val.keys[place] for place in places])
+    return keys, val
+
+
+def _ready_keys(store: MaskStore) -> list[str]:
+    """Raises StoreError for a store in which nothing can be used, with the reason of the first image."""
+    keys = store.ready_keys
+    if not keys and len(store) and (reason := store.error(store.keys[0])):
+        raise StoreError(f"{store.path}: all images are quarantined or pending; {store.keys[0]}: {reason}")
+    return keys
+
+
+def run_facts(config: TrainConfig, store: MaskStore, keys: Sequence[str], val: Validation) -> dict[str, Any]:
+    """What a run depends on beside its settings."""
+
+    def describe(used: MaskStore) -> dict[str, Any]:
+        return {"dataset": used.header.dataset, "split": used.header.split, "recipe": used.header.fingerprint}
+
+    digest = hashlib.sha256("\n".join(keys).encode()).hexdigest()
+    path = resolve_checkpoint(Path(config.weights), BUNDLED_NETWORK) if config.weights else None
+    return {
+        "train": {**describe(store), "images": len(keys), "images_sha256": digest},
+        "validation": {**describe(val.store), "images": list(val.keys)},
+        "weights": sha256_file(path).hex() if path else None,
+        "versions": {name: metadata.version(name) for name in ("samdeblur", "torch", "numpy")},
+        "code": code_state(Path(samdeblur.train.__file__).parent),
+    }
+
+
+def code_state(folder: Path) -> str | None:
+    """The git commit of the package's code, with "-dirty" where files were changed; None outside a repository."""
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        tracked = subprocess.run([*command[:3], "ls-files", "--error-unmatch", "loop.py"], capture_output=True)
+        done = subprocess.run(command, capture_output=True, text=True)
+    except OSError:  # no git
+        return None
+    return done.stdout.strip() if done.returncode == 0 and tracked.returncode == 0 else None
