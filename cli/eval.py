@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 import yaml
 
+from samdeblur.cli.images import images_options, with_all_images
 from samdeblur.cli.messages import progress_bar, run_command
 from samdeblur.models import Deblurrer, TileError, check_tiles, load_network, local_pooling, pick_device
 from samdeblur.models.tiles import OVERLAP
@@ -48,6 +49,7 @@ def cli() -> None:
 @click.argument("network", metavar="RUN")
 @click.argument("stores", metavar="STORE...", nargs=-1, required=True)
 @click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder of the results.")
+@images_options
 @click.option("--weights", type=click.Choice(["best", "last", "initial"]), default="best", show_default=True)
 @click.option("--with-step-0", is_flag=True, help="Also score the network as it was before training.")
 @click.option("--pictures", type=click.IntRange(0), default=24, show_default=True,
@@ -64,6 +66,8 @@ def run(
     network: str,
     stores: tuple[str, ...],
     out: Path,
+    images: tuple[str, ...],
+    images_layout: str | None,
     weights: str,
     with_step_0: bool,
     pictures: int,
@@ -91,7 +95,7 @@ def run(
     model = prepared(load_network(path).to(pick_device(device)), inference)
     initial = run_weights(folder, "initial") if with_step_0 else None
     before = prepared(load_network(initial).to(pick_device(device)), inference) if initial is not None else None
-    opened = [open_store(store) for store in stores]
+    opened = with_all_images([open_store(store) for store in stores], images, images_layout)
     for store in opened:
         store.require_images()
         if not store.ready_keys:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from samdeblur.pipeline.sources import BadImage, Source
+from samdeblur.pipeline.sources import BadImage, ImagePair, Source
 from samdeblur.storage import MaskStore, StoreError
 from samdeblur.storage.commits import ImageContent, ImageOutcome
 from samdeblur.storage.fill import Row, fill_store
@@ -46,11 +46,7 @@ def add_pictures(store: MaskStore, source: Source, target: Path, progress: Progr
     Raises:
         StoreError: digests of another kind than the dataset's, no image of the store in it, or another store is there.
     """
-    if store.header.digest != "none":
-        _require_same_kind(store, source)
-    there = set(source.keys)
-    if not there & set(store.keys):
-        raise StoreError(f"{source.dataset} has no image of {store.path}, such as {store.keys[0]}")
+    there = set(keys_in_both(store, source, store.keys))
 
     def row(position: int) -> Row:
         key = store.keys[position]
@@ -59,11 +55,7 @@ def add_pictures(store: MaskStore, source: Source, target: Path, progress: Progr
         try:
             if key not in there:
                 raise BadImage("not in the dataset")
-            pair = source.read(key)
-            if pair.blurred.shape[:2] != store.shape(key) or store.header.digest not in ("none", source.digest):
-                raise BadImage(OTHER_PICTURE)
-            if store.header.digest != "none" and pair.digest != store.digest(key):
-                raise BadImage(OTHER_PICTURE)
+            pair = read_own(store, source, key)
         except BadImage as error:
             return Row(ImageOutcome(QUARANTINED, store.digest(key), error=str(error)))
         content = ImageContent(store.atoms(key), store.records(key), pair.blurred, pair.sharp)
@@ -71,6 +63,35 @@ def add_pictures(store: MaskStore, source: Source, target: Path, progress: Progr
 
     header = replace(store.header, images=True, digest=source.digest, seal="")
     return fill_store(target, header, store.keys, store.shapes, row, progress)
+
+
+def keys_in_both(store: MaskStore, source: Source, keys: Sequence[str]) -> list[str]:
+    """Those of some keys of a store that a dataset has, in its order.
+
+    Raises:
+        StoreError: none of them, or digests of another kind than the dataset's.
+    """
+    if store.header.digest != "none":
+        _require_same_kind(store, source)
+    asked = set(keys)
+    found = [key for key in source.keys if key in asked]
+    if not found:
+        raise StoreError(f"{source.dataset} has no image of {store.path}, such as {keys[0]}")
+    return found
+
+
+def read_own(store: MaskStore, source: Source, key: str) -> ImagePair:
+    """The pair that the masks of an image were made of. Raises BadImage for another one, or as `Source.read`.
+
+    A store that knows no digests compares sizes alone.
+    """
+    pair = source.read(key)
+    (height, width), (rows, columns) = pair.blurred.shape[:2], store.shape(key)
+    if (height, width) != (rows, columns):
+        raise BadImage(f"its masks are {columns}x{rows}, the picture in the dataset is {width}x{height}")
+    if store.header.digest != "none" and pair.digest != store.digest(key):
+        raise BadImage(OTHER_PICTURE)
+    return pair
 
 
 def _require_same_kind(store: MaskStore, source: Source) -> None:

@@ -6,6 +6,7 @@ from samdeblur.storage.location import Unreachable
 from samdeblur.storage.store import (
     ImageNotReady,
     MaskStore,
+    PictureError,
     StoreDamaged,
     UnknownImage,
     open_store,
@@ -15,6 +16,7 @@ __all__ = [
     "AtomMap",
     "ImageNotReady",
     "MaskStore",
+    "PictureError",
     "StoreDamaged",
     "StoreError",
     "TooManyAtoms",

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,14 +48,36 @@ class StoreDamaged(StoreError):
     """A file of the store is missing or does not match its checksum."""
 
 
+class PictureError(StoreError):
+    """A picture that lies elsewhere than its masks is missing, cannot be read, or is another one."""
+
+
+class Pictures(Protocol):
+    """Pictures that lie elsewhere than the masks; names join the two. Sent to other processes along with the store."""
+
+    def __contains__(self, key: object, /) -> bool: ...
+
+    def image(self, store: MaskStore, name: str, key: str) -> NDArray[np.uint8]:
+        """The `blurred` or `sharp` picture that the masks of an image are of, whole; it is not written to.
+
+        Returns:
+            (H, W, 3) uint8 RGB, of the size that the store says.
+
+        Raises:
+            PictureError: there is no such picture.
+        """
+        ...
+
+
 class MaskStore:
     """A store opened for reading; see `open_store`. A snapshot of the index is taken when it is opened.
 
     Safe to send to another process (it opens its own handles there). Not safe to use in a child made by `fork` after
     it was read from; start DataLoader workers with `spawn` or `forkserver`.
 
-    Memory: the index (about 120 bytes an image, and its name twice), at most TABLE_BYTES of tables, and what its reader
-    keeps: at most `readers.CACHE_BYTES` of decoded chunks of a folder, or the indices of 256 shards of a zip.
+    Memory: the index (about 120 bytes an image, and its name twice; 32 more when digests are asked for), at most
+    TABLE_BYTES of tables, and what its reader keeps: at most `readers.CACHE_BYTES` of decoded chunks of a folder, or
+    the indices of 256 shards of a zip.
     """
 
     def __init__(self, location: str | Path) -> None:
@@ -65,6 +87,7 @@ class MaskStore:
         self._present: set[tuple[str, int]] = set()
         self._tables: OrderedDict[int, NDArray[np.uint16]] = OrderedDict()
         self._table_bytes = 0
+        self._pictures: Pictures | None = None
         self.counts: NDArray[np.int32] = self._read("index/counts")  # (I, 3) masks, atoms, pairs
         self.states: NDArray[np.uint8] = self._read("index/state")  # (I,)
         self.shapes: NDArray[np.int32] = self._read("index/shape")  # (I, 2) height, width
@@ -78,7 +101,16 @@ class MaskStore:
                 raise StoreDamaged(f"{self.path / f'index/{name}'}: numbers beyond the limits of the format")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return MaskStore, (str(self.path),)
+        return MaskStore, (str(self.path),), {"_pictures": self._pictures}
+
+    def with_pictures(self, pictures: Pictures) -> MaskStore:
+        """This store with pictures that lie elsewhere, in place of any of its own: `image` and `ready_keys` go by them.
+
+        Nothing is read anew, and this one stays as it is.
+        """
+        other = MaskStore.__new__(MaskStore)
+        vars(other).update(vars(self), _pictures=pictures, _tables=OrderedDict(), _table_bytes=0)
+        return other
 
     def __len__(self) -> int:
         """Images the store knows, ready or not."""
@@ -99,13 +131,18 @@ class MaskStore:
         return unpack_keys(raw)
 
     @cached_property
+    def _digests(self) -> NDArray[np.uint8]:
+        return self._read("index/digest")  # (I, 32)
+
+    @cached_property
     def _positions(self) -> dict[str, int]:
         return {key: position for position, key in enumerate(self.keys)}
 
     @property
     def ready_keys(self) -> list[str]:
-        """Names of the images whose masks can be read."""
-        return [self.keys[i] for i in np.flatnonzero(self.states == DONE).tolist()]
+        """Names of the images whose masks can be read, and whose pictures are there when they lie elsewhere."""
+        done = [self.keys[i] for i in np.flatnonzero(self.states == DONE).tolist()]
+        return done if self._pictures is None else [key for key in done if key in self._pictures]
 
     def position(self, key: str) -> int:
         """Row of an image. Raises UnknownImage."""
@@ -125,7 +162,7 @@ class MaskStore:
 
     def digest(self, key: str) -> bytes:
         """SHA-256 of the blurred source; the attribute `digest` says of what."""
-        return self._read("index/digest", self.position(key)).tobytes()
+        return self._digests[self.position(key)].tobytes()
 
     def atoms(self, key: str, window: Window | None = None) -> AtomMap:
         """The masks of an image, or of a window (top, left, height, width) of it.
@@ -153,16 +190,26 @@ class MaskStore:
         return {name: rows[:, column].copy() for column, name in enumerate(RECORD_COLUMNS)}
 
     def image(self, name: str, key: str, window: Window | None = None) -> NDArray[np.uint8]:
-        """The `blurred` or `sharp` picture, (h, w, 3) uint8 RGB. Raises as `atoms`, and StoreError without images."""
+        """The `blurred` or `sharp` picture, (h, w, 3) uint8 RGB.
+
+        Raises as `atoms`, StoreError without images, and PictureError for one that lies elsewhere and cannot be used.
+        """
         self.require_images()
         if name not in IMAGE_NAMES:
             raise StoreError(f"{self.path}: no images {name!r}, choose from {', '.join(IMAGE_NAMES)}")
-        return self._plane(f"images/{name}", self._ready(key), window)
+        position = self._ready(key)
+        if self._pictures is None:
+            return self._plane(f"images/{name}", position, window)
+        top, left, height, width = self._window(position, window)
+        return self._pictures.image(self, name, key)[top : top + height, left : left + width].copy()
 
     def require_images(self) -> None:
         """Raise StoreError when the store holds masks alone."""
-        if not self.header.images:
-            raise StoreError(f"{self.path}: holds masks without images; add them with samdeblur-prep add-pictures")
+        if not self.header.images and self._pictures is None:
+            raise StoreError(
+                f"{self.path}: holds masks without images; add them with samdeblur-prep add-pictures, or train and "
+                "evaluate with --images FOLDER, the dataset's"
+            )
 
     def _ready(self, key: str) -> int:
         position = self.position(key)
@@ -192,13 +239,16 @@ class MaskStore:
         return pairs
 
     def _plane(self, name: str, position: int, window: Window | None) -> NDArray[Any]:
+        top, left, height, width = self._window(position, window)
+        return self._read(name, (position, slice(top, top + height), slice(left, left + width)))
+
+    def _window(self, position: int, window: Window | None) -> Window:
+        """The window, or that of the whole image. Raises ValueError when it does not fit."""
         height, width = (int(n) for n in self.shapes[position])
         if window is None:
-            window = (0, 0, height, width)
-        else:
-            check_window(window, (height, width))
-        top, left, h, w = window
-        return self._read(name, (position, slice(top, top + h), slice(left, left + w)))
+            return 0, 0, height, width
+        check_window(window, (height, width))
+        return window
 
     def _read(self, name: str, where: Any = ...) -> NDArray[Any]:
         try:

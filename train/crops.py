@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from samdeblur.models import AtomBatch
-from samdeblur.storage import AtomMap, MaskStore, StoreError
+from samdeblur.storage import AtomMap, ImageNotReady, MaskStore, StoreError
+from samdeblur.storage.location import Unreachable
 from samdeblur.storage.store import Window
 from samdeblur.train.cache import PictureCache
 
@@ -211,13 +212,38 @@ class Share(Sampler[list[int]]):
         return max(0, self.last_step + 1 - self.first_step) * self.parts
 
 
-def crop_loader(dataset: CropDataset, share: Share, workers: int) -> DataLoader[Any]:
-    """Batches of a process; its workers are started afresh, since TensorStore does not survive a fork."""
-    return DataLoader(
-        dataset,
+def crop_loader(dataset: CropDataset, share: Share, workers: int) -> Iterator[Batch]:
+    """The batches of a process; its workers are started afresh, since TensorStore does not survive a fork.
+
+    Raises what reading a crop raises, also in a worker.
+    """
+    loader = DataLoader(
+        _Told(dataset),
         batch_sampler=share,
-        collate_fn=collate,
+        collate_fn=_collate_told,
         num_workers=workers,
         multiprocessing_context="forkserver" if workers else None,
         pin_memory=torch.cuda.is_available(),
     )
+    for batch in loader:
+        if isinstance(batch, Exception):
+            raise batch
+        yield batch
+
+
+@dataclass(frozen=True)
+class _Told(Dataset[Any]):
+    """Crops, or the error of reading one: torch would wrap it in the traceback of a worker."""
+
+    crops: CropDataset
+
+    def __getitem__(self, sample: int) -> Crop | Exception:
+        try:
+            return self.crops[sample]
+        except (StoreError, ImageNotReady, Unreachable, OSError) as error:
+            return error
+
+
+def _collate_told(crops: Sequence[Crop | Exception]) -> Batch | Exception:
+    errors = [crop for crop in crops if isinstance(crop, Exception)]
+    return errors[0] if errors else collate(crops)  # type: ignore[arg-type]

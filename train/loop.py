@@ -88,7 +88,7 @@ def train(
             Share(config.batch_size, run.step + 1, config.steps, config.accumulate, ranks.rank, ranks.world),
             loader_workers(config, ranks),
         )
-        batches = _Waiting(iter(loader))
+        batches = _Waiting(loader)
         progress({"step": run.step})
         run.look()  # the network before its first step, or a step that was saved and not validated
         for step in range(run.step + 1, config.steps + 1):
@@ -140,7 +140,7 @@ class _Run:
             fused=ranks.device.type == "cuda",
         )
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=config.precision == "float16")
-        self.stepped = ranks.wrap(torch.compile(network) if config.compile else network)  # type: ignore[arg-type]
+        self.stepped = ranks.wrap(compiled(network) if config.compile else network)
         self.board = Board()
         self.watch = _Watch()
         self.history: list[Row] = []
@@ -353,6 +353,13 @@ class _Watch:
         self.mean = value if self.mean is None else fading * self.mean + (1 - fading) * value
         self.step, self.best = int(row["step"]), min(self.best, self.mean)
         return self.mean - self.best
+
+
+def compiled(network: Deblurrer) -> nn.Module:
+    """The network compiled, but for its prior: the number of masks is another in every batch."""
+    if network.prior is not None:
+        network.prior.forward = torch.compiler.disable(network.prior.forward)  # type: ignore[method-assign]
+    return torch.compile(network)
 
 
 def loader_workers(config: TrainConfig, ranks: Ranks) -> int:

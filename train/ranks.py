@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -33,7 +34,10 @@ class Ranks:
 
     def wrap(self, network: nn.Module) -> nn.Module:
         """The network with its gradients averaged over all processes in each backward pass."""
-        return network if self.world == 1 else DistributedDataParallel(network)
+        if self.world == 1:
+            return network
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")  # of depthwise convolutions
+        return DistributedDataParallel(network)
 
     def mean(self, value: Tensor) -> Tensor:
         """The mean of a tensor over all processes."""

@@ -11,7 +11,16 @@ import numpy as np
 import pytest
 import zarr
 
-from samdeblur.storage import AtomMap, ImageNotReady, MaskStore, StoreDamaged, StoreError, UnknownImage, open_store
+from samdeblur.storage import (
+    AtomMap,
+    ImageNotReady,
+    MaskStore,
+    StoreDamaged,
+    StoreError,
+    UnknownImage,
+    open_store,
+    store,
+)
 from samdeblur.storage.commits import Committer
 from samdeblur.storage.layout import RECORD_COLUMNS, pack_text, unpack_text
 
@@ -141,6 +150,84 @@ def test_images_that_are_not_stored_are_refused_with_what_to_do(store_case, fini
         open_store(case.path).image("sharp", "scene/small")
     with pytest.raises(StoreError, match=r"'depth'.* blurred, sharp"):
         open_store(finished_store.path).image("depth", "scene/small")
+
+
+@dataclasses.dataclass(frozen=True)
+class Elsewhere:
+    """Pictures that count: the row of an image in the store is its red."""
+
+    there: tuple[str, ...]
+
+    def __contains__(self, key):
+        return key in self.there
+
+    def image(self, store, name, key):
+        picture = np.indices((*store.shape(key), 3)).sum(axis=0).astype(np.uint8)
+        picture[..., 0] = store.position(key)
+        return picture if name == "blurred" else ~picture
+
+
+@pytest.fixture(params=[True, False], ids=["over its own", "without its own"])
+def masks(request, store_case, tmp_path):
+    """A store with a pending block, with images and without."""
+    header = dataclasses.replace(store_case.header, images=request.param)
+    case = dataclasses.replace(store_case, path=tmp_path / "masks.zarr", header=header)
+    case.create()
+    committer = Committer(case.path)
+    committer.commit([case.stage(committer, block) for block in range(case.header.n_blocks - 1)])
+    committer.close()
+    return open_store(case.path)
+
+
+def test_pictures_from_elsewhere_are_cropped_like_its_own(masks):
+    joined = masks.with_pictures(Elsewhere(tuple(masks.keys)))
+    joined.require_images()
+    assert joined.ready_keys == masks.ready_keys
+    for key in masks.ready_keys:
+        height, width = masks.shape(key)
+        for name in ("blurred", "sharp"):
+            whole = joined.image(name, key)
+            assert np.array_equal(whole, Elsewhere(()).image(masks, name, key))
+            window = (height // 2, width // 3, height - height // 2, width - width // 3)
+            crop = joined.image(name, key, window)
+            assert np.array_equal(crop, whole[window[0] :, window[1] :])
+            assert crop.flags.owndata
+        with pytest.raises(ValueError, match="does not fit"):
+            joined.image("blurred", key, (0, 0, height + 1, width))
+    with pytest.raises(StoreError, match=r"'depth'.* blurred, sharp"):
+        joined.image("depth", masks.ready_keys[0])
+
+
+def test_a_store_is_not_changed_by_pictures_from_elsewhere(masks, store_case, monkeypatch):
+    monkeypatch.setattr(store, "TABLE_BYTES", 100)  # both drop tables
+    joined = masks.with_pictures(Elsewhere(()))
+    for _ in range(2):
+        for key in masks.ready_keys:
+            assert joined.atoms(key) == masks.atoms(key)
+    if masks.header.images:
+        key = masks.ready_keys[0]
+        assert np.array_equal(masks.image("blurred", key), _content(store_case, key).blurred)
+    else:
+        with pytest.raises(StoreError, match="masks without images"):
+            masks.require_images()
+
+
+def test_images_without_a_picture_elsewhere_are_not_ready(masks):
+    some = tuple(masks.keys[1:])  # quarantined and pending ones too
+    joined = masks.with_pictures(Elsewhere(some))
+    assert joined.ready_keys == [key for key in masks.ready_keys if key in some]
+    assert len(joined) == len(masks)
+    assert joined.atoms(masks.keys[0]) == masks.atoms(masks.keys[0])
+    for key in set(some) - set(masks.ready_keys):
+        with pytest.raises(ImageNotReady):
+            joined.image("blurred", key)
+
+
+def test_pictures_go_with_the_store_to_another_process(masks):
+    there = tuple(masks.keys[:2])
+    received = pickle.loads(pickle.dumps(masks.with_pictures(Elsewhere(there))))
+    assert received.ready_keys == list(there)
+    assert received.image("blurred", there[1], (3, 4, 1, 1)).tolist() == [[[1, 8, 9]]]
 
 
 def _edit_attributes(**changes):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from samdeblur.models import AtomBatch
-from samdeblur.storage import AtomMap, StoreError
+from samdeblur.storage import AtomMap, StoreDamaged, StoreError
 from samdeblur.train.crops import CropDataset, Cutting, Share, collate, crop_loader, orient, orient_atoms, tile_starts
 
 SIZE = 24
@@ -237,3 +237,14 @@ def test_a_loader_gives_consecutive_samples_from_any_start_with_any_workers(data
         assert torch.equal(batch.blurred, expected.blurred)
         assert torch.equal(batch.sharp, expected.sharp)
         assert all(map(torch.equal, batch.atoms, expected.atoms))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_cannot_be_read_is_said_in_one_line_from_a_worker_too(tmp_path, make_store, workers):
+    picture = np.random.default_rng(0).integers(0, 256, (30, 30, 3), np.uint8)
+    damaged = make_store(tmp_path / "damaged.zarr", {"x": (picture, picture, np.zeros((0, 30, 30), bool))})
+    dataset = CropDataset(damaged, ["x"], Cutting(SIZE), 0, with_atoms=False)
+    (tmp_path / "damaged.zarr/images/sharp/c/0/0/0/0").unlink()
+    with pytest.raises(StoreDamaged, match=r"images/sharp/c/0/0/0/0: this shard is missing") as caught:
+        list(crop_loader(dataset, Share(2, 1, 2), workers))
+    assert "\n" not in str(caught.value)
