@@ -358,8 +358,8 @@ class _Watch:
 def compiled(network: Deblurrer) -> nn.Module:
     """The network compiled, but for its prior: the number of masks is another in every batch."""
     if network.prior is not None:
-        network.prior.forward = torch.compiler.disable(network.prior.forward)  # type: ignore[method-assign]
-    return torch.compile(network)
+        network.prior.forward = torch.compiler.disable(network.prior.forward)
+    return torch.compile(network)  # type: ignore[return-value]
 
 
 def loader_workers(config: TrainConfig, ranks: Ranks) -> int:
