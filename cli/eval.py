@@ -35,6 +35,8 @@ from samdeblur.train.evaluate import (
 )
 from samdeblur.train.state import CONFIG, read_curves, run_weights
 
+TRAIN_SIZE = 256  # of the paper, for weights that do not say
+
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="samdeblur")
@@ -60,7 +62,7 @@ def cli() -> None:
               help=f"Pixels that neighbouring tiles share. [default: {OVERLAP}]")  # fmt: skip
 @click.option("--tlc", is_flag=True, help="Local means in place of means over the whole image (TLC).")
 @click.option("--train-size", type=click.IntRange(1), metavar="PIXELS",
-              help="Side of training crops, for --tlc. [default: the run's; 256 for a checkpoint]")  # fmt: skip
+              help="Side of training crops, for --tlc. [default: what the weights say, else 256]")  # fmt: skip
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 def run(
     network: str,
@@ -86,13 +88,14 @@ def run(
         raise click.UsageError("--overlap is for --tile")
     if train_size is not None and not tlc:
         raise click.UsageError("--train-size is for --tlc")
+    path = run_weights(folder, weights)
+    model = load_network(path).to(pick_device(device))
     inference = Inference(
         tile,
         (OVERLAP if overlap is None else overlap) if tile is not None else None,
-        (train_size or crop_size_of(folder)) if tlc else None,
+        (train_size or model.train_size or TRAIN_SIZE) if tlc else None,
     )
-    path = run_weights(folder, weights)
-    model = prepared(load_network(path).to(pick_device(device)), inference)
+    model = prepared(model, inference)
     initial = run_weights(folder, "initial") if with_step_0 else None
     before = prepared(load_network(initial).to(pick_device(device)), inference) if initial is not None else None
     opened = with_all_images([open_store(store) for store in stores], images, images_layout)
@@ -105,12 +108,6 @@ def run(
     write_results(results, out)
     click.echo(as_markdown(run_table(results)))
     click.echo(f"report: {write_report(out, run_report(results, out))}")
-
-
-def crop_size_of(folder: Path) -> int:
-    """Side of the crops a run was trained on; 256, the paper's, for a checkpoint."""
-    config = folder / CONFIG
-    return int(yaml.safe_load(config.read_text())["crop_size"]) if config.is_file() else 256
 
 
 def prepared(model: Deblurrer, inference: Inference) -> Deblurrer:

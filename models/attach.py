@@ -80,6 +80,7 @@ class Deblurrer(nn.Module):
     """
 
     recognised: str = ""  # what load_network took the file for
+    train_size: int | None = None  # side of the crops it was trained on, for local_pooling; None where nobody said
 
     def __init__(
         self,

@@ -48,12 +48,16 @@ class CheckpointError(ValueError):
 
 
 def encode_network(network: Deblurrer) -> bytes:
-    """A network with its configuration as the bytes of a safetensors file, which `load_network` reads."""
+    """A network with its configuration as the bytes of a safetensors file, which `load_network` reads.
+
+    Raises ValueError for a network that is no NAFNet.
+    """
     if not isinstance(network.network, NAFNet):
         raise ValueError(f"only NAFNet can be saved with its configuration, not {type(network.network).__name__}")
     config = {
         "network": {"name": "nafnet", **network.network.config},
         "prior": network.prior.config if network.prior is not None else None,
+        **({"train_size": network.train_size} if network.train_size is not None else {}),
     }
     state = {key: tensor.detach().cpu().contiguous() for key, tensor in network.state_dict().items()}
     return save(state, {METADATA_KEY: json.dumps(config, sort_keys=True)})
@@ -73,7 +77,7 @@ def load_network(path: str | Path) -> Deblurrer:
     found = _read_network(path)
     network = with_prior(NAFNet(**found.network), build_prior(found.prior))
     network.load_state_dict(found.state)
-    network.recognised = found.what
+    network.recognised, network.train_size = found.what, found.train_size
     return network.eval()
 
 
@@ -132,6 +136,7 @@ class _Recognised:
     network: dict[str, Any]  # arguments of NAFNet
     prior: dict[str, Any] | None  # as `build_prior` takes it
     state: dict[str, Tensor]  # under the names of a Deblurrer
+    train_size: int | None = None
 
 
 def _expected(found: _Recognised, n_tensors: int) -> dict[str, tuple[int, ...]]:
@@ -159,9 +164,10 @@ def _read_network(path: str | Path) -> _Recognised:
 
 def _recognise_own(state: dict[str, Tensor], config: dict[str, Any]) -> _Recognised:
     arguments = {key: value for key, value in config["network"].items() if key != "name"}
-    found = _Recognised(
-        _describe("a network of samdeblur", arguments, config["prior"]), arguments, config["prior"], state
-    )
+    what, size = _describe("a network of samdeblur", arguments, config["prior"]), config.get("train_size")
+    if size is not None and (type(size) is not int or size < 1):
+        raise ValueError(f"train_size {size!r} is no number of pixels")
+    found = _Recognised(what, arguments, config["prior"], state, size)
     _compare(_shapes(state), _expected(found, len(state)))
     return found
 

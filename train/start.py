@@ -39,6 +39,12 @@ def build_network(config: TrainConfig) -> Deblurrer:
         ConfigError: the checkpoint has another prior than the method.
         FileNotFoundError, CheckpointError: no checkpoint.
     """
+    network = _initial_network(config)
+    network.train_size = config.crop_size
+    return network
+
+
+def _initial_network(config: TrainConfig) -> Deblurrer:
     torch.manual_seed(config.seed)
     if not config.weights:
         network = NAFNet(config.width, config.enc_blk_nums, config.middle_blk_num, config.dec_blk_nums)

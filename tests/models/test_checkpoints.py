@@ -66,6 +66,23 @@ def test_a_saved_network_comes_back_with_its_prior(tmp_path, image, atoms, metho
     assert loaded.recognised.startswith("a network of samdeblur: NAFNet (width 4, ")
 
 
+def test_the_size_of_training_crops_is_kept_where_it_is_known(tmp_path):
+    network, path = with_prior(_nafnet(), None), tmp_path / "x.safetensors"
+    for size in (None, 96):
+        network.train_size = size
+        path.write_bytes(encode_network(network))
+        assert load_network(path).train_size == size
+    for wrong in ("96", 0, True, 1.5):
+        network.train_size = wrong
+        path.write_bytes(encode_network(network))
+        with pytest.raises(CheckpointError, match=f"train_size {wrong!r} is no number of pixels"):
+            load_network(path)
+
+
+def test_the_bundled_network_says_what_it_was_trained_on():
+    assert load_network("bundled").train_size == 96
+
+
 def test_only_networks_whose_configuration_is_known_are_saved():
     with pytest.raises(ValueError, match="not Conv2d"):
         encode_network(with_prior(torch.nn.Conv2d(3, 3, 3), None))
