@@ -293,8 +293,9 @@ class _Run:
         row = self.history[-1]
         if not self._to_be_looked_at() or "val_psnr" in row:
             return
-        row |= self.validate()
-        self.board.scalars(row)
+        found = self.validate()
+        row |= found
+        self.board.scalars({"step": self.step, **found})
         self.save()
         self.progress(row)
         self.since = time.perf_counter()
