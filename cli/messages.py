@@ -54,7 +54,9 @@ def run_command(command: click.Command, interrupted: str = "") -> None:
     except (click.Abort, KeyboardInterrupt) as stopped:
         code = _complain(f"interrupted{stopped.__cause__ or stopped}{interrupted}", INTERRUPTED)
     except Stopped as stopped:
-        code = _complain(f"{stopped}{interrupted}", INTERRUPTED if stopped.by == signal.SIGINT else REQUEUE)
+        code = _complain(
+            f"{stopped}; run the same command again to go on", INTERRUPTED if stopped.by == signal.SIGINT else REQUEUE
+        )
     except Exception as error:
         if "--debug" in sys.argv:
             traceback.print_exc()

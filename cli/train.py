@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,14 @@ from typing import Any
 import click
 
 from samdeblur.cli.images import images_options, with_all_images
-from samdeblur.cli.messages import progress_bar, run_command
+from samdeblur.cli.messages import REQUEUE, progress_bar, run_command
 from samdeblur.models import METHODS
 from samdeblur.storage import open_store
 from samdeblur.train.config import ARCHITECTURE, ConfigError, TrainConfig, parse_assignment, read_config
 from samdeblur.train.loop import train
 from samdeblur.train.ranks import is_first
 from samdeblur.train.state import Row
+from samdeblur.train.stopping import Stopped
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -66,7 +68,12 @@ def cli(
     training, *validation = with_all_images(stores, images, images_layout)
     start = time.monotonic()
     with progress_bar(total=settings.steps, unit="step", desc=settings.method, disable=not is_first()) as bar:
-        history = train(settings, training, out, validation[0] if validation else None, _Shown(bar))
+        try:
+            history = train(settings, training, out, validation[0] if validation else None, _Shown(bar))
+        except Stopped:  # in all processes alike
+            if not is_first():
+                sys.exit(REQUEUE)
+            raise
     if not is_first():
         return
     best = max((row for row in history if "val_psnr" in row), key=lambda row: row["val_psnr"])
