@@ -3,39 +3,33 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import click
+import torch
 import yaml
 
-from samdeblur.cli.images import images_options, with_all_images
-from samdeblur.cli.messages import progress_bar, run_command
-from samdeblur.models import Deblurrer, TileError, check_tiles, load_network, local_pooling, pick_device
+from samdeblur.cli.images import images_options
+from samdeblur.cli.messages import QUARANTINED, progress_bar, run_command
+from samdeblur.cli.sets import Loose, open_sets
+from samdeblur.cli.table import table
+from samdeblur.models import Deblurrer, TileError, check_tiles, load_network, local_pooling
 from samdeblur.models.tiles import OVERLAP
-from samdeblur.storage import MaskStore, StoreError, open_store
 from samdeblur.storage.files import sha256_file
-from samdeblur.train.compare import (
-    as_markdown,
-    comparison_report,
-    comparison_tables,
-    run_report,
-    run_table,
-    save_pictures,
-    worst_first,
-    write_report,
-)
-from samdeblur.train.evaluate import (
-    Inference,
-    Results,
-    SetResult,
-    read_results,
-    score_images,
-    summarise,
-    write_results,
-)
-from samdeblur.train.state import CONFIG, read_curves, run_weights
+from samdeblur.train.evaluate import Evaluation, evaluate
+from samdeblur.train.metrics import COLLAPSE_DB
+from samdeblur.train.ranks import Ranks, is_first, joined
+from samdeblur.train.report import write_report
+from samdeblur.train.results import Conventions, Inference, Results, SetResult, write_results
+from samdeblur.train.sets import ImageSet
+from samdeblur.train.state import CONFIG, run_weights
+from samdeblur.train.table import as_markdown, run_table
 
 TRAIN_SIZE = 256  # of the paper, for weights that do not say
+TLC_SETS = ("gopro",)  # where the paper uses TLC
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -43,139 +37,164 @@ TRAIN_SIZE = 256  # of the paper, for weights that do not say
 def cli() -> None:
     """Evaluate trained networks: PSNR, SSIM, mode collapse rate, tables, reports to look at.
 
-    Exit codes: 0 done, 1 failed, 2 wrong usage. --debug shows tracebacks.
+    Exit codes: 0 done, 1 failed, 2 wrong usage, 3 finished with images left out. --debug shows tracebacks.
     """
+
+
+cli.add_command(table)
 
 
 @cli.command()
 @click.argument("network", metavar="RUN")
-@click.argument("stores", metavar="STORE...", nargs=-1, required=True)
+@click.argument("sets", metavar="STORE|FOLDER...", nargs=-1, required=True)
 @click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder of the results.")
 @images_options
 @click.option("--weights", type=click.Choice(["best", "last", "initial"]), default="best", show_default=True)
 @click.option("--with-step-0", is_flag=True, help="Also score the network as it was before training.")
+@click.option("--sam", metavar="bundled|NAME|PATH", help="Segment Anything weights that find the masks of a FOLDER.")
+@click.option("--split", default="test", show_default=True, help="Of a FOLDER in the layout of a dataset.")
+@click.option("--layout", default="auto", show_default=True, help="Of a FOLDER, as for samdeblur-prep run.")
 @click.option("--pictures", type=click.IntRange(0), default=24, show_default=True,
-              help="Images per set shown in the report, worst first.")  # fmt: skip
+              help="Images per set that the report shows in full, worst first.")  # fmt: skip
+@click.option("--save-images", is_flag=True, help="Write every result as PNG below OUT/restored.")
+@click.option("--tlc", type=click.Choice(["auto", "on", "off"]), default="auto", is_flag=False, flag_value="on",
+              help="Local means in place of means over the whole image. auto, the default: on GoPro alone, as in the "
+                   "paper; --tlc by itself means on.")  # fmt: skip
+@click.option("--train-size", type=click.IntRange(1), metavar="PIXELS",
+              help="Side of training crops, for TLC.  [default: what the weights say, else 256]")  # fmt: skip
 @click.option("--tile", type=click.IntRange(1), metavar="PIXELS",
               help="Cut larger images into tiles of this side, to save memory; masks are seen whole.")  # fmt: skip
 @click.option("--overlap", type=click.IntRange(0), metavar="PIXELS",
-              help=f"Pixels that neighbouring tiles share. [default: {OVERLAP}]")  # fmt: skip
-@click.option("--tlc", is_flag=True, help="Local means in place of means over the whole image (TLC).")
-@click.option("--train-size", type=click.IntRange(1), metavar="PIXELS",
-              help="Side of training crops, for --tlc. [default: what the weights say, else 256]")  # fmt: skip
+              help=f"Pixels that neighbouring tiles share.  [default: {OVERLAP}]")  # fmt: skip
+@click.option("--precision", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32",
+              show_default=True, help="Less than float32 changes results a little, and is named in them.")  # fmt: skip
+@click.option("--metric", "metrics", multiple=True, metavar="NAME",
+              help="Beside PSNR and SSIM: lpips, dists, ms-ssim (pip install samdeblur[perceptual]), niqe and others "
+                   "of pyiqa; may be repeated.")  # fmt: skip
+@click.option("--align", type=click.Choice(["none", "ecc"]), default="none", show_default=True,
+              help="ecc: align results with the sharp pictures before they are compared, as RealBlur's own evaluation; "
+                   "the paper does not.")  # fmt: skip
+@click.option("--collapse-db", type=click.FloatRange(0), default=COLLAPSE_DB, show_default=True,
+              help="Loss of PSNR above which an image counts as collapsed, for MCR.")  # fmt: skip
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-def run(
-    network: str,
-    stores: tuple[str, ...],
-    out: Path,
-    images: tuple[str, ...],
-    images_layout: str | None,
-    weights: str,
-    with_step_0: bool,
-    pictures: int,
-    tile: int | None,
-    overlap: int | None,
-    tlc: bool,
-    train_size: int | None,
-    device: str,
-) -> None:
-    """Score RUN (the folder of a run, or a checkpoint) on every STORE; writes results.json, .csv and report.html.
+def run(network: str, sets: tuple[str, ...], out: Path, **options: Any) -> int:
+    """Score RUN (the folder of a run, or a checkpoint) on sets of images; writes results.json, .csv and report.html.
 
-    Results in tiles or with TLC say so in results.json, and in tables beside the name of the network.
+    A set is a mask store, or a folder: pairs in any layout that samdeblur-prep takes, or blurred pictures alone, which
+    are restored into OUT/restored and not scored. Of a folder the masks are found on the spot, with --sam.
+
+    Run the same command again to go on with an evaluation that was interrupted. Several GPUs:
+    torchrun --nproc_per_node=N -m samdeblur.cli.eval run ...
     """
-    folder = Path(network)
-    if overlap is not None and tile is None:
-        raise click.UsageError("--overlap is for --tile")
-    if train_size is not None and not tlc:
-        raise click.UsageError("--train-size is for --tlc")
-    path = run_weights(folder, weights)
-    model = load_network(path).to(pick_device(device))
-    inference = Inference(
-        tile,
-        (OVERLAP if overlap is None else overlap) if tile is not None else None,
-        (train_size or model.train_size or TRAIN_SIZE) if tlc else None,
-    )
-    model = prepared(model, inference)
-    initial = run_weights(folder, "initial") if with_step_0 else None
-    before = prepared(load_network(initial).to(pick_device(device)), inference) if initial is not None else None
-    opened = with_all_images([open_store(store) for store in stores], images, images_layout)
-    for store in opened:
-        store.require_images()
-        if not store.ready_keys:
-            raise StoreError(f"{store.path}: no image is ready; finish the preparation")
-    sets = tuple(score_store(model, before, store, out, pictures, inference) for store in opened)
-    results = Results(method_of(folder, model, inference), str(path), sha256_file(path).hex(), sets, inference)
+    inference = _inference(options)
+    path = run_weights(Path(network), options["weights"])
+    first = run_weights(Path(network), "initial") if options["with_step_0"] else None
+    with joined(options["device"]) as ranks:
+        model = load_network(path).to(ranks.device)
+        loose = Loose(
+            options["split"], options["layout"], options["sam"], model.prior is not None, str(ranks.device.type)
+        )
+        _check_tiles(model, inference)
+        opened = open_sets(sets, loose, options["images"], options["images_layout"])
+        ways = [replace(inference, tlc=_tlc(options, images, model)) for images in opened]
+        if options["train_size"] is not None and not any(way.tlc for way in ways):
+            raise click.UsageError("--train-size is for --tlc")
+        sha256 = sha256_file(path).hex()
+        task = Evaluation(
+            out, sha256, Conventions(), pictures=options["pictures"], save_images=options["save_images"], say=_say
+        )
+        found = []
+        for images, way in zip(opened, ways, strict=True):
+            result = _evaluate(model, images, way, task, ranks)
+            if first is not None:
+                alone = replace(
+                    task, folder=out / "step-0", sha256=sha256_file(first).hex(), pictures=0, save_images=False
+                )
+                before = _evaluate(load_network(first).to(ranks.device), images, way, alone, ranks)
+                result = replace(result, psnr_step_0=before.summary.get("psnr"))
+            found.append(result)
+        environment = {
+            **{name: metadata.version(name) for name in ("samdeblur", "torch", "numpy")},
+            "device": torch.cuda.get_device_name() if ranks.device.type == "cuda" else "cpu",
+        }
+    if not is_first():
+        return 0
+    results = Results(method_of(Path(network), model), str(path), sha256, tuple(found), task.conventions, environment)
     write_results(results, out)
     click.echo(as_markdown(run_table(results)))
-    click.echo(f"report: {write_report(out, run_report(results, out))}")
+    click.echo(f"report: {write_report(out, results)}")
+    left_out = sum(result.unready for result in found)
+    if left_out:
+        click.echo(f"left out, because not ready or not usable: {left_out} images", err=True)
+    return (
+        QUARANTINED if any(result.unready > images.unready for result, images in zip(found, opened, strict=True)) else 0
+    )
 
 
-def prepared(model: Deblurrer, inference: Inference) -> Deblurrer:
-    """The network with local means if they are asked for; refuses tiles that do not suit it."""
+def _inference(options: dict[str, Any]) -> Inference:
+    """The settings that are those of all sets. Raises UsageError."""
+    if options["overlap"] is not None and options["tile"] is None:
+        raise click.UsageError("--overlap is for --tile")
+    overlap = None
+    if options["tile"] is not None:
+        overlap = OVERLAP if options["overlap"] is None else options["overlap"]
+    return Inference(options["tile"], overlap, precision=options["precision"])
+
+
+def _tlc(options: dict[str, Any], images: ImageSet, model: Deblurrer) -> int | None:
+    """Size of training crops that local means are made for on a set; None for global means."""
+    wanted = options["tlc"] == "on" or (options["tlc"] == "auto" and images.dataset.lower() in TLC_SETS)
+    return (options["train_size"] or model.train_size or TRAIN_SIZE) if wanted else None
+
+
+def _evaluate(model: Deblurrer, images: ImageSet, inference: Inference, task: Evaluation, ranks: Ranks) -> SetResult:
+    model = prepared(model, inference)
+    name = f"{images.dataset} {images.split}"
+    with progress_bar(total=len(images.keys), unit="img", desc=name, disable=not is_first()) as bar:
+
+        def progress(done: int, total: int) -> None:
+            if not bar.n:
+                bar.initial = bar.n = bar.last_print_n = done
+            bar.update(done - bar.n)
+
+        return evaluate(model, images, inference, task, ranks, progress)
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)
+
+
+def _check_tiles(model: Deblurrer, inference: Inference) -> None:
+    """Raises UsageError for tiles that do not suit the network."""
     if inference.tile is not None and inference.overlap is not None:
         try:
             check_tiles(model, inference.tile, inference.overlap)
         except TileError as error:
             raise click.UsageError(f"--tile and --overlap: {error}") from error
+
+
+def prepared(model: Deblurrer, inference: Inference) -> Deblurrer:
+    """The network, with local means if they are asked for; says what they do not reach."""
     if inference.tlc is None:
         return model
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         model = local_pooling(model, inference.tlc)
     for warning in caught:
-        click.echo(f"--tlc: {warning.message}", err=True)
+        _say(f"--tlc: {warning.message}")
     return model
 
 
-def score_store(
-    model: Deblurrer, before: Deblurrer | None, store: MaskStore, out: Path, pictures: int, inference: Inference
-) -> SetResult:
-    """Score every image that is ready, and keep the pictures of the worst."""
-    keys, header = store.ready_keys, store.header
-    unready = len(store) - len(keys)
-    if unready:
-        click.echo(f"{store.path}: {unready} of {len(store)} images are not ready and are left out", err=True)
-    name = f"{header.dataset} {header.split}"
-    tiles = inference.tile, inference.overlap or 0
-    bar = progress_bar(score_images(model, store, keys, *tiles), total=len(keys), unit="img", desc=name)
-    scores = tuple(score for score, _ in bar)
-    step_0 = summarise([score for score, _ in score_images(before, store, keys, *tiles)])["psnr"] if before else None
-    result = SetResult(header.dataset, header.split, header.fingerprint, scores, step_0, unready)
-    worst = [score.key for score in worst_first(scores)[:pictures]]
-    for score, deblurred in score_images(model, store, worst, *tiles):
-        save_pictures(out, result, store, score, deblurred)
-    return result
-
-
-def method_of(folder: Path, model: Deblurrer, inference: Inference) -> str:
-    """The method a run was trained with; for a checkpoint, its name and what its prior is. And how it was run."""
+def method_of(folder: Path, model: Deblurrer) -> str:
+    """The method a run was trained with; for a checkpoint, its name and what its prior is."""
     if (folder / CONFIG).is_file():
-        method = str(yaml.safe_load((folder / CONFIG).read_text())["method"])
-    else:
-        prior = str(model.prior.config["name"]) if model.prior is not None else "none"
-        method = f"{folder.stem} ({prior})"
-    return f"{method}, {inference}" if str(inference) else method
-
-
-@cli.command()
-@click.argument("results", metavar="RESULTS...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Write table.md and report.html there.")
-@click.option("--curves", multiple=True, type=click.Path(path_type=Path), help="Run folder whose curves to show.")
-def table(results: tuple[Path, ...], out: Path | None, curves: tuple[Path, ...]) -> None:
-    """Compare several RESULTS (folders written by `run`) as in the paper's Table 1."""
-    runs = [read_results(path) for path in results]
-    figures = {f"training of {run.name}": read_curves(run) for run in curves}
-    text = "\n\n".join(f"{table.title}\n\n{as_markdown(table)}" for table in comparison_tables(runs))
-    click.echo(text)
-    if out is not None:
-        folders = [path if path.is_dir() else path.parent for path in results]
-        path = write_report(out, comparison_report(runs, folders, figures))
-        (out / "table.md").write_text(text + "\n")
-        click.echo(f"\nreport: {path}")
+        return str(yaml.safe_load((folder / CONFIG).read_text())["method"])
+    prior = str(model.prior.config["name"]) if model.prior is not None else "none"
+    return f"{folder.stem} ({prior})"
 
 
 def main() -> None:
-    run_command(cli)
+    run_command(cli, "; run the same command again to go on")
 
 
 if __name__ == "__main__":

@@ -20,8 +20,9 @@ from samdeblur.pipeline import ClusterLost, SettingsError, SourceError, WorkerKi
 from samdeblur.storage import ImageNotReady, PictureError, StoreDamaged, StoreError
 from samdeblur.storage.lease import StoreBusy
 from samdeblur.train.config import ConfigError
-from samdeblur.train.evaluate import ResultsError
 from samdeblur.train.loop import Diverged
+from samdeblur.train.perceptual import PerceptualError
+from samdeblur.train.results import ResultsError
 from samdeblur.train.stopping import Stopped
 
 FAILED, WRONG_USAGE, QUARANTINED, REQUEUE, INTERRUPTED = 1, 2, 3, 75, 130
@@ -35,6 +36,7 @@ REFUSALS = (
     ConfigError,
     DeviceError,
     ResultsError,
+    PerceptualError,
 )
 FAILURES = (StoreDamaged, PictureError, StoreBusy, Diverged, ClusterLost, WorkerKilled, OutOfMemory, NotFinite)
 

@@ -43,6 +43,7 @@ def deblur(
     atoms: AtomMap | None = None,
     tile: int | None = None,
     overlap: int = OVERLAP,
+    precision: str = "float32",
 ) -> NDArray[np.uint8]:
     """Deblur an (H, W, 3) uint8 RGB picture of any size, on the device of the network.
 
@@ -51,6 +52,7 @@ def deblur(
         tile: side of the tiles a larger picture is cut into, so that memory suffices; None takes it whole. See
             `forward_in_tiles`.
         overlap: pixels that neighbouring tiles share.
+        precision: "float32", or "bfloat16" or "float16" for mixed precision.
 
     Returns:
         (H, W, 3) uint8: clamped to [0, 1], times 255, rounded.
@@ -62,14 +64,17 @@ def deblur(
     """
     weight = next(network.parameters())
     device, dtype = weight.device, weight.dtype
+    half = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(precision)
     try:
         batch = torch.from_numpy(image).to(device).permute(2, 0, 1)[None].to(dtype) / 255
         masks = AtomBatch.collate([atoms]).to(device) if atoms is not None else None
-        output = (network(batch, masks) if tile is None else forward_in_tiles(network, batch, masks, tile, overlap))[0]
+        with torch.autocast(device.type, half, enabled=half is not None):
+            output = network(batch, masks) if tile is None else forward_in_tiles(network, batch, masks, tile, overlap)
     except torch.OutOfMemoryError as error:
         height, width = image.shape[:2]
         how = f"in tiles of {tile}: give smaller ones" if tile else "at once: give a tile size, as in --tile 512"
         raise OutOfMemory(f"{device} has no memory for a picture of {width}x{height} {how}") from error
+    output = output[0].float()
     if not torch.isfinite(output).all():
         raise NotFinite("the network gave values that are not finite; check the checkpoint against the images")
     return output.clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).cpu().numpy()

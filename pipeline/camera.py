@@ -19,27 +19,29 @@ class Sensor:
         shot_noise: variance per unit of linear light.
         read_noise: standard deviation in linear light.
         jpeg_quality: None for lossless.
+        gamma: of the tone curve; light ** (1 / gamma) becomes 8 bits.
     """
 
     shot_noise: float = 2e-5
     read_noise: float = 1e-3
     jpeg_quality: int | None = None
+    gamma: float = GAMMA
 
     def expose(self, light: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.uint8]:
         """Clip, add noise, encode: (H, W, 3) float32 linear light of any brightness to uint8 RGB."""
         exposed = np.clip(light, 0, 1)
         noise = rng.standard_normal(exposed.shape, np.float32)
         exposed += noise * np.sqrt(self.shot_noise * exposed + self.read_noise**2).astype(np.float32)
-        image = encode(exposed)
+        image = encode(exposed, self.gamma)
         if self.jpeg_quality is None:
             return image
         _, data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, self.jpeg_quality])
         return cv2.cvtColor(np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR)), cv2.COLOR_BGR2RGB)
 
 
-def encode(linear: NDArray[np.float32]) -> NDArray[np.uint8]:
+def encode(linear: NDArray[np.float32], gamma: float = GAMMA) -> NDArray[np.uint8]:
     """Linear light, clipped to [0, 1], to 8 bits."""
-    return np.round(np.clip(linear, 0, 1) ** np.float32(1 / GAMMA) * 255).astype(np.uint8)
+    return np.round(np.clip(linear, 0, 1) ** np.float32(1 / gamma) * 255).astype(np.uint8)
 
 
 def decode(image: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -157,10 +157,16 @@ def _file_digest(path: Path) -> bytes:
         raise BadImage(f"{path}: {error.strerror}") from error
 
 
+def is_worlds(location: str) -> bool:
+    """Whether a location names procedural worlds and no folder of that name lies there."""
+    name = location.split(":")[0]
+    return name == "worlds" or (name.startswith("worlds-") and not os.path.exists(location))
+
+
 def open_source(
     location: str, split: str, layout: str = "auto", dataset: str | None = None, skip_unpaired: bool = False
 ) -> Source:
-    """The source at a folder, or one of this package for the locations `sample` and `worlds[:COUNT[:SIZE]]`.
+    """The source at a folder, or one of this package for the locations `sample` and `worlds[-FAMILY][:COUNT[:SIZE]]`.
 
     Args:
         location: a folder, or the name of a source of this package.
@@ -177,7 +183,7 @@ def open_source(
         from samdeblur.pipeline.sample import SampleSource  # the sample imports this module
 
         return SampleSource.of(split)
-    if location.split(":")[0] == "worlds" and layout in ("auto", "worlds"):
+    if is_worlds(location) and layout in ("auto", "worlds"):
         from samdeblur.pipeline.worlds import WorldSource
 
         return WorldSource.of(location, split)

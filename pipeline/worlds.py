@@ -53,6 +53,7 @@ class WorldModel:
         smallest, largest: bounds of the radii in a scene as shares of the shorter side; their density is 1/r^3.
         camera_path, object_path: lengths of the paths during the exposure, pixels.
         moving: share of the things that move over the background.
+        movers: exactly so many of the larger things in front move instead; None goes by `moving`.
         camera_turn, object_turn: largest rotations during the exposure, degrees.
         lamps: share of the things that are many times brighter than the rest and saturate.
         gain: exposure factor.
@@ -67,6 +68,7 @@ class WorldModel:
     camera_path: tuple[float, float] = (2.0, 14.0)
     object_path: tuple[float, float] = (2.0, 18.0)
     moving: float = 0.4
+    movers: int | None = None
     camera_turn: float = 1.0
     object_turn: float = 4.0
     lamps: float = 0.03
@@ -99,7 +101,8 @@ class WorldModel:
             sensor = replace(sensor, jpeg_quality=int(rng.integers(*self.jpeg_quality, endpoint=True)))
         blurred = sensor.expose((exposure * lamp)[inside], rng)
         visible = nodes.masks(labels[inside], self.min_area)
-        return Scene(blurred, encode((sharp[..., :3] * lamp)[inside]), AtomMap.from_masks(visible, self.size))
+        middle = encode((sharp[..., :3] * lamp)[inside], sensor.gamma)
+        return Scene(blurred, middle, AtomMap.from_masks(visible, self.size))
 
     def _things(self, rng: np.random.Generator, shape: tuple[int, int], nodes: _Nodes) -> list[Layer]:
         """Layers, back to front: large things tend to lie behind small ones."""
@@ -118,7 +121,7 @@ class WorldModel:
     def _expose(self, rng: np.random.Generator, background: Light, layers: list[Layer]) -> Light:
         """The mean light of the exposure."""
         camera_length = rng.uniform(*self.camera_path)
-        lengths = [rng.uniform(*self.object_path) if rng.random() < self.moving else 0.0 for _ in layers]
+        lengths = self._own_lengths(rng, layers)
         steps = 2 * int(np.clip(np.ceil((camera_length + max(lengths, default=0)) / 3), 3, 12)) + 1
         centre = np.array([background.shape[1] - 1, background.shape[0] - 1]) / 2
         views = _journey(rng, camera_length, self.camera_turn, steps, centre)
@@ -134,6 +137,15 @@ class WorldModel:
                 _paint(frame, layer, views[step] if path is None else _after(views[step], path[step]))
             total += frame
         return total[..., :3] / np.float32(steps)
+
+    def _own_lengths(self, rng: np.random.Generator, layers: list[Layer]) -> list[float]:
+        """How far each layer moves over the background, pixels."""
+        if self.movers is None:
+            return [rng.uniform(*self.object_path) if rng.random() < self.moving else 0.0 for _ in layers]
+        # Covers of things, larger for those in front, which more of is seen
+        weights = [layer.labels.size * (position + 1) for position, layer in enumerate(layers)]
+        chosen = np.argsort(weights)[::-1][: self.movers].tolist()
+        return [rng.uniform(*self.object_path) if position in chosen else 0.0 for position in range(len(layers))]
 
 
 class _Nodes:
@@ -318,6 +330,19 @@ def _paint(frame: Light, layer: Layer, matrix: NDArray[np.float64] | None = None
 SPLITS = {"train": 0, "val": 1, "test": 2, "test-ood": 3}
 MODEL = WorldModel()
 OOD_MODEL = replace(MODEL, camera_path=(14.0, 28.0), object_path=(8.0, 36.0), gain=(1.3, 2.2), jpeg_quality=(40, 80))
+STILL = {"camera_path": (0.0, 0.5), "camera_turn": 0.0}
+
+# Worlds that differ in one respect: blur length, what moves, noise, saturation, tone curve, compression.
+FAMILIES = {
+    "": MODEL,
+    "long": replace(MODEL, camera_path=(14.0, 28.0), object_path=(10.0, 30.0)),
+    "shake": replace(MODEL, moving=0.0),
+    "local": replace(MODEL, **STILL, movers=1, object_path=(8.0, 24.0)),  # type: ignore[arg-type]
+    "noisy": replace(MODEL, sensor=Sensor(shot_noise=2e-3, read_noise=0.01), gain=(0.25, 0.6)),
+    "bright": replace(MODEL, gain=(1.6, 2.6), lamps=0.12),
+    "tone": replace(MODEL, sensor=Sensor(gamma=1.4)),
+    "jpeg": replace(MODEL, jpeg_quality=(25, 60)),
+}
 _COUNTS = {"train": 1000, "val": 50, "test": 100, "test-ood": 100}
 
 
@@ -334,16 +359,25 @@ class WorldSource:
 
     @classmethod
     def of(cls, location: str, split: str) -> WorldSource:
-        """The source of `worlds`, `worlds:COUNT` or `worlds:COUNT:SIZE`. Raises SourceError."""
-        match = re.fullmatch(r"worlds(?::([1-9]\d{0,6})(?::([1-9]\d{1,3}))?)?", location)
+        """The source of `worlds`, `worlds:COUNT` or `worlds:COUNT:SIZE`, or of a family as in `worlds-long:COUNT`.
+
+        Raises SourceError.
+        """
+        match = re.fullmatch(r"worlds(?:-([a-z]+))?(?::([1-9]\d{0,6})(?::([1-9]\d{1,3}))?)?", location)
         if match is None:
             raise SourceError(f"{location}: write worlds, worlds:COUNT or worlds:COUNT:SIZE, such as worlds:200:256")
+        family, count, size = match.groups()
+        if family and family not in FAMILIES:
+            known = ", ".join(f"worlds-{name}" for name in FAMILIES if name)
+            raise SourceError(f"{location}: no such family of worlds, choose from {known}")
         if split not in SPLITS:
             raise SourceError(f"worlds have no split {split!r}, choose from {', '.join(SPLITS)}")
-        model = OOD_MODEL if split == "test-ood" else MODEL
-        if match[2]:
-            model = replace(model, size=(int(match[2]), int(match[2])))
-        return cls(split, tuple(range(int(match[1] or _COUNTS[split]))), model)
+        if family and split == "test-ood":
+            raise SourceError(f"{location}: a family has no split test-ood; it is out of distribution itself")
+        model = OOD_MODEL if split == "test-ood" else FAMILIES[family or ""]
+        if size:
+            model = replace(model, size=(int(size), int(size)))
+        return cls(split, tuple(range(int(count or _COUNTS[split]))), model, f"worlds-{family}" if family else "worlds")
 
     @property
     def keys(self) -> Sequence[str]:

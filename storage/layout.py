@@ -226,7 +226,7 @@ class Header:
 
 
 def seal(attributes: Mapping[str, Any], keys: NDArray[np.uint8], shapes: NDArray[np.int32]) -> str:
-    """SHA-256 (hex) of what a store is of: its attributes as JSON, its names, and its shapes, which a retry may mend."""
+    """SHA-256 (hex) of what a store is of: its attributes as JSON, its names, its shapes (which a retry may mend)."""
     kept = {name: attributes[name] for name in ("format", "dataset", "split", "recipe", "digest")}
     digest = hashlib.sha256(_compact(kept))
     digest.update(keys.tobytes())

@@ -93,12 +93,14 @@ def write_view(
         progress(1)
 
     header = store.header
-    source = files("samdeblur.storage").joinpath("view.html.j2").read_text(encoding="utf-8")
+    here = files("samdeblur.storage")
+    source, paint = (here.joinpath(name).read_text(encoding="utf-8") for name in ("view.html.j2", "paint.js"))
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     page = environment.from_string(source).render(
         title=f"{header.dataset} {header.split}: masks",
         facts=_facts(store, cards, missing),
+        paint=paint,
         recipe=json.dumps(header.recipe, indent=2, ensure_ascii=False),
         columns=RECORD_COLUMNS,
         cards=cards,
@@ -161,11 +163,11 @@ def _card(store: MaskStore, key: str, width: int, picture: Image.Image | None) -
         if picture
         else "",
         labels=_embed(labels, "PNG", optimize=True),
-        masks={"atoms": _masks_by_atom(atoms), "records": _rounded(np.stack([*records.values()], axis=1))},
+        masks={"atoms": masks_by_atom(atoms), "records": rounded_rows(np.stack([*records.values()], axis=1))},
     )
 
 
-def _masks_by_atom(atoms: AtomMap) -> list[list[int]]:
+def masks_by_atom(atoms: AtomMap) -> list[list[int]]:
     """K + 1 lists, the masks on each atom: the smallest first, and of equal ones the last, as in `paint_masks`."""
     rows, masks = atoms.pairs.astype(np.int64).T
     order = np.lexsort((-masks, atoms.mask_areas()[masks], rows))
@@ -173,7 +175,7 @@ def _masks_by_atom(atoms: AtomMap) -> list[list[int]]:
     return [group.tolist() for group in np.split(masks[order], starts)]
 
 
-def _rounded(table: NDArray[np.float64]) -> list[list[int | float | None]]:
+def rounded_rows(table: NDArray[np.float64]) -> list[list[int | float | None]]:
     """Rows for display: integers, DIGITS significant digits, None for what is not a finite number."""
 
     def rounded(value: float) -> int | float | None:

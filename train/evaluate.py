@@ -1,215 +1,218 @@
-"""Scores of a network on the images of a store."""
+"""Running a network over whole images and scoring what comes out."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-import math
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from urllib.parse import quote
 
+import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from samdeblur.models import Deblurrer, deblur
 from samdeblur.models.tiles import OVERLAP
 from samdeblur.storage import MaskStore
 from samdeblur.storage.files import write_durably
-from samdeblur.train.metrics import mode_collapse_rate, psnr, ssim
+from samdeblur.train.alignment import aligned_scores
+from samdeblur.train.journal import Journal
+from samdeblur.train.metrics import FIDELITY, compare
+from samdeblur.train.perceptual import PerceptualMetrics
+from samdeblur.train.pictures import keep_pictures, keep_thumbnail
+from samdeblur.train.ranks import Ranks
+from samdeblur.train.results import Conventions, Inference, Score, SetResult
+from samdeblur.train.sets import ImageSet, Masks, Sample, UnusableImage
 
-
-class ResultsError(ValueError):
-    """A file that is not results.json."""
+Picture = NDArray[np.uint8]
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
-class Score:
-    """One image: PSNR in dB and SSIM in both conventions, of the blurred input and of the result, against the sharp."""
+class Evaluation:
+    """What is done with every set.
 
-    key: str
-    psnr_blurred: float
-    psnr: float
-    ssim_wang_blurred: float
-    ssim_wang: float
-    ssim_nafnet_blurred: float
-    ssim_nafnet: float
+    Attributes:
+        folder: where results, pictures and journals go.
+        sha256: hex digest of the weights.
+        conventions: what numbers mean.
+        extra: metrics beside PSNR and SSIM.
+        pictures: images of each set that the report shows in full, the worst ones; 0 keeps no pictures at all.
+        save_images: whether all results are written as PNG files.
+        say: takes one line for a person.
+    """
 
-    @property
-    def gain(self) -> float:
-        """dB won over the blurred input; 0 for two perfect images."""
-        return gain(self.psnr, self.psnr_blurred)
+    folder: Path
+    sha256: str
+    conventions: Conventions
+    extra: PerceptualMetrics | None = None
+    pictures: int = 24
+    save_images: bool = False
+    say: Callable[[str], None] = print
 
 
-def gain(psnr_after: float, psnr_before: float) -> float:
-    """dB won; 0 for infinity over infinity."""
-    return psnr_after - psnr_before if psnr_after != psnr_before else 0.0
+def evaluate(
+    network: Deblurrer,
+    images: ImageSet,
+    inference: Inference,
+    task: Evaluation,
+    ranks: Ranks,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> SetResult:
+    """Score a network on a set, going on where an evaluation of the same kind was stopped.
+
+    Args:
+        network: with local means already where `inference` says so.
+        progress: called with the number of images that are done, and of all, as far as this process knows.
+
+    Raises:
+        NotFinite, OutOfMemory, TileError: the network cannot do it; what was scored is kept.
+    """
+    about = SetResult(images.dataset, images.split, images.recipe, (), inference)
+    identity = {
+        "weights": task.sha256,
+        "set": about.name,
+        "recipe": images.recipe,
+        "inference": asdict(inference),
+        "conventions": asdict(task.conventions),
+        "metrics": {metric.name: metric.library for metric in task.extra.metrics} if task.extra else {},
+        "saved": task.save_images,
+    }
+    journal = Journal(task.folder, about.name, identity, ranks.rank)
+    known, _ = journal.read()
+    ranks.wait()  # all have read before any writes
+    unusable: list[str] = []
+    device = next(network.parameters()).device
+    mine = ranks.share([key for key in images.keys if key not in known])
+    progress(len(known), len(images.keys))
+    start = time.perf_counter()
+    for number, (key, sample) in enumerate(_read_ahead(images, mine), 1):
+        if isinstance(sample, UnusableImage):
+            task.say(f"{about.name}: {key} is left out: {sample}")
+            unusable.append(key)
+            continue
+        masks = images.masks(key, sample.blurred) if network.prior is not None else None
+        result = _deblurred(network, sample, masks, inference)
+        score = measure(key, sample, result, task.conventions.align == "ecc", task.extra, device)
+        if task.pictures:
+            keep_thumbnail(task.folder, about.name, key, result)
+        if task.save_images:
+            write_png(restored_path(task.folder, about.name, key), result)
+        seconds, start = time.perf_counter() - start, time.perf_counter()
+        journal.add(score, seconds)
+        progress(len(known) + number, len(images.keys))
+    n_unusable = sum(ranks.gather([len(unusable)]))
+    found, seconds = journal.read()
+    scores = tuple(found[key] for key in images.keys if key in found)
+    for score in ranks.share(worst_first(scores)[: task.pictures]):
+        sample = images.sample(score.key)
+        masks = images.masks(score.key, sample.blurred)
+        result = _deblurred(network, sample, masks, inference)
+        atoms, records = masks or (None, None)
+        keep_pictures(task.folder, about.name, score.key, sample.blurred, result, sample.sharp, atoms, records)
+    ranks.wait()
+    return SetResult(
+        images.dataset,
+        images.split,
+        images.recipe,
+        scores,
+        inference,
+        unready=images.unready + n_unusable,
+        seconds=seconds,
+        collapse_db=task.conventions.collapse_db,
+    )
 
 
 def score_images(
     network: Deblurrer, store: MaskStore, keys: Sequence[str], tile: int | None = None, overlap: int = OVERLAP
-) -> Iterator[tuple[Score, NDArray[np.uint8]]]:
-    """Deblur whole images with the masks of the store; yields the score and the result, (H, W, 3) uint8.
+) -> Iterator[tuple[Score, Picture]]:
+    """Deblur images of a store with its masks; yields the score and the result, (H, W, 3) uint8.
 
     `tile` and `overlap` as in `deblur`.
     """
     for key in keys:
-        blurred, sharp = store.image("blurred", key), store.image("sharp", key)
+        sample = Sample(store.image("blurred", key), store.image("sharp", key))
         atoms = store.atoms(key) if network.prior is not None else None
-        result = deblur(network, blurred, atoms, tile, overlap)
-        yield (
-            Score(
-                key,
-                psnr(blurred, sharp),
-                psnr(result, sharp),
-                ssim(blurred, sharp),
-                ssim(result, sharp),
-                ssim(blurred, sharp, "nafnet"),
-                ssim(result, sharp, "nafnet"),
-            ),
-            result,
+        result = deblur(network, sample.blurred, atoms, tile, overlap)
+        yield measure(key, sample, result), result
+
+
+def measure(
+    key: str,
+    sample: Sample,
+    result: Picture,
+    aligned: bool = False,
+    extra: PerceptualMetrics | None = None,
+    device: torch.device = CPU,
+) -> Score:
+    """The score of a result; without a sharp picture it has those metrics alone that need none.
+
+    Args:
+        aligned: bring blurred and result to the place and gain of the sharp picture first, as `align` does; the flag
+            "unaligned" says where that failed.
+        extra: metrics beside PSNR and SSIM, of the result as it is.
+        device: where PSNR and SSIM are computed.
+    """
+    blurred, sharp = sample
+    more = extra(result, sharp) if extra is not None else {}
+    if sharp is None:
+        return Score(key, more)
+    if aligned:
+        sides = [aligned_scores(picture, sharp) for picture in (blurred, result)]
+        flags = () if all(side.found for side in sides) else ("unaligned",)
+        before, after = ({name: getattr(side, name) for name in FIDELITY} for side in sides)
+    else:
+        tensors = (
+            torch.from_numpy(picture)[None].permute(0, 3, 1, 2).to(device) for picture in (sharp, blurred, result)
         )
-
-
-def summarise(scores: Sequence[Score]) -> dict[str, float]:
-    """Means over images, the mode collapse rate, and the number of images."""
-    names = [name for name in asdict(scores[0]) if name != "key"]
-    means = {name: float(np.mean([getattr(score, name) for score in scores])) for name in names}
-    mcr = mode_collapse_rate([s.psnr_blurred for s in scores], [s.psnr for s in scores])
-    return {"images": len(scores), "mcr": mcr, **means}
-
-
-@dataclass(frozen=True)
-class Inference:
-    """How images went through the network: as a whole unless `tile` is given, with global means unless `tlc` is."""
-
-    tile: int | None = None
-    overlap: int | None = None  # of tiles
-    tlc: int | None = None  # size of the training crops that local means were made for
-
-    def __str__(self) -> str:
-        """Nothing for whole images and global means, else for instance "TLC 256, tiles 512/64"."""
-        tlc = [f"TLC {self.tlc}"] if self.tlc is not None else []
-        return ", ".join(tlc + ([f"tiles {self.tile}/{self.overlap}"] if self.tile is not None else []))
-
-
-@dataclass(frozen=True)
-class SetResult:
-    """Scores of one network on one store."""
-
-    dataset: str
-    split: str
-    recipe: str  # fingerprint of the masks
-    scores: tuple[Score, ...]
-    psnr_step_0: float | None = None  # of the same network before training
-    unready: int = 0  # images the store could not give
-
-    @property
-    def name(self) -> str:
-        """What results are compared on: the images and the masks of one recipe."""
-        return f"{self.dataset} {self.split} (masks {self.recipe[:8]})"
-
-    @property
-    def summary(self) -> dict[str, float]:
-        return summarise(self.scores)
-
-
-@dataclass(frozen=True)
-class Results:
-    """Everything `results.json` holds."""
-
-    method: str  # as tables name it: with the settings of inference where they are not the usual ones
-    weights: str  # path of the weights
-    sha256: str
-    sets: tuple[SetResult, ...]
-    inference: Inference = Inference()
-
-
-def write_results(results: Results, folder: Path) -> None:
-    """Write results.json (infinite values as null) and results.csv, a row per image."""
-    sets = [
-        {
-            "dataset": s.dataset,
-            "split": s.split,
-            "recipe": s.recipe,
-            "unready": s.unready,
-            **({} if s.psnr_step_0 is None else {"psnr_step_0": s.psnr_step_0}),
-            "summary": s.summary,
-            "images": [asdict(score) for score in s.scores],
-        }
-        for s in results.sets
-    ]
-    document = {
-        "method": results.method,
-        "weights": results.weights,
-        "sha256": results.sha256,
-        "inference": asdict(results.inference),
-        "sets": sets,
+        before, after = ({name: float(value) for name, value in found.items()} for found in compare(*tensors))
+        flags = ()
+    fidelity = {
+        f"{name}{side}": found[name] for name in FIDELITY for side, found in (("_blurred", before), ("", after))
     }
-    text = json.dumps(_without_infinity(document), indent=1, allow_nan=False)
-    write_durably(folder / "results.json", text.encode())
-
-    rows = [{"dataset": s.dataset, "split": s.split, **asdict(score)} for s in results.sets for score in s.scores]
-    table = io.StringIO()
-    writer = csv.DictWriter(table, rows[0].keys())
-    writer.writeheader()
-    writer.writerows(rows)
-    write_durably(folder / "results.csv", table.getvalue().encode())
+    return Score(key, fidelity | more, flags)
 
 
-def read_results(folder: Path) -> Results:
-    """Read results.json, given it or its folder. Raises FileNotFoundError, ValueError naming the file."""
-    path = folder / "results.json" if folder.is_dir() else folder
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such results; write them with samdeblur-eval run")
-    try:
-        document = json.loads(path.read_text())
-        sets = tuple(_set(row) for row in document["sets"])
-        if not sets or not all(result.scores for result in sets):
-            raise ValueError("no images")
-        inference = Inference(**{name: _size(value) for name, value in document.get("inference", {}).items()})
-        return Results(
-            _text(document["method"]), _text(document["weights"]), _text(document["sha256"]), sets, inference
-        )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ResultsError(f"{path}: not results of samdeblur-eval run ({type(error).__name__}: {error})") from error
+def worst_first(scores: Sequence[Score]) -> list[Score]:
+    """By dB won over the blurred input, the least first; as they come where there is no sharp picture."""
+    return sorted(scores, key=lambda score: score.gain if "psnr" in score.metrics else 0.0)
 
 
-def _set(row: dict[str, Any]) -> SetResult:
-    scores = tuple(
-        Score(**{name: _text(value) if name == "key" else _decibel(value) for name, value in image.items()})
-        for image in row["images"]
-    )
-    step_0 = _decibel(row["psnr_step_0"]) if "psnr_step_0" in row else None
-    return SetResult(_text(row["dataset"]), _text(row["split"]), _text(row["recipe"]), scores, step_0, row["unready"])
+def restored_path(folder: Path, name: str, key: str) -> Path:
+    """Where the result of an image is saved: key as a path below a folder of the set."""
+    parts = [quote(part, safe="") if part not in ("", ".", "..") else f"_{part}" for part in key.split("/")]
+    return folder.joinpath("restored", quote(name, safe=""), *parts[:-1], f"{parts[-1]}.png")
 
 
-def _text(value: Any) -> Any:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r} is not text")
-    return value
+def write_png(path: Path, picture: Picture) -> None:
+    """An (H, W, 3) uint8 RGB picture, whole or not there."""
+    done, data = cv2.imencode(".png", picture[..., ::-1])
+    if not done:
+        raise OSError(f"{path}: cannot be encoded as PNG")
+    write_durably(path, data.tobytes())
 
 
-def _size(value: Any) -> Any:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-        raise TypeError(f"{value!r} is not a number of pixels")
-    return value
+def _deblurred(network: Deblurrer, sample: Sample, masks: Masks | None, inference: Inference) -> Picture:
+    atoms = masks.atoms if masks is not None else None
+    return deblur(network, sample.blurred, atoms, inference.tile, inference.overlap or 0, inference.precision)
 
 
-def _decibel(value: Any) -> Any:
-    """A score; null stands for infinity."""
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-        raise TypeError(f"{value!r} is not a number")
-    return math.inf if value is None else float(value)
+def _read_ahead(images: ImageSet, keys: Sequence[str]) -> Iterator[tuple[str, Sample | UnusableImage]]:
+    """The pictures of each key, or why there are none; the next are read meanwhile."""
 
+    def read(key: str) -> Sample | UnusableImage:
+        try:
+            return images.sample(key)
+        except UnusableImage as error:
+            return error
 
-def _without_infinity(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {key: _without_infinity(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without_infinity(item) for item in value]
-    return value
+    with ThreadPoolExecutor(1, "read") as pool:
+        ahead: Future[Sample | UnusableImage] | None = pool.submit(read, keys[0]) if keys else None
+        for position, key in enumerate(keys):
+            assert ahead is not None
+            now = ahead
+            ahead = pool.submit(read, keys[position + 1]) if position + 1 < len(keys) else None
+            yield key, now.result()

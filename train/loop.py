@@ -21,9 +21,10 @@ from samdeblur.storage import MaskStore
 from samdeblur.train.board import Board
 from samdeblur.train.config import ConfigError, TrainConfig
 from samdeblur.train.crops import Batch, CropDataset, Cutting, Share, crop_loader
-from samdeblur.train.evaluate import score_images, summarise
+from samdeblur.train.evaluate import score_images
 from samdeblur.train.losses import LOSSES, in_decibels
 from samdeblur.train.ranks import Ranks, joined, without_averaging
+from samdeblur.train.results import summarise
 from samdeblur.train.start import Validation, build_network, choose_images, resolved, run_facts
 from samdeblur.train.state import Row, add_to_log, read_run, save_state, write_facts, write_log
 from samdeblur.train.stopping import Stopped, StopRequest

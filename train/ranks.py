@@ -55,6 +55,11 @@ class Ranks:
         dist.all_reduce(value, dist.ReduceOp.MAX)
         return int(value)
 
+    def wait(self) -> None:
+        """Until all processes have come here."""
+        if self.world > 1:
+            dist.barrier()
+
     def share(self, items: Sequence[Item]) -> list[Item]:
         """Those of the items that are this process's."""
         return list(items[self.rank :: self.world])

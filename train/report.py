@@ -1,87 +1,119 @@
-"""Reports people look at: one self-contained HTML page, readable offline."""
+"""Reports people look at: what one network made of its sets, and several networks side by side."""
 
 from __future__ import annotations
 
-import base64
-import io
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from importlib.resources import files
-from typing import Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-import jinja2
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
+from samdeblur.storage.files import write_durably
+from samdeblur.train.lineup import distinct_labels
+from samdeblur.train.page import ShownImage, ShownResult, ShownSet, Table, render_page
+from samdeblur.train.pictures import borrow_picture, kept_pictures, picture_path, read_thumbnail
+from samdeblur.train.results import Conventions, Results, Score, SetResult
+from samdeblur.train.table import run_table
 
-MAX_SIDE = 960  # pixels of an embedded picture
-JPEG_QUALITY = 88
+REPORT = "report.html"
 
 
-@dataclass(frozen=True)
-class Strip:
-    """Pictures of one image side by side.
-
-    Attributes:
-        pictures: name -> (H, W, 3) uint8, or the bytes of a JPEG or PNG.
-        notes: name -> a few words under the picture.
-        compare: name of the picture that the slider shows first against the first picture.
-    """
-
-    title: str
-    pictures: Mapping[str, NDArray[np.uint8] | bytes]
-    notes: Mapping[str, str]
-    compare: str
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of text; the first column is a heading. `best` marks cells (row, column) to be set in bold."""
-
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    best: frozenset[tuple[int, int]] = frozenset()
+def write_report(folder: Path, results: Results) -> Path:
+    """Write report.html into the folder with the thumbnails and pictures of an evaluation."""
+    sets = []
+    for result in results.sets:
+        images = []
+        for score in result.scores:
+            kept = kept_pictures(folder, result.name, score.key)
+            thumbnail = read_thumbnail(folder, result.name, score.key)
+            shown = ShownResult(score, thumbnail, kept.pop("result", None))
+            images.append(ShownImage(score.key, [shown], kept))
+        sets.append(ShownSet(result.name, [0], [result.collapse_db], _notes(result), images))
+    facts = [f"weights {results.weights}", f"SHA-256 {results.sha256}", _meaning(results.conventions)]
+    if results.environment:
+        facts.append(", ".join(f"{name} {value}" for name, value in results.environment.items()))
+    title = f"{results.method}: deblurring results"
+    html = render_page(folder, title, facts, [run_table(results)], {}, [results.method], sets)
+    return _write(folder, html)
 
 
-def render_report(
-    title: str,
-    facts: Iterable[str],
-    tables: Sequence[Table],
-    sections: Mapping[str, Sequence[Strip]],
-    figures: Mapping[str, bytes] | None = None,
-) -> str:
-    """The page as HTML.
+def write_comparison(
+    folder: Path,
+    runs: Sequence[Results],
+    run_folders: Sequence[Path],
+    figures: Mapping[str, bytes],
+    tables: Sequence[Table] = (),
+) -> Path:
+    """Write report.html of several evaluations; pictures they kept are linked or copied to below `folder`.
 
     Args:
-        facts: lines under the title.
-        sections: heading -> strips, in the order in which they are shown.
+        run_folders: where each evaluation wrote its results.
         figures: caption -> PNG bytes.
+        tables: what stands at the top.
     """
-    source = files("samdeblur.train").joinpath("report.html.j2").read_text()
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters["embed"] = embed
-    return environment.from_string(source).render(
-        title=title, facts=list(facts), tables=tables, sections=sections, figures=figures or {}
-    )
+    sets = []
+    for name in dict.fromkeys(result.name for run in runs for result in run.sets):
+        found = {n: result for n, run in enumerate(runs) for result in run.sets if result.name == name}
+        sets.append(_compared_set(folder, name, found, run_folders))
+    facts = list(dict.fromkeys(_meaning(run.conventions) for run in runs))
+    networks = distinct_labels([_label(run) for run in runs], [str(place) for place in run_folders])
+    return _write(folder, render_page(folder, "Deblurring results", facts, tables, figures, networks, sets))
 
 
-def embed(picture: NDArray[np.uint8] | bytes) -> str:
-    """A picture as a data address: PNG and JPEG bytes as they are, arrays as JPEG."""
-    data = picture if isinstance(picture, bytes) else encode_picture(picture)
-    kind = "png" if data.startswith(b"\x89PNG") else "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+def _compared_set(folder: Path, name: str, found: Mapping[int, SetResult], run_folders: Sequence[Path]) -> ShownSet:
+    """The images of a set that any of the networks was run on; `found` by the position of the network."""
+    scores = {n: {score.key: score for score in result.scores} for n, result in found.items()}
+    images = []
+    for key in dict.fromkeys(key for by_key in scores.values() for key in by_key):
+        results: list[ShownResult | None] = []
+        pictures: dict[str, Path] = {}
+        kept = {n: kept_pictures(run_folders[n], name, key) for n in found}
+        worst = min((n for n in found if key in scores[n]), key=lambda n: _gain(scores[n][key]))
+        for n in found:
+            if key not in scores[n]:
+                results.append(None)
+                continue
+            for kind, source in kept[n].items():
+                target = picture_path(folder, name, key, kind, n + 1 if kind == "result" else None)
+                if kind not in pictures:
+                    borrow_picture(source, target)
+                    pictures[kind] = target
+            picture = pictures.pop("result", None)
+            wanted = n == worst or (picture is None and any(kept.values()))  # in the list, or in place of a picture
+            thumbnail = read_thumbnail(run_folders[n], name, key) if wanted else None
+            results.append(ShownResult(scores[n][key], thumbnail, picture))
+        images.append(ShownImage(key, results, pictures))
+    notes = list(dict.fromkeys(note for result in found.values() for note in _notes(result)))
+    return ShownSet(name, list(found), [result.collapse_db for result in found.values()], notes, images)
 
 
-def encode_picture(picture: NDArray[np.uint8]) -> bytes:
-    """JPEG bytes of an (H, W, 3) uint8 picture, shrunk to MAX_SIDE."""
-    image = Image.fromarray(picture)
-    image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=JPEG_QUALITY)
-    return buffer.getvalue()
+def _gain(score: Score) -> float:
+    return score.gain if "psnr" in score.metrics else 0.0
 
 
-def number(value: Any, digits: int = 2) -> str:
-    """A number for a table; a dash for none."""
-    return "-" if value is None else f"{value:.{digits}f}"
+def _label(run: Results) -> str:
+    """The method, and how it was run where that is unusual and the same on all sets."""
+    ways = {str(result.inference) for result in run.sets}
+    way = min(ways) if len(ways) == 1 else ""
+    return run.method if not way or run.method.endswith(way) else f"{run.method}, {way}"
+
+
+def _notes(result: SetResult) -> list[str]:
+    """What has to be known of a set."""
+    notes = [f"inference: {result.inference}"] if str(result.inference) else []
+    return notes + ([f"left out, as they could not be used: {result.unready}"] if result.unready else [])
+
+
+def _meaning(conventions: Conventions) -> str:
+    """What the numbers mean."""
+    words = [
+        f"PSNR: {conventions.psnr}",
+        "SSIM (wang): per channel, inside the picture; SSIM (nafnet): as NAFNet's evaluation computes it",
+        f"MCR: share of images that lost more than {conventions.collapse_db:g} dB",
+    ]
+    if conventions.align != "none":
+        words.append(f"Results are aligned with the sharp pictures first ({conventions.align})")
+    return f"{'. '.join(words)}."
+
+
+def _write(folder: Path, html: str) -> Path:
+    path = folder / REPORT
+    write_durably(path, html.encode(errors="replace"))
+    return path

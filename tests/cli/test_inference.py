@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import pytest
 import torch
 
 from samdeblur.models import NAFNet
+from samdeblur.train.results import Inference
 
 
 @pytest.fixture
@@ -43,13 +45,15 @@ def _scores(document):
 @pytest.mark.parametrize(
     ("options", "inference", "words"),
     [
-        ([], {"tile": None, "overlap": None, "tlc": None}, ""),
-        (["--tile", 32], {"tile": 32, "overlap": 64, "tlc": None}, None),
-        (["--tile", 32, "--overlap", 8], {"tile": 32, "overlap": 8, "tlc": None}, ", tiles 32/8"),
-        (["--tlc"], {"tile": None, "overlap": None, "tlc": 256}, ", TLC 256"),
-        (["--tlc", "--train-size", 16], {"tile": None, "overlap": None, "tlc": 16}, ", TLC 16"),
-        (["--tlc", "--train-size", 16, "--tile", 32, "--overlap", 0], {"tile": 32, "overlap": 0, "tlc": 16},
-         ", TLC 16, tiles 32/0"),
+        ([], {}, ""),
+        (["--tile", 32], None, None),
+        (["--tile", 32, "--overlap", 8], {"tile": 32, "overlap": 8}, "tiles 32/8"),
+        (["--tlc"], {"tlc": 256}, "TLC 256"),
+        (["--tlc", "off"], {}, ""),
+        (["--tlc", "--train-size", 16], {"tlc": 16}, "TLC 16"),
+        (["--tlc", "on", "--train-size", 16, "--tile", 32, "--overlap", 0], {"tile": 32, "overlap": 0, "tlc": 16},
+         "TLC 16, tiles 32/0"),
+        (["--precision", "bfloat16"], {"precision": "bfloat16"}, "bfloat16"),
     ],
     ids=str,
 )  # fmt: skip
@@ -63,8 +67,9 @@ def test_results_say_how_images_went_through_the_network(
         return
     assert done.code == 0, done.err
     document = json.loads((tmp_path / "o/results.json").read_text())
-    assert document["inference"] == inference
-    assert document["method"] == f"nafnet (none){words}"
+    assert document["sets"][0]["inference"] == asdict(Inference()) | inference
+    assert document["method"] == "nafnet (none)"
+    assert words in done.out
 
 
 def test_tiles_and_local_means_change_scores_and_tables_tell_them_apart(samdeblur, evaluate):
@@ -87,9 +92,18 @@ def test_local_means_are_those_of_the_crops_a_run_was_trained_on(samdeblur, stor
     options = ("--with-step-0", "--tlc", "--out", tmp_path / "o")
     assert samdeblur("eval", "run", tmp_path / "run", store, *options).code == 0
     document = json.loads((tmp_path / "o/results.json").read_text())
-    assert document["inference"]["tlc"] == 32
-    assert document["method"] == "map, TLC 32"
+    assert document["sets"][0]["inference"]["tlc"] == 32
+    assert document["method"] == "map"
     assert document["sets"][0]["psnr_step_0"] is not None
+
+
+@pytest.mark.parametrize(("dataset", "local"), [("GoPro", 256), ("REDS", None)])
+def test_of_itself_tlc_is_for_gopro_alone(samdeblur, checkpoint, pairs, prep_run, tmp_path, dataset, local):
+    assert prep_run(pairs, tmp_path / "s.zarr", "--dataset", dataset).code == 0
+    done = samdeblur("eval", "run", checkpoint, tmp_path / "s.zarr", "--pictures", 0, "--out", tmp_path / "o")
+    assert done.code == 0, done.err
+    document = json.loads((tmp_path / "o/results.json").read_text())
+    assert document["sets"][0]["inference"]["tlc"] == local
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from samdeblur.pipeline import PrepSettings, SourceError, StoreOptions, open_source, prepare, status
-from samdeblur.pipeline.worlds import MODEL, WorldModel, WorldSource
+from samdeblur.pipeline.camera import Sensor
+from samdeblur.pipeline.worlds import FAMILIES, MODEL, WorldModel, WorldSource
 from samdeblur.storage import open_store
 from samdeblur.storage.verify import verify_store
 
@@ -149,3 +150,50 @@ def test_true_masks_of_a_source_that_knows_none_quarantine(tmp_path):
     source = open_source("sample", "test").subset(["camera-107"])
     prepare(source, tmp_path / "s.zarr", PrepSettings(true_masks=True, device="cpu"), workers=1)
     assert "no true masks" in status(tmp_path / "s.zarr").quarantined["camera-107"]
+
+
+TINY = {name: replace(model, size=(64, 80)) for name, model in FAMILIES.items()}
+
+
+def test_families_differ_from_worlds_in_what_they_say():
+    scenes = {name: [model.render((2, seed)) for seed in range(6)] for name, model in TINY.items()}
+
+    def error(name):
+        return np.mean([np.square(s.blurred.astype(float) - s.sharp).mean() for s in scenes[name]])
+
+    assert error("long") > 1.3 * error("")
+    assert error("local") < 0.5 * error("")
+    darker, lighter = (np.mean([s.sharp.mean() for s in scenes[name]]) for name in ("tone", "bright"))
+    assert darker < np.mean([s.sharp.mean() for s in scenes[""]]) < lighter
+    for one, other in zip(scenes["jpeg"], scenes["long"], strict=True):  # the same scenes, seen otherwise
+        assert one.masks.n_masks > 0
+        assert not np.array_equal(one.blurred, other.blurred)
+
+
+def test_of_a_local_world_most_is_sharp_and_something_moves():
+    model = replace(TINY["local"], sensor=Sensor(0, 0), camera_path=(0.0, 0.0))
+    shares = []
+    for seed in range(8):
+        scene = model.render((2, seed))
+        shares.append((np.abs(scene.blurred.astype(int) - scene.sharp).max(axis=2) > 8).mean())
+    assert np.median(shares) < 0.5
+    assert max(shares) > 0.03
+
+
+def test_a_family_is_a_source_with_a_name_of_its_own():
+    source = WorldSource.of("worlds-long:3:64", "test")
+    assert (source.dataset, source.keys[-1], source.shape("0000000")) == ("worlds-long", "0000002", (64, 64))
+    assert isinstance(open_source("worlds-local:2:48", "train"), WorldSource)
+
+
+@pytest.mark.parametrize(
+    ("location", "split", "words"),
+    [
+        ("worlds-lang", "test", "no such family of worlds, choose from worlds-long"),
+        ("worlds-long", "test-ood", "a family has no split test-ood"),
+        ("worlds-:3", "test", "write worlds, worlds:COUNT"),
+    ],
+)
+def test_families_that_are_not_there_are_refused(location, split, words):
+    with pytest.raises(SourceError, match=words):
+        open_source(location, split)

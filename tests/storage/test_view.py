@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from browser import PROGRAM, Browser
 from PIL import Image
 
 from samdeblur.storage import AtomMap, StoreDamaged, StoreError, UnknownImage, open_store
@@ -288,3 +289,27 @@ def test_a_store_without_a_prepared_image_has_no_contact_keys(store_case, tmp_pa
     store = open_store(store_case.at(tmp_path / "empty.zarr").create())
     with pytest.raises(StoreError, match=r"empty\.zarr: no image that is prepared$"):
         contact_keys(store, None, 5)
+
+
+@pytest.mark.skipif(PROGRAM is None, reason="neither Chromium nor Chrome is here")
+def test_a_browser_shows_masks_and_the_record_under_the_cursor(store, tmp_path):
+    key = "GOPR0372_07_00/000047"
+    write_view(store, tmp_path / "view.html", [key])
+    atoms, areas = store.atoms(key), store.records(key)["area"]
+    covering = np.flatnonzero(atoms.mask_table()[atoms.atoms[150, 140]])
+    first, second = sorted(covering, key=lambda mask: (areas[mask], -mask))[:2]
+    with Browser(900, 700) as window:
+        window.open(tmp_path / "view.html")
+        place = window.place(".picture", 140.5 / 280, 150.5 / 300)
+        for _ in range(1000):  # the labels are decoded meanwhile
+            window.mouse("mouseMoved", *place)
+            if not window.run("document.getElementById('panel').hidden"):
+                break
+            window.mouse("mouseMoved", 2, 2)
+        record = window.run("document.getElementById('panel').innerText").split("\n")
+        assert record[:3] == [f"mask {first}", "area", f"{areas[first]:.0f}"]
+        window.click(*place)
+        assert window.run("document.getElementById('panel').innerText").startswith(f"mask {second}\n")
+        window.mouse("mouseMoved", 2, 2)
+        assert window.run("document.getElementById('panel').hidden")
+        assert window.problems == []

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import csv
+import json
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from samdeblur.storage import AtomMap, MaskStore, open_store
 from samdeblur.storage.commits import Committer, ImageContent, ImageOutcome, StagedBlock, stage_block
 from samdeblur.storage.layout import DONE, PENDING, Header, create_store, pixel_digest, round_up
-from samdeblur.train import TrainConfig
+from samdeblur.train import TrainConfig, state
+from samdeblur.train.state import TIMES
 
 Picture = NDArray[np.uint8]
 Images = Mapping[str, tuple[Picture, Picture, NDArray[np.bool_]]]
@@ -80,3 +85,56 @@ def small() -> TrainConfig:
         log_every=1,
         device="cpu",
     )
+
+
+@pytest.fixture(scope="module")
+def quick_curves() -> Iterator[None]:
+    """Drawing takes longer than these runs; what would be drawn is written instead."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(state, "draw_curves", lambda history: repr(history).encode())
+        yield
+
+
+@pytest.fixture(scope="session")
+def logged() -> Callable[[Path], list[dict[str, str]]]:
+    """folder of a run -> the rows of its log."""
+    return _logged
+
+
+def _logged(folder: Path) -> list[dict[str, str]]:
+    with open(folder / "log.csv") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="session")
+def contents() -> Callable[[Path], dict[str, Any]]:
+    """folder of a run -> its files and their bytes: the state as tensors and numbers, rows without what differs in
+    time, facts without the state of the code, which someone may be changing."""
+    return _contents
+
+
+def _contents(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = {path.name: path.read_bytes() for path in folder.iterdir()}
+    found["state.pt"] = torch.load(folder / "state.pt", weights_only=True)
+    found["state.pt"]["history"] = _timeless(found["state.pt"]["history"])
+    facts = json.loads(found["run.json"])
+    del facts["code"]
+    return found | {"log.csv": _timeless(_logged(folder)), "run.json": facts, "curves.png": None}
+
+
+def _timeless(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
+
+
+@pytest.fixture(scope="session")
+def assert_same_run() -> Callable[[Path, Mapping[str, Any]], None]:
+    """(folder of a run, contents of another) -> fails where they differ, if only in one bit of a weight."""
+    return _assert_same_run
+
+
+def _assert_same_run(folder: Path, expected: Mapping[str, Any]) -> None:
+    found = _contents(folder)
+    torch.testing.assert_close(found.pop("state.pt"), expected["state.pt"], rtol=0, atol=0)
+    assert found.keys() == expected.keys() - {"state.pt"}
+    for name, content in found.items():
+        assert content == expected[name], name

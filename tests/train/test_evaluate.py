@@ -1,39 +1,20 @@
 from __future__ import annotations
 
-import csv
-import json
-import math
-from dataclasses import fields, replace
-
+import cv2
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from samdeblur.models import CATPrior, NAFNet, deblur, with_prior
-from samdeblur.train import Results, Score, metrics, read_results, score_images, summarise
-from samdeblur.train.evaluate import Inference, ResultsError, SetResult, write_results
-
-
-def score(key, blurred, result):
-    return Score(key, blurred, result, 0.5, 0.25, 0.75, 0.125)
-
-
-SCORES = (
-    score("a/1", 25.0, 30.0),
-    score("a/2", 26.0, 22.0),
-    score("b", math.inf, math.inf),
-    score("c", 30.0, math.inf),
-)
-RESULTS = Results(
-    "map-dropout",
-    "runs/map/best.safetensors",
-    "ab" * 32,
-    (
-        SetResult("GoPro", "test", "1" * 64, SCORES[:2], 20.5, 3),
-        SetResult("été", "test-ood", "2" * 64, SCORES, None, 0),
-    ),
-)
+from samdeblur.models import CATPrior, MAPUnit, NAFNet, NotFinite, deblur, with_prior
+from samdeblur.storage import AtomMap, StoreError
+from samdeblur.train import metrics, score_images
+from samdeblur.train.alignment import aligned_scores
+from samdeblur.train.evaluate import Evaluation, evaluate, restored_path
+from samdeblur.train.perceptual import PerceptualMetric, PerceptualMetrics
+from samdeblur.train.ranks import Ranks
+from samdeblur.train.results import Conventions, Inference
+from samdeblur.train.sets import LooseSet, Sample, StoreSet, UnusableImage
 
 
 class Brighter(nn.Module):
@@ -53,11 +34,12 @@ def test_scores_are_the_metrics_of_the_input_and_of_the_result_of_each_image(sto
     for score, result in found:
         blurred, sharp = store.image("blurred", score.key), store.image("sharp", score.key)
         assert np.array_equal(result, np.clip(blurred.astype(int) + 10, 0, 255))
-        assert (score.psnr_blurred, score.psnr) == (metrics.psnr(blurred, sharp), metrics.psnr(result, sharp))
+        assert score.metrics["psnr_blurred"] == pytest.approx(metrics.psnr(blurred, sharp), rel=1e-12)
+        assert score.metrics["psnr"] == pytest.approx(metrics.psnr(result, sharp), rel=1e-12)
         for name in ("wang", "nafnet"):
-            assert getattr(score, f"ssim_{name}_blurred") == metrics.ssim(blurred, sharp, name)
-            assert getattr(score, f"ssim_{name}") == metrics.ssim(result, sharp, name)
-        assert score.gain == score.psnr - score.psnr_blurred != 0
+            assert score.metrics[f"ssim_{name}_blurred"] == pytest.approx(metrics.ssim(blurred, sharp, name), rel=1e-9)
+            assert score.metrics[f"ssim_{name}"] == pytest.approx(metrics.ssim(result, sharp, name), rel=1e-9)
+        assert score.gain == score.metrics["psnr"] - score.metrics["psnr_blurred"] != 0
 
 
 def test_a_network_with_a_prior_is_given_the_masks_and_another_is_not(store, monkeypatch):
@@ -74,45 +56,6 @@ def test_a_network_with_a_prior_is_given_the_masks_and_another_is_not(store, mon
     assert list(score_images(with_prior(Brighter(0.0), None), store, [key]))
 
 
-def test_a_summary_is_the_means_and_the_share_of_collapsed_images():
-    summary = summarise(SCORES[:2])
-    assert summary["images"] == 2
-    assert summary["mcr"] == 0.5
-    for name in (field.name for field in fields(Score) if field.name != "key"):
-        assert summary[name] == pytest.approx(np.mean([getattr(score, name) for score in SCORES[:2]]))
-    assert summarise(SCORES)["psnr"] == math.inf
-
-
-def test_the_gain_of_two_perfect_images_is_zero():
-    assert [score.gain for score in SCORES] == [5, -4, 0, math.inf]
-
-
-def test_results_survive_being_written_and_read_infinite_psnr_too(tmp_path):
-    write_results(RESULTS, tmp_path)
-    assert read_results(tmp_path) == RESULTS
-    assert read_results(tmp_path / "results.json") == RESULTS
-    document = json.loads((tmp_path / "results.json").read_text(), parse_constant=pytest.fail)  # no Infinity, no NaN
-    assert document["sets"][0]["summary"]["mcr"] == 0.5
-    assert document["sets"][1]["images"][2]["psnr"] is None
-
-
-@pytest.mark.parametrize(
-    ("inference", "words"),
-    [
-        (Inference(), ""),
-        (Inference(tlc=256), "TLC 256"),
-        (Inference(512, 64), "tiles 512/64"),
-        (Inference(512, 0, 96), "TLC 96, tiles 512/0"),
-    ],
-    ids=str,
-)
-def test_results_keep_how_images_went_through_the_network(tmp_path, inference, words):
-    results = replace(RESULTS, inference=inference)
-    write_results(results, tmp_path)
-    assert read_results(tmp_path) == results
-    assert str(inference) == words
-
-
 def test_images_are_scored_in_tiles_when_asked(store):
     torch.manual_seed(0)
     network = with_prior(NAFNet(4, [1], 1, [1]), CATPrior(), init="default").eval()
@@ -127,82 +70,181 @@ def test_images_are_scored_in_tiles_when_asked(store):
     assert not np.array_equal(result, whole)
 
 
-def test_an_infinite_psnr_before_training_survives_too(tmp_path):
-    results = replace(RESULTS, sets=(replace(RESULTS.sets[0], psnr_step_0=math.inf),))
-    write_results(results, tmp_path)
-    assert read_results(tmp_path) == results
+# A whole evaluation
+
+CPU = Ranks(torch.device("cpu"))
 
 
-def test_the_csv_has_a_row_per_image_with_every_number(tmp_path):
-    write_results(RESULTS, tmp_path)
-    with open(tmp_path / "results.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    expected = [(result, score) for result in RESULTS.sets for score in result.scores]
-    assert len(rows) == len(expected) == 6
-    for row, (result, score) in zip(rows, expected, strict=True):
-        assert (row["dataset"], row["split"], row["key"]) == (result.dataset, result.split, score.key)
-        assert all(float(row[field.name]) == getattr(score, field.name) for field in fields(Score)[1:])
+def task(folder, **changes):
+    usual = {"conventions": Conventions(), "pictures": 0, "say": lambda line: None}
+    return Evaluation(folder, "ab" * 32, **usual | changes)
 
 
-IMAGE = {field.name: 1.0 for field in fields(Score)} | {"key": "a"}
-SET = {"dataset": "d", "split": "s", "recipe": "f" * 64, "psnr_step_0": None, "unready": 0, "images": [IMAGE]}
-DOCUMENT = {"method": "none", "weights": "w", "sha256": "0", "sets": [SET]}
+@pytest.fixture(scope="module")
+def network():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return with_prior(NAFNet(4, [1], 1, [1]), MAPUnit(), init="default").eval()
 
 
-def test_the_smallest_document_is_read(tmp_path):
-    (tmp_path / "results.json").write_text(json.dumps(DOCUMENT))
-    assert read_results(tmp_path).sets[0].scores[0].key == "a"
+class Noted:
+    """A set that notes which images it gave."""
+
+    def __init__(self, images, stop_at=None):
+        self.images, self.given, self.stop_at = images, [], stop_at
+
+    def __getattr__(self, name):
+        return getattr(self.images, name)
+
+    def masks(self, key, blurred):
+        if len(self.given) == self.stop_at:
+            raise KeyboardInterrupt
+        self.given.append(key)
+        return self.images.masks(key, blurred)
 
 
-def _without(mapping, name):
-    return {key: value for key, value in mapping.items() if key != name}
+def test_a_set_is_scored_in_its_order_as_single_images_are(store, network, tmp_path):
+    found = evaluate(network, StoreSet(store), Inference(), task(tmp_path), CPU)
+    assert found.scores == tuple(score for score, _ in score_images(network, store, store.keys))
+    assert (found.dataset, found.split, found.recipe) == ("toy", "train", store.header.fingerprint)
+    assert found.unready == 0
+    assert found.seconds > 0
 
 
-def _of_set(**changes):
-    return DOCUMENT | {"sets": [SET | changes]}
+@pytest.mark.parametrize("stop_at", [0, 1, 3])
+def test_an_evaluation_that_was_stopped_goes_on_and_finds_the_same(store, network, tmp_path, stop_at):
+    whole = evaluate(network, StoreSet(store), Inference(), task(tmp_path / "whole"), CPU)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(network, Noted(StoreSet(store), stop_at), Inference(), task(tmp_path / "o"), CPU)
+    again, counts = Noted(StoreSet(store)), []
+    found = evaluate(network, again, Inference(), task(tmp_path / "o"), CPU, lambda *count: counts.append(count))
+    assert again.given == store.keys[stop_at:]
+    assert counts == [(done, 4) for done in range(stop_at, 5)]
+    assert found.scores == whole.scores
+    third = Noted(StoreSet(store))
+    assert evaluate(network, third, Inference(), task(tmp_path / "o"), CPU).scores == whole.scores
+    assert third.given == []
 
 
-MALFORMED = {
-    "empty": "",
-    "not JSON": "{",
-    "not text": b"\xff\xfe\xfa",
-    "a list": [],
-    "a number": 3,
-    "nothing in it": {},
-    "no method": _without(DOCUMENT, "method"),
-    "inference that is a number": DOCUMENT | {"inference": 3},
-    "unknown inference": DOCUMENT | {"inference": {"tta": 8}},
-    "a tile that is text": DOCUMENT | {"inference": {"tile": "512"}},
-    "a tile that is true": DOCUMENT | {"inference": {"tile": True}},
-    "no sets": _without(DOCUMENT, "sets"),
-    "null sets": DOCUMENT | {"sets": None},
-    "zero sets": DOCUMENT | {"sets": []},
-    "a set that is a list": DOCUMENT | {"sets": [[1]]},
-    "a set without a recipe": DOCUMENT | {"sets": [_without(SET, "recipe")]},
-    "a recipe that is a number": _of_set(recipe=3),
-    "zero images": _of_set(images=[]),
-    "null images": _of_set(images=None),
-    "an image that is a list": _of_set(images=[[1, 2]]),
-    "an image without a score": _of_set(images=[_without(IMAGE, "psnr")]),
-    "an image with an unknown score": _of_set(images=[IMAGE | {"lpips": 1.0}]),
-    "a score that is text": _of_set(images=[IMAGE | {"psnr": "high"}]),
-    "step 0 that is text": _of_set(psnr_step_0="high"),
-}
+def test_scores_of_other_weights_or_settings_do_not_count(store, network, tmp_path):
+    evaluate(network, StoreSet(store), Inference(), task(tmp_path), CPU)
+    for inference, changes in ((Inference(tile=16, overlap=4), {}), (Inference(), {"sha256": "cd" * 32})):
+        noted = Noted(StoreSet(store))
+        evaluate(network, noted, inference, Evaluation(**vars(task(tmp_path)) | changes), CPU)
+        assert noted.given == store.keys
 
 
-@pytest.mark.parametrize("document", MALFORMED.values(), ids=MALFORMED)
-def test_malformed_results_are_refused_by_name_in_one_line(tmp_path, document):
-    path = tmp_path / "results.json"
-    if isinstance(document, bytes):
-        path.write_bytes(document)
-    else:
-        path.write_text(document if isinstance(document, str) else json.dumps(document))
-    with pytest.raises(ResultsError, match=r"results\.json: not results of samdeblur-eval run") as caught:
-        read_results(tmp_path)
-    assert "\n" not in str(caught.value)
+def test_results_are_saved_as_png_below_the_names_of_their_images(store, network, tmp_path):
+    found = evaluate(network, StoreSet(store), Inference(), task(tmp_path, save_images=True), CPU)
+    for key in store.keys:
+        path = restored_path(tmp_path, found.name, key)
+        assert path.relative_to(tmp_path).parts[0] == "restored"
+        assert path.relative_to(tmp_path).parts[2:] == ("s", f"{key[2:]}.png")
+        expected = deblur(network, store.image("blurred", key), store.atoms(key))
+        assert np.array_equal(cv2.imread(str(path))[..., ::-1], expected)
 
 
-def test_results_that_are_not_there_are_refused(tmp_path):
-    for path in (tmp_path, tmp_path / "gone", tmp_path / "gone.json"):
-        with pytest.raises(FileNotFoundError, match="no such results; write them with samdeblur-eval run"):
-            read_results(path)
+def test_saved_results_stay_in_their_folder_whatever_they_are_called(tmp_path):
+    for key in ("../../x", "/x", "a/../../x", "a//b", ".", "..", "a\x00b"):
+        path = restored_path(tmp_path, "../set", key)
+        assert path.resolve().is_relative_to((tmp_path / "restored").resolve()), key
+        assert ".." not in path.relative_to(tmp_path).parts
+        assert "\0" not in str(path)
+
+
+def test_blurred_pictures_alone_are_restored_and_have_no_metrics(store, network, tmp_path):
+    segmented = []
+
+    def segment(blurred):
+        segmented.append(blurred)
+        return AtomMap.from_masks(blurred[None, ..., 0] > 99), {}
+
+    images = LooseSet(
+        "phone", "blurred", "f" * 64, ["a"], lambda _: Sample(store.image("blurred", "s/0"), None), segment
+    )
+    found = evaluate(network, images, Inference(), task(tmp_path, save_images=True), CPU)
+    assert found.scores[0].metrics == {}
+    assert found.summary == {"images": 1}
+    blurred = store.image("blurred", "s/0")
+    expected = deblur(network, blurred, AtomMap.from_masks(blurred[None, ..., 0] > 99))
+    assert np.array_equal(cv2.imread(str(restored_path(tmp_path, found.name, "a")))[..., ::-1], expected)
+    assert len(segmented) == 1
+    evaluate(with_prior(Brighter(0.0), None), images, Inference(), task(tmp_path / "none"), CPU)
+    assert len(segmented) == 1  # a network that looks at no masks waits for none
+
+
+def test_images_that_cannot_be_used_are_left_out_and_named(store, network, tmp_path):
+    def read(key):
+        if key == "bad":
+            raise UnusableImage("bad.png: cannot be decoded")
+        return Sample(store.image("blurred", key), store.image("sharp", key))
+
+    said = []
+    images = LooseSet(
+        "mine", "test", "", ["bad", *store.keys], read, lambda blurred: (AtomMap.empty(blurred.shape[:2]), {})
+    )
+    found = evaluate(network, images, Inference(), task(tmp_path, say=said.append), CPU)
+    assert [score.key for score in found.scores] == store.keys
+    assert found.unready == 1
+    assert said == ["mine test: bad is left out: bad.png: cannot be decoded"]
+
+
+def test_an_output_that_is_not_finite_stops_and_what_was_scored_is_kept(store, tmp_path):
+    class Broken(Brighter):
+        calls = 0
+
+        def forward(self, image):
+            self.calls += 1
+            return image / 0 if self.calls == 3 else image
+
+    with pytest.raises(NotFinite):
+        evaluate(with_prior(Broken(0.0), None), StoreSet(store), Inference(), task(tmp_path), CPU)
+    noted = Noted(StoreSet(store))
+    noted.sample = lambda key: noted.given.append(key) or StoreSet(store).sample(key)
+    evaluate(with_prior(Brighter(0.0), None), noted, Inference(), task(tmp_path), CPU)
+    assert noted.given == store.keys[2:]
+
+
+def test_a_store_of_which_nothing_is_ready_is_refused(tmp_path, make_store, pair):
+    store = make_store(tmp_path / "empty.zarr", {"a": pair(0, 20, 20)}, pending=("a",))
+    with pytest.raises(StoreError, match="no image is ready; finish the preparation"):
+        StoreSet(store)
+
+
+def test_mixed_precision_changes_little_and_is_another_evaluation(store, network, tmp_path):
+    full = evaluate(network, StoreSet(store), Inference(), task(tmp_path), CPU)
+    half = evaluate(network, StoreSet(store), Inference(precision="bfloat16"), task(tmp_path), CPU)
+    for one, other in zip(full.scores, half.scores, strict=True):
+        assert one.metrics["psnr"] != other.metrics["psnr"]
+        assert one.metrics["psnr"] == pytest.approx(other.metrics["psnr"], abs=0.5)
+
+
+def test_aligned_scores_are_of_aligned_pictures_and_say_so(store, network, tmp_path):
+    conventions = Conventions(align="ecc")
+    found = evaluate(network, StoreSet(store), Inference(), task(tmp_path, conventions=conventions), CPU)
+    plain = evaluate(network, StoreSet(store), Inference(), task(tmp_path), CPU)
+    for score, before in zip(found.scores, plain.scores, strict=True):
+        key = score.key
+        sides = [aligned_scores(store.image("blurred", key), store.image("sharp", key))]
+        sides.append(
+            aligned_scores(deblur(network, store.image("blurred", key), store.atoms(key)), store.image("sharp", key))
+        )
+        assert (score.metrics["psnr_blurred"], score.metrics["psnr"]) == tuple(side.psnr for side in sides)
+        assert score.flags == (() if all(side.found for side in sides) else ("unaligned",))
+        assert before.flags == ()
+    assert found.scores != plain.scores
+
+
+def test_more_metrics_are_asked_of_the_result(store, network, tmp_path):
+    def brightness(result, sharp):
+        return result.mean()[None] + (0 if sharp is None else sharp.mean())
+
+    extra = PerceptualMetrics((PerceptualMetric("light", False, False, "mine 1", brightness),), torch.device("cpu"))
+    found = evaluate(network, StoreSet(store), Inference(), task(tmp_path, extra=extra), CPU)
+    for score, (_, result) in zip(found.scores, score_images(network, store, store.keys), strict=True):
+        expected = (result.mean() + store.image("sharp", score.key).mean()) / 255
+        assert score.metrics["light"] == pytest.approx(expected, rel=1e-5)
+    assert found.summary["light"] == pytest.approx(np.mean([score.metrics["light"] for score in found.scores]))
+    alone = LooseSet("d", "s", "", ["a"], lambda key: Sample(store.image("blurred", "s/0"), None), None)
+    lone = evaluate(with_prior(Brighter(0.0), None), alone, Inference(), task(tmp_path, extra=extra), CPU)
+    assert lone.summary == {"images": 1, "light": pytest.approx(store.image("blurred", "s/0").mean() / 255, rel=1e-5)}

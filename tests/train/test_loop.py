@@ -1,12 +1,8 @@
 from __future__ import annotations
 
-import csv
 import json
 import math
 import random
-import signal
-import subprocess
-import sys
 from dataclasses import asdict, replace
 from importlib import metadata
 
@@ -22,23 +18,16 @@ from samdeblur.train import ConfigError, Diverged, TrainConfig, build_network, l
 from samdeblur.train.loop import learning_rate
 from samdeblur.train.losses import psnr_loss
 from samdeblur.train.start import split_images
-from samdeblur.train.state import TIMES
+
+pytestmark = pytest.mark.usefixtures("quick_curves")
 
 
 class Killed(BaseException):
     """Stands for a kill: nothing that handles errors handles this."""
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quick_curves():
-    """Drawing takes longer than these runs; what would be drawn is written instead."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(state, "draw_curves", lambda history: repr(history).encode())
-        yield
-
-
 @pytest.fixture(scope="module")
-def uninterrupted(store, small, tmp_path_factory):
+def uninterrupted(store, small, tmp_path_factory, contents):
     """The files of a run that was left alone, by method; made once."""
     made = {}
 
@@ -50,29 +39,6 @@ def uninterrupted(store, small, tmp_path_factory):
         return made[method]
 
     return of
-
-
-def contents(folder):
-    """Every file of a run and its bytes; the state as tensors and numbers, rows without what differs in time."""
-    found = {path.name: path.read_bytes() for path in folder.iterdir()}
-    state = torch.load(folder / "state.pt", weights_only=True)
-    state["history"] = timeless(state["history"])
-    return found | {"state.pt": state, "log.csv": timeless(rows_of(folder)), "curves.png": None}
-
-
-def timeless(rows):
-    return [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
-
-
-def assert_same_run(folder, expected):
-    found = contents(folder)
-    torch.testing.assert_close(found.pop("state.pt"), expected["state.pt"], rtol=0, atol=0)
-    assert found == {name: content for name, content in expected.items() if name != "state.pt"}
-
-
-def rows_of(folder):
-    with open(folder / "log.csv") as file:
-        return list(csv.DictReader(file))
 
 
 @pytest.mark.parametrize("steps", [1, 10, 1000])
@@ -137,7 +103,7 @@ def test_masks_help_where_blur_hides_borders(small, hard, tmp_path):
     assert with_masks > without + 1.5
 
 
-def test_a_run_folder_says_what_was_done(store, small, tmp_path):
+def test_a_run_folder_says_what_was_done(store, small, tmp_path, logged):
     config = replace(small, method="cat")
     history = train(config, store, tmp_path)
     assert TrainConfig.of(yaml.safe_load((tmp_path / "config.yaml").read_text())) == config
@@ -147,20 +113,20 @@ def test_a_run_folder_says_what_was_done(store, small, tmp_path):
     assert facts["versions"]["torch"] == metadata.version("torch")
     assert [row["step"] for row in history] == list(range(11))
     assert [row["step"] for row in history if "val_psnr" in row] == [0, 4, 8, 10]
-    logged = rows_of(tmp_path)
-    assert [int(row["step"]) for row in logged] == list(range(11))
-    for row in logged[1:]:
+    rows = logged(tmp_path)
+    assert [int(row["step"]) for row in rows] == list(range(11))
+    for row in rows[1:]:
         assert float(row["learning_rate"]) == pytest.approx(learning_rate(int(row["step"]) - 1, config), rel=1e-4)
         assert float(row["loss"]) < 0
     assert (tmp_path / "curves.png").read_bytes() == repr(history).encode()
 
 
-def test_the_logged_loss_is_the_mean_since_the_row_before(store, small, tmp_path):
+def test_the_logged_loss_is_the_mean_since_the_row_before(store, small, tmp_path, logged):
     train(replace(small, log_every=3), store, tmp_path)
     every = train(small, store, tmp_path / "every")
     losses = {row["step"]: row["loss"] for row in every[1:]}
     groups = {3: (1, 2, 3), 4: (4,), 6: (5, 6), 8: (7, 8), 9: (9,), 10: (10,)}
-    assert {int(row["step"]): float(row["loss"] or "nan") for row in rows_of(tmp_path)[1:]} == {
+    assert {int(row["step"]): float(row["loss"] or "nan") for row in logged(tmp_path)[1:]} == {
         step: pytest.approx(np.mean([losses[n] for n in steps]), rel=1e-5) for step, steps in groups.items()
     }
 
@@ -168,7 +134,7 @@ def test_the_logged_loss_is_the_mean_since_the_row_before(store, small, tmp_path
 @pytest.mark.parametrize("method", ["none", "map-dropout"])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_run_interrupted_at_random_and_resumed_equals_one_that_was_not(
-    store, small, tmp_path, uninterrupted, method, seed
+    store, small, tmp_path, uninterrupted, method, seed, assert_same_run
 ):
     config, calls = replace(small, method=method), random.Random(seed)
     interruptions = sorted(calls.sample(range(11), 3))  # three times in a row; the last may be of the last step
@@ -187,7 +153,7 @@ def test_a_run_interrupted_at_random_and_resumed_equals_one_that_was_not(
 
 @pytest.mark.parametrize("write", [0, 1, 3, 5, 7, 9, 11, 12])
 def test_a_run_killed_while_saving_and_resumed_equals_one_that_was_not(
-    store, small, tmp_path, uninterrupted, monkeypatch, write
+    store, small, tmp_path, uninterrupted, monkeypatch, write, assert_same_run
 ):
     count, durably = iter(range(10**6)), state.write_durably
 
@@ -204,47 +170,7 @@ def test_a_run_killed_while_saving_and_resumed_equals_one_that_was_not(
     assert_same_run(tmp_path, uninterrupted("none"))
 
 
-_SCRIPT = """
-import sys
-import torch
-from samdeblur.cli.train import main
-from samdeblur.train import loop, state
-
-torch.set_num_threads(1)
-state.draw_curves = lambda history: repr(history).encode()
-loss, steps = loop.LOSSES["psnr"], []
-
-def loss_and_wait(*arguments):
-    if torch.is_grad_enabled():
-        steps.append(len(steps))
-        if len(steps) == 7:
-            print("in step 7", flush=True)
-            sys.stdin.read()
-    return loss(*arguments)
-
-loop.LOSSES["psnr"] = loss_and_wait
-main()
-"""
-
-
-def test_a_killed_command_run_again_goes_on_from_its_last_state(store, small, tmp_path, uninterrupted):
-    method = "map-dropout"
-    config = tmp_path / "config.yaml"
-    config.write_text(replace(small, method=method).to_yaml())
-    command = [sys.executable, "-c", _SCRIPT, str(store.path), "--config", str(config), "--out", str(tmp_path / "run")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stdout.readline() == b"in step 7\n", process.stderr.read()
-        process.kill()
-    assert process.returncode == -signal.SIGKILL
-    assert contents(tmp_path / "run")["state.pt"]["step"] == 4
-    steps = []
-    train(replace(small, method=method), store, tmp_path / "run", progress=lambda row: steps.append(row["step"]))
-    assert sorted(set(steps)) == [4, 5, 6, 7, 8, 9, 10]
-    assert steps == sorted(steps)
-    assert_same_run(tmp_path / "run", uninterrupted(method))
-
-
-def test_a_finished_run_is_left_as_it_is(store, small, tmp_path, uninterrupted, monkeypatch):
+def test_a_finished_run_is_left_as_it_is(store, small, tmp_path, uninterrupted, monkeypatch, assert_same_run):
     undisturbed = uninterrupted("none")
     train(small, store, tmp_path)
     monkeypatch.setitem(loop.LOSSES, "psnr", None)
@@ -271,7 +197,9 @@ def begun(store, small, tmp_path_factory):
     ],
     ids=str,
 )
-def test_going_on_with_other_settings_is_refused_with_what_differs(store, small, begun, changes, said):
+def test_going_on_with_other_settings_is_refused_with_what_differs(
+    store, small, begun, changes, said, contents, assert_same_run
+):
     before = contents(begun)
     with pytest.raises(ConfigError, match=said) as caught:
         train(replace(small, **{"steps": 1} | changes), store, begun)
@@ -310,7 +238,7 @@ def test_going_on_with_more_images_than_the_run_began_with_is_refused(small, tmp
 
 
 @pytest.mark.parametrize("log_every", [1, 3, 4])
-def test_a_run_that_diverges_stops_and_keeps_its_last_state(store, small, tmp_path, monkeypatch, log_every):
+def test_a_run_that_diverges_stops_and_keeps_its_last_state(store, small, tmp_path, monkeypatch, log_every, contents):
     monkeypatch.setitem(loop.LOSSES, "psnr", _spoiled_from(6))
     config = replace(small, log_every=log_every)
     with pytest.raises(Diverged, match=r"loss is nan at step \d.*step 4 is intact") as caught:
@@ -332,7 +260,7 @@ def _spoiled_from(step):
     return spoiled
 
 
-def test_weights_that_become_infinite_in_a_step_of_validation_are_a_divergence_too(store, small, tmp_path):
+def test_weights_that_become_infinite_in_a_step_of_validation_are_a_divergence_too(store, small, tmp_path, contents):
     wild = replace(small, learning_rate=1e30, grad_clip=0.0, val_every=1)
     with pytest.raises(Diverged):
         train(wild, store, tmp_path)
@@ -396,8 +324,8 @@ def test_validation_scores_whole_images_as_evaluation_does(store, small, tmp_pat
     network = load_network(tmp_path / "last.safetensors")
     images = json.loads((tmp_path / "run.json").read_text())["validation"]["images"]
     scores = [score for score, _ in score_images(network, store, images)]
-    assert history[-1]["val_psnr"] == pytest.approx(np.mean([score.psnr for score in scores]), abs=1e-6)
-    assert history[-1]["val_ssim"] == pytest.approx(np.mean([score.ssim_wang for score in scores]), abs=1e-6)
+    assert history[-1]["val_psnr"] == pytest.approx(np.mean([score.metrics["psnr"] for score in scores]), abs=1e-6)
+    assert history[-1]["val_ssim"] == pytest.approx(np.mean([score.metrics["ssim_wang"] for score in scores]), abs=1e-6)
 
 
 def test_best_weights_are_those_of_the_best_validation_the_last_of_equals(store, small, tmp_path, monkeypatch):
