@@ -64,5 +64,6 @@ const decibel = value => `${formatted(value, 2)} dB`;
 const thumbnailOf = result => result?.thumbnail ? `data:image/jpeg;base64,${result.thumbnail}` : null;
 const routeTo = image => `#${image.set}/${encodeURIComponent(image.key)}`;
 
-// A colour for a network among several.
-const networkColour = network => `hsl(${(211 + 137.5 * network) % 360} 62% 52%)`;
+// A colour for a network among several; red is for what collapsed.
+const HUES = [211, 38, 280, 150, 320, 180, 75];
+const networkColour = network => `hsl(${HUES[network % HUES.length]} 68% ${50 - 14 * (Math.floor(network / HUES.length) % 2)}%)`;

@@ -1,0 +1,145 @@
+"""The guard: telling collapsed results without a sharp picture, and what stands in their place.
+
+A result has collapsed when its PSNR is more than 3 dB below that of the blurred input (arXiv 2309.02270, section 3),
+that is, when its squared error is more than twice that of the input. What an image and the result tell about that is
+measured in three numbers, and a result is suspicious when one of them is above its limit. docs/guard.md says how the
+limits were fixed, and how often the guard is right.
+
+Shapes: B batch, H W pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+CELL = 16  # pixels; differences within a cell are detail, its mean is colour
+GRID = 8  # parts of each side of a picture in which damage is looked for
+FLOOR = (0.5 / 255) ** 2  # detail that rounding to 8 bits gives an even surface
+
+ON_BY_DEFAULT = False  # finds too few of the collapsed results on families it was not made for: docs/guard.md
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What was measured of one result; infinite where the network gave values that are not finite.
+
+    Attributes:
+        range: root mean square of what lies outside [0, 1], in the worst of the 8 x 8 parts of the picture.
+        detail: change of the detail, as a share of the detail of the input: the square root of the ratio of two
+            variances within cells of 16 x 16 pixels, that of result - image over that of the image.
+        colour: root mean square change of the means of cells, in the worst part. Blur moves light by its length and
+            no further, so means over longer distances stay.
+    """
+
+    range: float
+    detail: float
+    colour: float
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Findings above these are suspicious."""
+
+    range: float = 0.047
+    detail: float = 0.6
+    colour: float = 0.1
+
+
+LIMITS = Limits()
+
+
+@dataclass(frozen=True)
+class Guarded:
+    """A result that was looked at.
+
+    Attributes:
+        output: (1, 3, H, W), what stands as the result, not clamped.
+        flags: what was suspicious in the network's own result.
+        fallback: what stands in its place; empty for the result itself.
+    """
+
+    output: Tensor
+    flags: tuple[str, ...] = ()
+    fallback: str = ""
+
+
+@torch.no_grad()
+def inspect(image: Tensor, output: Tensor) -> list[Findings]:
+    """Measure results; the same for a picture that is mirrored or transposed, and whatever else is in the batch.
+
+    Args:
+        image: (B, 3, H, W) in [0, 1], what the network was given.
+        output: (B, 3, H, W), what it gave, before it is clamped; on the same device.
+
+    Returns:
+        B findings. One transfer from the device for the whole batch.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    if image.shape != output.shape or image.dim() != 4:
+        raise ValueError(f"image and output must be (B, 3, H, W), got {tuple(image.shape)} and {tuple(output.shape)}")
+    image, output = image.float(), output.float()
+    finite = output.isfinite()
+    output = torch.where(finite, output, image)
+    inside = output.clamp(0, 1)
+    change = inside - image
+    height, width = image.shape[-2:]
+    cells = (math.ceil(height / CELL), math.ceil(width / CELL))
+
+    outside = _worst((output - inside).square())
+    outside = outside.where(finite.all(dim=(1, 2, 3)), math.inf)
+    means, changed = _means_and_variance(change, cells)
+    _, there = _means_and_variance(image, cells)
+    numbers = torch.stack([outside, changed / (there + FLOOR), _worst(means.square())], dim=1)
+    return [Findings(*row) for row in numbers.sqrt().tolist()]
+
+
+def _worst(energy: Tensor) -> Tensor:
+    """(B, C, h, w) -> (B,): mean over the channels and over the worst of 8 x 8 parts."""
+    return F.adaptive_avg_pool2d(energy.mean(dim=1, keepdim=True), GRID).amax(dim=(1, 2, 3))
+
+
+def _means_and_variance(x: Tensor, cells: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Means of cells (B, 3, h, w), and the mean over all cells of the variance within them, (B,)."""
+    means = F.adaptive_avg_pool2d(x, cells)
+    variance = F.adaptive_avg_pool2d(x.square(), cells) - means.square()
+    return means, variance.clamp(min=0).mean(dim=(1, 2, 3))
+
+
+def flags(findings: Findings, limits: Limits = LIMITS) -> tuple[str, ...]:
+    """Names of the findings that are suspicious: "range", "detail", "colour". None are, and the result passes."""
+    names = (field.name for field in fields(Findings))
+    return tuple(name for name in names if getattr(findings, name) > getattr(limits, name))
+
+
+def rescue(
+    image: Tensor,
+    output: Tensor,
+    alternatives: Iterable[tuple[str, Callable[[], Tensor]]] = (),
+    limits: Limits = LIMITS,
+) -> Guarded:
+    """The result of one picture if it is not suspicious, else the first alternative that is not.
+
+    Args:
+        image: (1, 3, H, W) in [0, 1].
+        output: (1, 3, H, W), the network's result, not clamped.
+        alternatives: names, and what computes another result of the same shape; asked for in order, and only as far as
+            needed. The image itself is never suspicious, so `("input", lambda: image)` always ends the search.
+
+    Returns:
+        The result itself, with its flags, where no alternative passes. It may hold values that are not finite then.
+    """
+    found = flags(inspect(image, output)[0], limits)
+    if found:
+        for name, compute in alternatives:
+            other = compute()
+            if not flags(inspect(image, other)[0], limits):
+                return Guarded(other, found, name)
+    return Guarded(output, found)
