@@ -166,18 +166,18 @@ def example(folder: Path) -> Path:
 
 def take_picture(page: Path) -> bytes:
     """The list, and below it an image of the report, as PNG with few colours."""
-    with Browser(1250, 1000) as browser:
+    with Browser(1120, 985) as browser:
         browser.open(page)
         browser.until(READY)
         parts = [browser.screenshot()]
-        browser.show(1250, 770)
+        browser.show(1120, 740)
         browser.open(f"{page.as_uri()}#0/coffee%2F00")
         browser.until(f"{READY} && document.querySelector('.pane canvas:not([hidden])') !== null")
         parts.append(browser.screenshot())
         assert not browser.problems, browser.problems
     stacked = np.vstack([np.array(Image.open(io.BytesIO(part)).convert("RGB")) for part in parts])
     buffer = io.BytesIO()
-    Image.fromarray(stacked).quantize(192).save(buffer, "PNG", optimize=True)
+    Image.fromarray(stacked).quantize(256).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 
