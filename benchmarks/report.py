@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import platform
 import statistics
 import sys
@@ -199,7 +200,7 @@ def main(images: Sequence[int], picture: bool) -> None:
         click.echo(", ".join(f"{name} {value}" for name, value in row.items()))
     with Browser() as browser:
         program = browser.call("Browser.getVersion")["product"]
-    machine = f"{platform.machine()}, {program}, headless, a fresh profile for each"
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, {program}, headless, a fresh profile for each"
     text = json.dumps({"machine": machine, "repeats": REPEATS, "rows": rows}, indent=1)
     (ROOT / "benchmarks/results/report.json").write_text(text + "\n")
 

@@ -99,6 +99,8 @@ def prior_for(
     mask_dropout: float = MASK_DROPOUT,
     semantics: str = "paper",
     multiple: int = 16,
+    aggregate: Aggregate = "sum",
+    statistics: Statistics = "mean",
 ) -> Prior | None:
     """The prior of a row of Table 1: `none`, `cat`, `map` or `map-dropout`.
 
@@ -107,6 +109,7 @@ def prior_for(
         mask_dropout: share of the masks that map-dropout drops in training mode.
         semantics: "paper", or "released" for what the released code computes; they differ for MAP only.
         multiple: what the network pads the sides of images to, which released MAP depends on: `NAFNet.multiple`.
+        aggregate, statistics: of MAP in the paper's semantics; see `mask_average_pool`.
     """
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}, choose from {', '.join(METHODS)}")
@@ -118,5 +121,7 @@ def prior_for(
         return CATPrior()
     dropout = mask_dropout if method == "map-dropout" else 0.0
     if semantics == "paper":
-        return MAPUnit(channels, dropout)
+        return MAPUnit(channels, dropout, aggregate, statistics)
+    if (aggregate, statistics) != ("sum", "mean"):
+        raise ValueError(f"semantics {semantics} has no aggregate {aggregate!r} and statistics {statistics!r}")
     return build_prior({"name": "released-map", "channels": channels, "dropout": dropout, "multiple": multiple})

@@ -7,11 +7,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
 from samdeblur.models import METHODS, SEMANTICS
+from samdeblur.models.pooling import Aggregate, Statistics
 from samdeblur.train.losses import LOSSES
 
 PRESETS = Path(__file__).parent / "presets"
@@ -36,6 +37,8 @@ _RANGES: dict[str, tuple[float, float]] = {
 _CHOICES: dict[str, Sequence[str]] = {
     "method": METHODS,
     "semantics": SEMANTICS,
+    "aggregate": get_args(Aggregate),
+    "statistics": get_args(Statistics),
     "loss": tuple(LOSSES),
     "precision": ("float32", "bfloat16", "float16", "float64"),
     "device": ("auto", "cpu", "cuda"),
@@ -53,6 +56,8 @@ class TrainConfig:
     semantics: str = "paper"  # of map and map-dropout; "released": as the released code computes them
     prior_channels: int = 2  # S
     mask_dropout: float = 0.5  # of map-dropout; share of the masks of a crop
+    aggregate: Aggregate = "sum"  # what a pixel under several masks gets
+    statistics: Statistics = "mean"  # what is taken of the pixels of a mask
     width: int = 32
     enc_blk_nums: tuple[int, ...] = (1, 1, 1, 28)
     middle_blk_num: int = 1
@@ -108,6 +113,8 @@ class TrainConfig:
             raise ConfigError(f"betas: two numbers, got {len(self.betas)}")
         if self.subimage_size and self.subimage_size < self.crop_size:
             raise ConfigError(f"subimage_size: {self.subimage_size} is smaller than the crops, {self.crop_size}")
+        if self.semantics == "released" and (self.aggregate, self.statistics) != ("sum", "mean"):
+            raise ConfigError("aggregate and statistics: semantics released has none but sum and mean")
         if self.freeze_backbone and self.method == "none":
             raise ConfigError("freeze_backbone: method none has no prior to train alone")
 

@@ -66,7 +66,15 @@ def _initial_network(config: TrainConfig) -> Deblurrer:
 
 
 def _prior(config: TrainConfig, network: NAFNet) -> Any:
-    return prior_for(config.method, config.prior_channels, config.mask_dropout, config.semantics, network.multiple)
+    return prior_for(
+        config.method,
+        config.prior_channels,
+        config.mask_dropout,
+        config.semantics,
+        network.multiple,
+        config.aggregate,
+        config.statistics,
+    )
 
 
 def _kind(config: dict[str, Any]) -> dict[str, Any]:
