@@ -4,20 +4,36 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
 from samdeblur.cli.images import images_options, with_all_images
-from samdeblur.cli.messages import REQUEUE, progress_bar, run_command
+from samdeblur.cli.messages import FAILED, REQUEUE, WRONG_USAGE, progress_bar, run_command
 from samdeblur.models import METHODS
 from samdeblur.storage import open_store
 from samdeblur.train.config import ARCHITECTURE, ConfigError, TrainConfig, parse_assignment, read_config
-from samdeblur.train.loop import train
+from samdeblur.train.loop import Diverged, train
 from samdeblur.train.ranks import is_first
 from samdeblur.train.state import Row
 from samdeblur.train.stopping import Stopped
+
+# What comes to all processes of a run.
+_ALIKE: dict[type[Exception], int] = {Stopped: REQUEUE, Diverged: FAILED, ConfigError: WRONG_USAGE}
+
+
+@contextmanager
+def _said_once() -> Iterator[None]:
+    """Leave it to the first process to say what comes to all."""
+    try:
+        yield
+    except tuple(_ALIKE) as error:
+        if is_first():
+            raise
+        sys.exit(_ALIKE[type(error)])
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -37,6 +53,7 @@ from samdeblur.train.stopping import Stopped
 @click.option("--batch-size", type=int, help="Short for --set batch_size=...")
 @click.option("--seed", type=int, help="Short for --set seed=...")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Short for --set device=...")
+@_said_once()
 def cli(
     store: str,
     out: Path,
@@ -68,12 +85,7 @@ def cli(
     training, *validation = with_all_images(stores, images, images_layout)
     start = time.monotonic()
     with progress_bar(total=settings.steps, unit="step", desc=settings.method, disable=not is_first()) as bar:
-        try:
-            history = train(settings, training, out, validation[0] if validation else None, _Shown(bar))
-        except Stopped:  # in all processes alike
-            if not is_first():
-                sys.exit(REQUEUE)
-            raise
+        history = train(settings, training, out, validation[0] if validation else None, _Shown(bar))
     if not is_first():
         return
     best = max((row for row in history if "val_psnr" in row), key=lambda row: row["val_psnr"])

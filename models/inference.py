@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from samdeblur.models.attach import Deblurrer
 from samdeblur.models.pooling import AtomBatch
@@ -62,19 +63,40 @@ def deblur(
         OutOfMemory: the memory of the GPU does not suffice.
         TileError: the tiles do not suit the network.
     """
+    return to_pixels(restore(network, image, atoms, tile, overlap, precision))
+
+
+@torch.inference_mode()
+def restore(
+    network: Deblurrer,
+    image: NDArray[np.uint8],
+    atoms: AtomMap | None = None,
+    tile: int | None = None,
+    overlap: int = OVERLAP,
+    precision: str = "float32",
+) -> Tensor:
+    """As `deblur`, but what the network gives, (3, H, W) on its device, not clamped and not looked at."""
     weight = next(network.parameters())
-    device, dtype = weight.device, weight.dtype
     half = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(precision)
     try:
-        batch = torch.from_numpy(image).to(device).permute(2, 0, 1)[None].to(dtype) / 255
-        masks = AtomBatch.collate([atoms]).to(device) if atoms is not None else None
-        with torch.autocast(device.type, half, enabled=half is not None):
+        batch = to_tensor(image, weight)
+        masks = AtomBatch.collate([atoms]).to(weight.device) if atoms is not None else None
+        with torch.autocast(weight.device.type, half, enabled=half is not None):
             output = network(batch, masks) if tile is None else forward_in_tiles(network, batch, masks, tile, overlap)
     except torch.OutOfMemoryError as error:
         height, width = image.shape[:2]
         how = f"in tiles of {tile}: give smaller ones" if tile else "at once: give a tile size, as in --tile 512"
-        raise OutOfMemory(f"{device} has no memory for a picture of {width}x{height} {how}") from error
-    output = output[0].float()
+        raise OutOfMemory(f"{weight.device} has no memory for a picture of {width}x{height} {how}") from error
+    return output[0].float()
+
+
+def to_tensor(image: NDArray[np.uint8], like: Tensor) -> Tensor:
+    """(H, W, 3) uint8 to (1, 3, H, W) in [0, 1], of the device and type of another tensor."""
+    return torch.from_numpy(image).to(like.device).permute(2, 0, 1)[None].to(like.dtype) / 255
+
+
+def to_pixels(output: Tensor) -> NDArray[np.uint8]:
+    """(3, H, W) to (H, W, 3) uint8: clamped to [0, 1], times 255, rounded. Raises NotFinite."""
     if not torch.isfinite(output).all():
         raise NotFinite("the network gave values that are not finite; check the checkpoint against the images")
     return output.clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).cpu().numpy()

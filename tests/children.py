@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
@@ -19,9 +18,7 @@ import torch.distributed as dist
 
 SECONDS = 120  # that a child which hangs may take
 
-# Processes are forked from one that has read the libraries.
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["samdeblur.cli.train"])
 
 
 @dataclass(frozen=True)
@@ -61,7 +58,10 @@ class Child:
 
 @contextmanager
 def started(
-    arguments: Sequence[object], said: Path, before_step: int | None = None, environment: Mapping[str, str] | None = None
+    arguments: Sequence[object],
+    said: Path,
+    before_step: int | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> Iterator[Child]:
     """A child for the time of the context.
 
@@ -88,8 +88,6 @@ def started_together(
     arguments: Sequence[Sequence[object]], said: Path, before_step: Mapping[int, int] | None = None
 ) -> Iterator[list[Child]]:
     """The processes of one run, each with its arguments, as torchrun starts them."""
-    from contextlib import ExitStack
-
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # where they meet
     common = {
         "MASTER_ADDR": "127.0.0.1",

@@ -6,6 +6,7 @@ stop and go on anywhere, with any number of processes.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,6 +24,7 @@ from samdeblur.storage import AtomMap, ImageNotReady, MaskStore, StoreError
 from samdeblur.storage.location import Unreachable
 from samdeblur.storage.store import Window
 from samdeblur.train.cache import PictureCache
+from samdeblur.train.stopping import SIGNALS
 
 
 class Crop(NamedTuple):
@@ -224,6 +226,8 @@ class Share(Sampler[list[int]]):
 def crop_loader(dataset: CropDataset, share: Share, workers: int) -> Iterator[Batch]:
     """The batches of a process; its workers are started afresh, since TensorStore does not survive a fork.
 
+    A signal that asks the run to stop may come to all its processes; workers leave it to the process they work for.
+
     Raises what reading a crop raises, also in a worker.
     """
     loader = DataLoader(
@@ -233,11 +237,17 @@ def crop_loader(dataset: CropDataset, share: Share, workers: int) -> Iterator[Ba
         num_workers=workers,
         multiprocessing_context="forkserver" if workers else None,
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_ignore_signals,
     )
     for batch in loader:
         if isinstance(batch, Exception):
             raise batch
         yield batch
+
+
+def _ignore_signals(worker: int) -> None:
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-CELL = 16  # pixels; what differs within a cell is detail, its mean is colour
-GRID = 8  # parts of each side of a picture in which damage is looked for
+FINE = 16  # pixels; what differs within a cell of this side is detail
+COARSE = 32  # pixels; the mean of a cell of this side is colour
 FLOOR = (0.5 / 255) ** 2  # detail that rounding to 8 bits gives an even surface
 
 ON_BY_DEFAULT = False  # finds too few of the collapsed results on families it was not made for: docs/guard.md
@@ -31,10 +31,11 @@ class Findings:
 
     Attributes:
         range: root mean square of what lies outside [0, 1], in the worst of the 8 x 8 parts of the picture.
-        detail: root mean square change as a share of the detail of the input, which is its standard deviation within
-            cells of 16 x 16 pixels. Deblurring adds detail, but seldom changes more than there is.
-        colour: root mean square change of the means of cells, in the worst part. Blur moves light by its length and
-            no further, so means over longer distances stay.
+        detail: how much detail changed, as a share of the detail of the input. Detail is the standard deviation within
+            cells of 16 x 16 pixels.
+        colour: how much the means of cells of 32 x 32 pixels changed, root mean square in the worst of 4 x 4 parts, as
+            a share of the detail of the input. Blur moves light by its length and no further, so these means stay;
+            and the error of the input, which a collapsed result exceeds, comes from its detail.
     """
 
     range: float
@@ -46,9 +47,9 @@ class Findings:
 class Limits:
     """Findings above these are suspicious."""
 
-    range: float = 0.047
-    detail: float = 0.6
-    colour: float = 0.1
+    range: float = 0.031
+    detail: float = 1.6
+    colour: float = 0.79
 
 
 LIMITS = Limits()
@@ -90,22 +91,33 @@ def inspect(image: Tensor, output: Tensor) -> list[Findings]:
     output = torch.where(finite, output, image)
     inside = output.clamp(0, 1)
     change = inside - image
-    height, width = image.shape[-2:]
-    cells = (math.ceil(height / CELL), math.ceil(width / CELL))
-
-    outside = _worst((output - inside).square())
-    outside = outside.where(finite.all(dim=(1, 2, 3)), math.inf)
-    changed = change.square().mean(dim=(1, 2, 3))
-    there = F.adaptive_avg_pool2d(image.square(), cells) - F.adaptive_avg_pool2d(image, cells).square()
-    detail = changed / (there.clamp(min=0).mean(dim=(1, 2, 3)) + FLOOR)
-    colour = _worst(F.adaptive_avg_pool2d(change, cells).square())
-    numbers = torch.stack([outside, detail, colour], dim=1)
+    detail = _detail(image) + FLOOR
+    outside = _worst((output - inside).square(), 8)
+    numbers = torch.stack(
+        [
+            outside.where(finite.all(dim=(1, 2, 3)), math.inf),
+            _detail(change) / detail,
+            _worst(_cells(change, COARSE).square(), 4) / detail,
+        ],
+        dim=1,
+    )
     return [Findings(*row) for row in numbers.sqrt().tolist()]
 
 
-def _worst(energy: Tensor) -> Tensor:
-    """(B, C, h, w) -> (B,): mean over the channels and over the worst of 8 x 8 parts."""
-    return F.adaptive_avg_pool2d(energy.mean(dim=1, keepdim=True), GRID).amax(dim=(1, 2, 3))
+def _cells(x: Tensor, side: int) -> Tensor:
+    """Means of cells of about a side, in pixels, that fill the picture: (B, C, H, W) -> (B, C, h, w)."""
+    height, width = x.shape[-2:]
+    return F.adaptive_avg_pool2d(x, (math.ceil(height / side), math.ceil(width / side)))
+
+
+def _detail(x: Tensor) -> Tensor:
+    """Mean variance within cells of a picture: (B, C, H, W) -> (B,)."""
+    return (_cells(x.square(), FINE) - _cells(x, FINE).square()).clamp(min=0).mean(dim=(1, 2, 3))
+
+
+def _worst(energy: Tensor, parts: int) -> Tensor:
+    """Mean over the channels and over the worst of parts x parts parts of a picture: (B, C, h, w) -> (B,)."""
+    return F.adaptive_avg_pool2d(energy.mean(dim=1, keepdim=True), parts).amax(dim=(1, 2, 3))
 
 
 def flags(findings: Findings, limits: Limits = LIMITS) -> tuple[str, ...]:

@@ -80,10 +80,9 @@ def train(
         config = resolved(config, network)
         facts = run_facts(config, store, keys, val)
         run = _Run(config, network, val, folder, ranks, request, progress)
-        state = read_run(folder, config, facts)
+        run.restore(read_run(folder, config, facts))
         if ranks.first:
             write_facts(folder, config, facts)
-        run.restore(state)
         loader = crop_loader(
             crops,
             Share(config.batch_size, run.step + 1, config.steps, config.accumulate, ranks.rank, ranks.world),
@@ -183,7 +182,7 @@ class _Run:
         rate = learning_rate(step - 1, config)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        total = torch.zeros((), device=self.ranks.device)
+        total = torch.zeros((), dtype=self.dtype, device=self.ranks.device)
         for part in range(config.accumulate):
             last = part == config.accumulate - 1
             with nullcontext() if last else without_averaging(self.stepped):
@@ -304,7 +303,7 @@ class _Run:
     def validate(self) -> Row:
         """Mean PSNR and SSIM and the MCR on whole images, each process scoring some. Raises Diverged, Stopped."""
         keys = self.ranks.share(self.val.keys)
-        scores = []
+        scores, broken = [], None
         try:
             for score, result in score_images(self.shown.eval(), self.val.store, keys):
                 if score.key == self.val.keys[0]:
@@ -315,7 +314,9 @@ class _Run:
                     self.network.train()
                     self.stop(self.request.by)
         except NotFinite as error:
-            raise self._diverged(f"validation: {error};") from error
+            broken = error
+        if self.ranks.largest(int(broken is not None)):
+            raise self._diverged(f"validation: {broken or 'another process has values that are not finite'};")
         summary = summarise(self.ranks.gather(scores))
         return {"val_psnr": summary["psnr"], "val_ssim": summary["ssim_wang"], "val_mcr": summary["mcr"]}
 

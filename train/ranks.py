@@ -18,6 +18,10 @@ from samdeblur.models import pick_device
 
 Item = TypeVar("Item")
 
+# Groups are kept to the end of the process. Where DistributedDataParallel lets go of one last, it waits for a thread of
+# gloo while holding the lock of the interpreter, and that thread may be waiting for the lock (seen in torch 2.11).
+_groups: list[Any] = []
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -110,6 +114,7 @@ def joined(device: str) -> Iterator[Ranks]:
         picked = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(picked)
     dist.init_process_group("nccl" if picked.type == "cuda" else "gloo")
+    _groups.append(dist.group.WORLD)
     try:
         yield Ranks(picked, dist.get_rank(), dist.get_world_size())
     finally:

@@ -65,8 +65,8 @@ def read_run(folder: Path, config: TrainConfig, facts: Mapping[str, Any]) -> dic
 def write_facts(folder: Path, config: TrainConfig, facts: Mapping[str, Any]) -> None:
     """Say in the folder what is run."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_durably(folder / RUN, json.dumps(facts, indent=1).encode())
-    write_durably(folder / CONFIG, config.to_yaml().encode())
+    _write(folder / RUN, json.dumps(facts, indent=1).encode())
+    _write(folder / CONFIG, config.to_yaml().encode())
 
 
 def save_state(folder: Path, state: dict[str, Any], network: Deblurrer, keep: bool) -> None:
@@ -87,9 +87,18 @@ def save_state(folder: Path, state: dict[str, Any], network: Deblurrer, keep: bo
     names = {LAST_WEIGHTS: True, INITIAL_WEIGHTS: step == 0, BEST_WEIGHTS: best_step(history) == step}
     for name, wanted in (names | {f"step-{step}.safetensors": keep}).items():
         if wanted:
-            write_durably(folder / name, weights)
+            _write(folder / name, weights)
     write_log(folder, history)
-    write_durably(folder / STATE, buffer.getbuffer())
+    _write(folder / STATE, buffer.getbuffer())
+
+
+def _write(path: Path, data: bytes | memoryview) -> None:
+    """`write_durably`, with the name in its error: a full disk does not say which file."""
+    try:
+        write_durably(path, data)
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def best_step(history: list[Row]) -> float | None:
@@ -104,8 +113,8 @@ def write_log(folder: Path, history: list[Row]) -> None:
     writer = csv.DictWriter(text, COLUMNS, restval="")
     writer.writeheader()
     writer.writerows(_cells(row) for row in history)
-    write_durably(folder / LOG, text.getvalue().encode())
-    write_durably(folder / CURVES, draw_curves(history))
+    _write(folder / LOG, text.getvalue().encode())
+    _write(folder / CURVES, draw_curves(history))
 
 
 def add_to_log(folder: Path, row: Row) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import multiprocessing
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ from samdeblur.train.state import TIMES
 
 Picture = NDArray[np.uint8]
 Images = Mapping[str, tuple[Picture, Picture, NDArray[np.bool_]]]
+
+# Commands and loader workers are forked from one process that has read the libraries, which takes seconds.
+multiprocessing.set_forkserver_preload(["samdeblur.cli.train"])
 
 
 @pytest.fixture(scope="session")
@@ -85,6 +89,18 @@ def small() -> TrainConfig:
         log_every=1,
         device="cpu",
     )
+
+
+@pytest.fixture
+def command(tmp_path: Path, store: MaskStore) -> Callable[[TrainConfig, Path], list[str]]:
+    """(settings, folder) -> arguments of samdeblur-train for such a run on the four images."""
+
+    def arguments(config: TrainConfig, folder: Path) -> list[str]:
+        file = tmp_path / f"{folder.name}.yaml"
+        file.write_text(config.to_yaml())
+        return [str(store.path), "--config", str(file), "--out", str(folder)]
+
+    return arguments
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ function route() {
   try {
     image = SETS[number]?.byKey.get(decodeURIComponent(rest));
   } catch { /* not an address of this page: the list */ }
+  if (image && shown?.image === image) return;
   const viewer = byId("viewer"), overview = byId("overview");
   byId("tip").hidden = true;
   if (!image) {
@@ -45,6 +46,7 @@ function returnTo(image) {
 
 function leave() {
   location.hash = "";
+  route();
 }
 
 const PAN = 0.1;  // of the stage

@@ -229,7 +229,9 @@ function nextNetwork() {
 // The image some places on in the list, as it is sorted and filtered.
 function step(places) {
   const next = listed[listed.indexOf(shown.image) + places];
-  if (next) location.replace(routeTo(next));
+  if (!next) return;
+  location.replace(routeTo(next));
+  route();  // at once, for keys that come faster than the event
 }
 
 function startViewer() {

@@ -1,0 +1,76 @@
+"""The study of the prior: every variant, seed by seed, on families of images it was and was not trained on.
+
+python benchmarks/study --size small --out study --plan     # what there is to do
+python benchmarks/study --size small --out study            # do it; run again, it goes on where it stopped
+python benchmarks/study --size small --out study --summary  # of what is there so far
+
+docs/study.md has what was found.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import click
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from plan import SIZES, cells, stores
+from summary import write_summary
+from work import prepare, train_and_evaluate
+
+
+@click.command(help=__doc__)
+@click.option("--size", "name", type=click.Choice(list(SIZES)), default="small", show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default="study", show_default=True)
+@click.option("--processes", default=os.cpu_count(), show_default=True, help="Trainings at a time, a core each.")
+@click.option("--only", help="Variants whose name has this in it, and none.")
+@click.option("--pictures", default=8, show_default=True, help="Of each set and variant, kept of the first seed.")
+@click.option("--plan", "only_plan", is_flag=True, help="Say what there is to do and end.")
+@click.option("--summary", "only_summary", is_flag=True, help="Sum up what is there and end.")
+def main(
+    name: str, out: Path, processes: int, only: str | None, pictures: int, only_plan: bool, only_summary: bool
+) -> None:
+    size = SIZES[name]
+    if only_summary:
+        click.echo(write_summary(size, out))
+        return
+    wanted = [cell for cell in cells(size) if not only or only in cell.variant.name or cell.variant.name == "none"]
+    needed = {cell.variant.masks or size.masks[0] for cell in wanted}
+    to_prepare = [store for store in stores(size) if store.masks in needed]
+    click.echo(f"{len(to_prepare)} stores: {', '.join(store.place for store in to_prepare)}")
+    click.echo(f"{len(wanted)} trainings, {size.seeds} seeds of:")
+    for variant in dict.fromkeys(cell.variant.name for cell in wanted):
+        click.echo(f"  {variant}")
+    if only_plan:
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    do_all("stores", prepare, [(store, size, out) for store in to_prepare], processes)
+    do_all("trainings", train_and_evaluate, [(cell, size, out, pictures) for cell in wanted], processes)
+    click.echo(write_summary(size, out))
+
+
+def do_all(what: str, do: Callable[..., Any], pieces: Sequence[tuple[Any, ...]], processes: int) -> None:
+    """Do every piece, some at a time, and say how far it is. One that fails ends it when those begun are done."""
+    start = time.monotonic()
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("forkserver")) as pool:
+        waiting = [pool.submit(do, *piece) for piece in pieces]
+        try:
+            for done, future in enumerate(as_completed(waiting), 1):
+                future.result()
+                left = (time.monotonic() - start) / done * (len(waiting) - done)
+                click.echo(f"{what}: {done} of {len(waiting)}, about {left / 60:.0f} min left")
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+if __name__ == "__main__":
+    main()

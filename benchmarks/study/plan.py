@@ -1,0 +1,147 @@
+"""What the study compares: sizes, sets of images, masks, and variants of the prior."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+SEEDS = 5
+
+# Masks, from the worst to the true ones: options of samdeblur-prep run.
+MASKS: dict[str, tuple[str, ...]] = {
+    "superpixels": ("--segmenter", "superpixels"),
+    "sam-coarse": ("--sam", "bundled", "--points-per-side", "8"),
+    "sam": ("--sam", "bundled"),
+    "true": ("--segmenter", "true-masks"),
+}
+
+# Name of a set -> source and split of samdeblur-prep run. The first is in distribution.
+FAMILIES = ("worlds", "worlds-long", "worlds-local", "worlds-noisy", "worlds-bright", "worlds-tone", "worlds-jpeg")
+PHOTOGRAPHS = {"photographs": "test", "photographs, ood": "test-ood"}  # of the source sample; they know no true masks
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is spent.
+
+    Attributes:
+        train, test: worlds to train on, and of each family to test on.
+        side: of the worlds, pixels.
+        photographs: whether to test on them too.
+        masks: of MASKS.
+        settings: of every training.
+    """
+
+    train: int
+    test: int
+    side: int
+    seeds: int
+    photographs: bool
+    masks: tuple[str, ...]
+    families: tuple[str, ...]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+NETWORK = {"enc_blk_nums": [1, 1], "middle_blk_num": 1, "dec_blk_nums": [1, 1], "betas": [0.9, 0.9], "grad_clip": 1.0}
+SIZES = {
+    "smoke": Size(
+        4, 2, 48, 2, False, ("superpixels", "true"), FAMILIES[:2],
+        NETWORK | {"width": 4, "steps": 3, "batch_size": 2, "crop_size": 32, "log_every": 1, "val_images": 1},
+    ),
+    "small": Size(
+        240, 24, 160, SEEDS, True, tuple(MASKS), FAMILIES,
+        NETWORK | {"width": 12, "steps": 800, "batch_size": 8, "crop_size": 64, "learning_rate": 4e-3,
+                   "min_learning_rate": 1e-5, "weight_decay": 1e-4, "log_every": 20, "val_images": 8},
+    ),
+    "full": Size(
+        2400, 100, 384, SEEDS, True, tuple(MASKS), FAMILIES,
+        {"enc_blk_nums": [1, 2, 4], "middle_blk_num": 4, "dec_blk_nums": [2, 1, 1], "width": 32, "steps": 50_000,
+         "batch_size": 32, "crop_size": 128, "val_images": 50},
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of the study.
+
+    Attributes:
+        masks: of MASKS; "" where the network looks at none.
+        settings: of its training, beside those of the size.
+    """
+
+    name: str
+    masks: str
+    settings: dict[str, Any]
+
+
+def variants(masks: Sequence[str]) -> list[Variant]:
+    """All rows for these masks: the four of Table 1, both semantics, options of ours, ablations."""
+    best = "sam" if "sam" in masks else masks[0]
+    found = [Variant("none", "", {"method": "none"})]
+    for name in masks:
+        found += [Variant(f"{method}, {name}", name, {"method": method}) for method in ("cat", "map", "map-dropout")]
+    released = {"semantics": "released"}
+    for method in ("map", "map-dropout"):
+        found.append(Variant(f"{method} released, {best}", best, {"method": method} | released))
+    for options in ({"aggregate": "mean"}, {"aggregate": "smallest"}, {"statistics": "mean+std"}):
+        name = "map-dropout " + " ".join(options.values())
+        found.append(Variant(f"{name}, {best}", best, {"method": "map-dropout"} | options))
+    for rate in (0.25, 0.75):
+        found.append(Variant(f"map-dropout {rate}, {best}", best, {"method": "map-dropout", "mask_dropout": rate}))
+    for channels in (1, 8):
+        name = f"map-dropout S={channels}, {best}"
+        found.append(Variant(name, best, {"method": "map-dropout", "prior_channels": channels}))
+    return found
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training."""
+
+    variant: Variant
+    seed: int
+
+    @property
+    def place(self) -> str:
+        """Its folder below those of runs and results."""
+        return f"{self.variant.name.replace(', ', '-').replace(' ', '-')}/seed-{self.seed}"
+
+
+def cells(size: Size) -> Iterator[Cell]:
+    """Every training, seed by seed, so that what is there early is comparable."""
+    for seed in range(size.seeds):
+        for variant in variants(size.masks):
+            yield Cell(variant, seed)
+
+
+@dataclass(frozen=True)
+class Store:
+    """Images with one kind of masks."""
+
+    images: str  # "train", or the name of a test set
+    masks: str
+
+    @property
+    def place(self) -> str:
+        return f"{self.images.replace(', ', '-')}-{self.masks}.zarr"
+
+    def source(self, size: Size) -> tuple[str, str]:
+        """Source and split for samdeblur-prep run."""
+        if self.images == "train":
+            return f"worlds:{size.train}:{size.side}", "train"
+        if self.images in PHOTOGRAPHS:
+            return "sample", PHOTOGRAPHS[self.images]
+        return f"{self.images}:{size.test}:{size.side}", "test"
+
+
+def test_sets(size: Size, masks: str) -> list[Store]:
+    """The sets that a network is tested on; without masks those of the first kind, which it does not look at."""
+    names = [*size.families, *(PHOTOGRAPHS if size.photographs and masks != "true" else ())]
+    return [Store(name, masks or size.masks[0]) for name in names]
+
+
+def stores(size: Size) -> list[Store]:
+    """Every store there has to be."""
+    return [store for masks in size.masks for store in (Store("train", masks), *test_sets(size, masks))]

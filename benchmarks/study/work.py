@@ -1,0 +1,61 @@
+"""Doing one piece of the study: a store, or a training with its evaluation. Each goes on where it was stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from plan import MASKS, Cell, Size, Store, test_sets
+
+from samdeblur.models import load_network
+from samdeblur.storage import open_store
+from samdeblur.storage.files import sha256_file
+from samdeblur.train import TrainConfig, train
+from samdeblur.train.evaluate import Evaluation, evaluate
+from samdeblur.train.ranks import Ranks
+from samdeblur.train.results import RESULTS, Conventions, Inference, Results, write_results
+from samdeblur.train.sets import StoreSet
+
+
+def prepare(store: Store, size: Size, out: Path) -> None:
+    """A store by samdeblur-prep run, in this process. Raises RuntimeError where that fails."""
+    from samdeblur.cli.prep import cli
+
+    source, split = store.source(size)
+    path = out / "stores" / store.place
+    arguments = [
+        "run",
+        source,
+        str(path),
+        "--split",
+        split,
+        *MASKS[store.masks],
+        "--workers",
+        "1",
+        "--progress",
+        "none",
+    ]
+    if code := cli.main(arguments, standalone_mode=False):
+        raise RuntimeError(f"{path}: samdeblur-prep run ended with {code}")
+
+
+def train_and_evaluate(cell: Cell, size: Size, out: Path, pictures: int) -> str:
+    """One network, trained and scored on every set; gives its place."""
+    torch.set_num_threads(1)
+    results = out / "results" / cell.place
+    if (results / RESULTS).exists():
+        return cell.place
+    run = out / "runs" / cell.place
+    config = TrainConfig.of(size.settings | cell.variant.settings | {"seed": cell.seed, "device": "cpu"})
+    masks = cell.variant.masks or size.masks[0]
+    train(config, open_store(out / "stores" / Store("train", masks).place), run)
+    weights = run / "last.safetensors"
+    network, sha256 = load_network(weights), sha256_file(weights).hex()
+    task = Evaluation(results, sha256, Conventions(), pictures=pictures if cell.seed == 0 else 0, say=print)
+    sets = []
+    for store in test_sets(size, cell.variant.masks):
+        images = StoreSet(open_store(out / "stores" / store.place))
+        images.split = store.images  # what the set is called in the tables of the study
+        sets.append(evaluate(network, images, Inference(), task, Ranks(torch.device("cpu"))))
+    write_results(Results(cell.variant.name, str(weights), sha256, tuple(sets), task.conventions), results)
+    return cell.place
