@@ -22,7 +22,7 @@ from samdeblur.train.alignment import aligned_scores
 from samdeblur.train.journal import Journal
 from samdeblur.train.metrics import FIDELITY, compare
 from samdeblur.train.perceptual import PerceptualMetrics
-from samdeblur.train.pictures import keep_pictures, keep_thumbnail
+from samdeblur.train.pictures import forget_pictures, keep_pictures, keep_thumbnail
 from samdeblur.train.ranks import Ranks
 from samdeblur.train.results import Conventions, Inference, Score, SetResult
 from samdeblur.train.sets import ImageSet, Masks, Sample, UnusableImage
@@ -107,7 +107,12 @@ def evaluate(
     n_unusable = sum(ranks.gather([len(unusable)]))
     found, seconds = journal.read()
     scores = tuple(found[key] for key in images.keys if key in found)
-    for score in ranks.share(worst_first(scores)[: task.pictures]):
+    worst = worst_first(scores)[: task.pictures]
+    if ranks.first:  # of other weights, or other images
+        thumbnails = [score.key for score in scores] if task.pictures else []
+        forget_pictures(task.folder, about.name, pictures=[score.key for score in worst], thumbnails=thumbnails)
+    ranks.wait()
+    for score in ranks.share(worst):
         sample = images.sample(score.key)
         masks = images.masks(score.key, sample.blurred)
         result = _deblurred(network, sample, masks, inference)

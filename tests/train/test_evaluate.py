@@ -10,10 +10,11 @@ from samdeblur.models import CATPrior, MAPUnit, NAFNet, NotFinite, deblur, with_
 from samdeblur.storage import AtomMap, StoreError
 from samdeblur.train import metrics, score_images
 from samdeblur.train.alignment import aligned_scores
-from samdeblur.train.evaluate import Evaluation, evaluate, restored_path
+from samdeblur.train.evaluate import Evaluation, evaluate, restored_path, worst_first
 from samdeblur.train.perceptual import PerceptualMetric, PerceptualMetrics
+from samdeblur.train.pictures import kept_pictures, read_thumbnail
 from samdeblur.train.ranks import Ranks
-from samdeblur.train.results import Conventions, Inference
+from samdeblur.train.results import Conventions, Inference, SetResult
 from samdeblur.train.sets import LooseSet, Sample, StoreSet, UnusableImage
 
 
@@ -76,8 +77,8 @@ CPU = Ranks(torch.device("cpu"))
 
 
 def task(folder, **changes):
-    usual = {"conventions": Conventions(), "pictures": 0, "say": lambda line: None}
-    return Evaluation(folder, "ab" * 32, **usual | changes)
+    usual = {"sha256": "ab" * 32, "conventions": Conventions(), "pictures": 0, "say": lambda line: None}
+    return Evaluation(folder, **usual | changes)
 
 
 @pytest.fixture(scope="module")
@@ -248,3 +249,15 @@ def test_more_metrics_are_asked_of_the_result(store, network, tmp_path):
     alone = LooseSet("d", "s", "", ["a"], lambda key: Sample(store.image("blurred", "s/0"), None), None)
     lone = evaluate(with_prior(Brighter(0.0), None), alone, Inference(), task(tmp_path, extra=extra), CPU)
     assert lone.summary == {"images": 1, "light": pytest.approx(store.image("blurred", "s/0").mean() / 255, rel=1e-5)}
+
+
+def test_pictures_of_an_evaluation_before_do_not_stay(store, network, tmp_path):
+    evaluate(network, StoreSet(store), Inference(), task(tmp_path, pictures=4), CPU)
+    name = SetResult("toy", "train", store.header.fingerprint, ()).name
+    assert all(kept_pictures(tmp_path, name, key) for key in store.keys)
+    found = evaluate(network, StoreSet(store), Inference(), task(tmp_path, pictures=1, sha256="cd" * 32), CPU)
+    kept = {key for key in store.keys if kept_pictures(tmp_path, name, key)}
+    assert kept == {worst_first(found.scores)[0].key}
+    assert all(read_thumbnail(tmp_path, name, key) for key in store.keys)
+    evaluate(network, StoreSet(store), Inference(), task(tmp_path, pictures=0, sha256="ef" * 32), CPU)
+    assert not any(read_thumbnail(tmp_path, name, key) or kept_pictures(tmp_path, name, key) for key in store.keys)
