@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -16,13 +15,14 @@ from samdeblur.cli.images import images_options
 from samdeblur.cli.messages import QUARANTINED, progress_bar, run_command
 from samdeblur.cli.sets import Loose, open_sets
 from samdeblur.cli.table import table
-from samdeblur.models import Deblurrer, TileError, check_tiles, load_network, local_pooling
+from samdeblur.models import Deblurrer, TileError, check_tiles, load_network
 from samdeblur.models.tiles import OVERLAP
 from samdeblur.storage.files import sha256_file
 from samdeblur.train.evaluate import Evaluation, evaluate
 from samdeblur.train.metrics import COLLAPSE_DB
 from samdeblur.train.ranks import Ranks, is_first, joined
 from samdeblur.train.report import write_report
+from samdeblur.train.restoring import FALLBACKS, FLAG
 from samdeblur.train.results import Conventions, Inference, Results, SetResult, write_results
 from samdeblur.train.sets import ImageSet
 from samdeblur.train.state import CONFIG, run_weights
@@ -42,6 +42,15 @@ def cli() -> None:
 
 
 cli.add_command(table)
+
+
+def guard_of(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """Names of fallbacks joined by commas, or flag. Raises BadParameter."""
+    names = value.split(",") if value is not None else []
+    unknown = [name for name in names if name not in FALLBACKS]
+    if unknown and value != FLAG:
+        raise click.BadParameter(f"{unknown[0]!r} is none of {FLAG}, {', '.join(FALLBACKS)}")
+    return value
 
 
 @cli.command()
@@ -68,6 +77,9 @@ cli.add_command(table)
               help=f"Pixels that neighbouring tiles share.  [default: {OVERLAP}]")  # fmt: skip
 @click.option("--precision", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32",
               show_default=True, help="Less than float32 changes results a little, and is named in them.")  # fmt: skip
+@click.option("--guard", callback=guard_of, metavar="flag|tlc-off,tiled,input",
+              help="Flag results that look collapsed; or put something in their place, the first named that does not "
+                   "look so.")  # fmt: skip
 @click.option("--metric", "metrics", multiple=True, metavar="NAME",
               help="Beside PSNR and SSIM: lpips, dists, ms-ssim (pip install samdeblur[perceptual]), niqe and others "
                    "of pyiqa; may be repeated.")  # fmt: skip
@@ -138,7 +150,7 @@ def _inference(options: dict[str, Any]) -> Inference:
     overlap = None
     if options["tile"] is not None:
         overlap = OVERLAP if options["overlap"] is None else options["overlap"]
-    return Inference(options["tile"], overlap, precision=options["precision"])
+    return Inference(options["tile"], overlap, precision=options["precision"], guard=options["guard"])
 
 
 def _tlc(options: dict[str, Any], images: ImageSet, model: Deblurrer) -> int | None:
@@ -148,7 +160,6 @@ def _tlc(options: dict[str, Any], images: ImageSet, model: Deblurrer) -> int | N
 
 
 def _evaluate(model: Deblurrer, images: ImageSet, inference: Inference, task: Evaluation, ranks: Ranks) -> SetResult:
-    model = prepared(model, inference)
     name = f"{images.dataset} {images.split}"
     with progress_bar(total=len(images.keys), unit="img", desc=name, disable=not is_first()) as bar:
 
@@ -171,18 +182,6 @@ def _check_tiles(model: Deblurrer, inference: Inference) -> None:
             check_tiles(model, inference.tile, inference.overlap)
         except TileError as error:
             raise click.UsageError(f"--tile and --overlap: {error}") from error
-
-
-def prepared(model: Deblurrer, inference: Inference) -> Deblurrer:
-    """The network, with local means if they are asked for; says what they do not reach."""
-    if inference.tlc is None:
-        return model
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        model = local_pooling(model, inference.tlc)
-    for warning in caught:
-        _say(f"--tlc: {warning.message}")
-    return model
 
 
 def method_of(folder: Path, model: Deblurrer) -> str:

@@ -24,8 +24,9 @@ from samdeblur.train.metrics import FIDELITY, compare
 from samdeblur.train.perceptual import PerceptualMetrics
 from samdeblur.train.pictures import forget_pictures, keep_pictures, keep_thumbnail
 from samdeblur.train.ranks import Ranks
+from samdeblur.train.restoring import Restored, Restorer
 from samdeblur.train.results import Conventions, Inference, Score, SetResult
-from samdeblur.train.sets import ImageSet, Masks, Sample, UnusableImage
+from samdeblur.train.sets import ImageSet, Sample, UnusableImage
 
 Picture = NDArray[np.uint8]
 CPU = torch.device("cpu")
@@ -65,7 +66,7 @@ def evaluate(
     """Score a network on a set, going on where an evaluation of the same kind was stopped.
 
     Args:
-        network: with local means already where `inference` says so.
+        network: as it was loaded; `inference` says what is done with it.
         progress: called with the number of images that are done, and of all, as far as this process knows.
 
     Raises:
@@ -84,6 +85,7 @@ def evaluate(
     journal = Journal(task.folder, about.name, identity, ranks.rank)
     known, _ = journal.read()
     ranks.wait()  # all have read before any writes
+    restorer = Restorer(network, inference, task.say if ranks.first else lambda line: None)
     unusable: list[str] = []
     device = next(network.parameters()).device
     mine = ranks.share([key for key in images.keys if key not in known])
@@ -95,12 +97,12 @@ def evaluate(
             unusable.append(key)
             continue
         masks = images.masks(key, sample.blurred) if network.prior is not None else None
-        result = _deblurred(network, sample, masks, inference)
-        score = measure(key, sample, result, task.conventions.align == "ecc", task.extra, device)
+        restored = restorer(sample.blurred, masks.atoms if masks is not None else None)
+        score = measure(key, sample, restored, task.conventions.align == "ecc", task.extra, device)
         if task.pictures:
-            keep_thumbnail(task.folder, about.name, key, result)
+            keep_thumbnail(task.folder, about.name, key, restored.picture)
         if task.save_images:
-            write_png(restored_path(task.folder, about.name, key), result)
+            write_png(restored_path(task.folder, about.name, key), restored.picture)
         seconds, start = time.perf_counter() - start, time.perf_counter()
         journal.add(score, seconds)
         progress(len(known) + number, len(images.keys))
@@ -115,8 +117,8 @@ def evaluate(
     for score in ranks.share(worst):
         sample = images.sample(score.key)
         masks = images.masks(score.key, sample.blurred)
-        result = _deblurred(network, sample, masks, inference)
         atoms, records = masks or (None, None)
+        result = restorer(sample.blurred, atoms).picture
         keep_pictures(task.folder, about.name, score.key, sample.blurred, result, sample.sharp, atoms, records)
     ranks.wait()
     return SetResult(
@@ -142,13 +144,13 @@ def score_images(
         sample = Sample(store.image("blurred", key), store.image("sharp", key))
         atoms = store.atoms(key) if network.prior is not None else None
         result = deblur(network, sample.blurred, atoms, tile, overlap)
-        yield measure(key, sample, result), result
+        yield measure(key, sample, Restored(result)), result
 
 
 def measure(
     key: str,
     sample: Sample,
-    result: Picture,
+    restored: Restored,
     aligned: bool = False,
     extra: PerceptualMetrics | None = None,
     device: torch.device = CPU,
@@ -162,23 +164,23 @@ def measure(
         device: where PSNR and SSIM are computed.
     """
     blurred, sharp = sample
+    result, found, fallback = restored
     more = extra(result, sharp) if extra is not None else {}
     if sharp is None:
-        return Score(key, more)
+        return Score(key, more, found, fallback)
     if aligned:
         sides = [aligned_scores(picture, sharp) for picture in (blurred, result)]
-        flags = () if all(side.found for side in sides) else ("unaligned",)
+        found += () if all(side.found for side in sides) else ("unaligned",)
         before, after = ({name: getattr(side, name) for name in FIDELITY} for side in sides)
     else:
         tensors = (
             torch.from_numpy(picture)[None].permute(0, 3, 1, 2).to(device) for picture in (sharp, blurred, result)
         )
-        before, after = ({name: float(value) for name, value in found.items()} for found in compare(*tensors))
-        flags = ()
+        before, after = ({name: float(value) for name, value in one.items()} for one in compare(*tensors))
     fidelity = {
         f"{name}{side}": found[name] for name in FIDELITY for side, found in (("_blurred", before), ("", after))
     }
-    return Score(key, fidelity | more, flags)
+    return Score(key, fidelity | more, found, fallback)
 
 
 def worst_first(scores: Sequence[Score]) -> list[Score]:
@@ -198,11 +200,6 @@ def write_png(path: Path, picture: Picture) -> None:
     if not done:
         raise OSError(f"{path}: cannot be encoded as PNG")
     write_durably(path, data.tobytes())
-
-
-def _deblurred(network: Deblurrer, sample: Sample, masks: Masks | None, inference: Inference) -> Picture:
-    atoms = masks.atoms if masks is not None else None
-    return deblur(network, sample.blurred, atoms, inference.tile, inference.overlap or 0, inference.precision)
 
 
 def _read_ahead(images: ImageSet, keys: Sequence[str]) -> Iterator[tuple[str, Sample | UnusableImage]]:

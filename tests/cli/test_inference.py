@@ -143,3 +143,23 @@ def test_what_stays_global_is_named(samdeblur, checkpoint, store, tmp_path, monk
     done = samdeblur("eval", "run", checkpoint, store, "--pictures", 0, "--tlc", "--out", tmp_path / "o")
     assert done.code == 0
     assert "--tlc: these keep looking at the whole picture: network (mean in NAFNet)" in done.err
+
+
+def test_the_guard_is_named_in_results_and_its_findings_with_each_image(
+    samdeblur, checkpoint, store, tmp_path, monkeypatch
+):
+    forward = NAFNet.forward
+    monkeypatch.setattr(NAFNet, "forward", lambda self, image: 5 * forward(self, image) - 2)
+    options = ("--pictures", 1, "--guard", "tlc-off,input", "--out", tmp_path / "o")
+    done = samdeblur("eval", "run", checkpoint, store, *options)
+    assert done.code == 0, done.err
+    (found,) = json.loads((tmp_path / "o/results.json").read_text())["sets"]
+    assert found["inference"]["guard"] == "tlc-off,input"
+    assert {image["fallback"] for image in found["images"]} == {"input"}
+    assert all(image["flags"] and image["psnr"] == image["psnr_blurred"] for image in found["images"])
+    assert "guard tlc-off,input" in done.out
+
+
+def test_a_guard_that_is_not_known_is_refused(samdeblur, checkpoint, store, tmp_path):
+    refused = samdeblur("eval", "run", checkpoint, store, "--guard", "tiled,crop", "--out", tmp_path / "o")
+    assert (refused.code, "'crop' is none of flag, tlc-off, tiled, input" in refused.error) == (2, True)
