@@ -47,9 +47,9 @@ class Findings:
 class Limits:
     """Findings above these are suspicious."""
 
-    range: float = 0.031
-    detail: float = 1.6
-    colour: float = 0.79
+    range: float = 0.047
+    detail: float = 1.2
+    colour: float = 0.77
 
 
 LIMITS = Limits()

@@ -78,7 +78,7 @@ def train(
         crops = CropDataset(store, keys, cutting, config.seed, config.method != "none", config.cache_mb << 20)
         network = build_network(config).to(ranks.device)
         config = resolved(config, network)
-        facts = run_facts(config, store, keys, val)
+        facts = run_facts(config, store, keys, val) | {"smaller_than_crop": crops.n_small}
         run = _Run(config, network, val, folder, ranks, request, progress)
         run.restore(read_run(folder, config, facts))
         if ranks.first:

@@ -45,7 +45,8 @@ class Restorer:
     ) -> None:
         self.plain = self.network = network
         self.inference = inference
-        self._fallbacks = [name for name in (inference.guard or FLAG).split(",") if name != FLAG]
+        nothing_new = {FLAG, *(() if inference.tlc else ("tlc-off",)), *(("tiled",) if inference.tile else ())}
+        self._fallbacks = [name for name in (inference.guard or FLAG).split(",") if name not in nothing_new]
         if inference.tlc is not None:
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")

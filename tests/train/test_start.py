@@ -77,6 +77,8 @@ def test_map_goes_on_with_mask_dropout(store, small, source, tmp_path):
         ("map", {"method": "none"}),
         ("map", {"method": "map", "semantics": "released"}),
         ("map", {"method": "map", "prior_channels": 3}),
+        ("map", {"method": "map", "aggregate": "mean"}),
+        ("map", {"method": "map", "statistics": "mean+std"}),
     ],
     ids=str,
 )
