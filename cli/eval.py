@@ -135,12 +135,10 @@ def run(network: str, sets: tuple[str, ...], out: Path, **options: Any) -> int:
     write_results(results, out)
     click.echo(as_markdown(run_table(results)))
     click.echo(f"report: {write_report(out, results)}")
-    left_out = sum(result.unready for result in found)
-    if left_out:
-        click.echo(f"left out, because not ready or not usable: {left_out} images", err=True)
-    return (
-        QUARANTINED if any(result.unready > images.unready for result, images in zip(found, opened, strict=True)) else 0
-    )
+    unusable = sum(result.unready - images.unready for result, images in zip(found, opened, strict=True))
+    if unusable:
+        click.echo(f"{unusable} of the images could not be used and are left out, as said above", err=True)
+    return QUARANTINED if unusable else 0
 
 
 def _inference(options: dict[str, Any]) -> Inference:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from samdeblur.cli.images import with_all_images
 from samdeblur.models import pick_device
 from samdeblur.pipeline import BUNDLED_SETTINGS, BadImage, PrepSettings, Source, Weights, open_source
-from samdeblur.pipeline.listing import images_in
+from samdeblur.pipeline.listing import SourceError, images_in
 from samdeblur.pipeline.recipe import load_stages
 from samdeblur.pipeline.sources import is_worlds
-from samdeblur.storage import AtomMap, open_store
+from samdeblur.storage import AtomMap, MaskStore, open_store
 from samdeblur.storage.decode import read_image
 from samdeblur.storage.layout import fingerprint
 from samdeblur.storage.pictures import SUFFIXES
@@ -48,11 +48,16 @@ def open_sets(
     if loose.sam is not None and all(is_store):
         raise click.UsageError("--sam is for folders of pictures; the masks of a store are in it")
     ready = iter(with_all_images(stores, images, images_layout))
+    sources = [None if known else _open_source(place, loose) for place, known in zip(locations, is_store, strict=True)]
     segmenter = _Segmenter(loose) if loose.with_masks and not all(is_store) else None
-    return [
-        StoreSet(next(ready)) if known else _open_loose(location, loose, segmenter)
-        for location, known in zip(locations, is_store, strict=True)
-    ]
+    return [_of_store(next(ready)) if source is None else source.with_masks(segmenter) for source in sources]
+
+
+def _of_store(store: MaskStore) -> StoreSet:
+    found = StoreSet(store)
+    if found.unready:
+        click.echo(f"{store.path}: {found.unready} of {len(store)} images are not ready and are left out", err=True)
+    return found
 
 
 def _is_store(location: str) -> bool:
@@ -81,17 +86,32 @@ class _Segmenter:
         return self._stages.segmenter.segment(blurred)
 
 
-def _open_loose(location: str, loose: Loose, segmenter: _Segmenter | None) -> LooseSet:
-    recipe = segmenter.recipe if segmenter is not None else ""
+@dataclass(frozen=True)
+class _Pictures:
+    """The images of a folder."""
+
+    dataset: str
+    split: str
+    keys: Sequence[str]
+    read: Callable[[str], Sample]
+
+    def with_masks(self, segmenter: _Segmenter | None) -> LooseSet:
+        recipe = segmenter.recipe if segmenter is not None else ""
+        return LooseSet(self.dataset, self.split, recipe, self.keys, self.read, segmenter)
+
+
+def _open_source(location: str, loose: Loose) -> _Pictures:
     folder = Path(location)
     if folder.is_dir() and any(path.suffix.lower() in SUFFIXES for path in folder.iterdir()):
         files = images_in(folder)
-        keys = sorted(files)
-        return LooseSet(folder.resolve().name, "blurred", recipe, keys, lambda key: _read_alone(files[key]), segmenter)
-    source = open_source(location, loose.split, loose.layout)
+        return _Pictures(folder.resolve().name, "blurred", sorted(files), lambda key: _read_alone(files[key]))
+    try:
+        source = open_source(location, loose.split, loose.layout)
+    except SourceError as error:
+        raise SourceError(f"{location}: not a mask store, and not pictures: {error}") from error
     for note in source.notes:
         click.echo(f"note: {note}", err=True)
-    return LooseSet(source.dataset, source.split, recipe, source.keys, lambda key: _read_pair(source, key), segmenter)
+    return _Pictures(source.dataset, source.split, source.keys, lambda key: _read_pair(source, key))
 
 
 def _read_alone(path: Path) -> Sample:

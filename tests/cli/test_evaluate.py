@@ -19,17 +19,17 @@ from samdeblur.storage import open_store
 # As the console script, but before image STOP it says so and waits.
 WAITING = """
 import os, sys
-from samdeblur.train import evaluate
-deblur, calls = evaluate.deblur, []
+from samdeblur.train import restoring
+restore, calls = restoring.restore, []
 
 def waiting(*arguments):
     if len(calls) == int(os.environ["STOP"]):
         print("waiting", flush=True)
         sys.stdin.read()
     calls.append(1)
-    return deblur(*arguments)
+    return restore(*arguments)
 
-evaluate.deblur = waiting
+restoring.restore = waiting
 from samdeblur.cli.eval import main
 main()
 """
@@ -126,7 +126,7 @@ def test_a_picture_that_cannot_be_used_is_named_and_left_out(samdeblur, checkpoi
     done = samdeblur("eval", "run", checkpoint, pairs, "--out", tmp_path / "o", "--pictures", 0)
     assert done.code == 3
     assert "pairs test: 002 is left out:" in done.err
-    assert "left out, because not ready or not usable: 1 images" in done.err
+    assert "1 of the images could not be used and are left out" in done.err
     (found,) = results_of(tmp_path / "o")["sets"]
     assert (len(found["images"]), found["unready"]) == (4, 1)
 
