@@ -26,11 +26,12 @@ class ConfigError(ValueError):
 _RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("width", "steps", "batch_size", "crop_size", "val_every", "log_every"), (1, math.inf)),
     **dict.fromkeys(("prior_channels", "middle_blk_num", "accumulate", "crops_per_image", "save_every"), (1, math.inf)),
-    **dict.fromkeys(("enc_blk_nums", "dec_blk_nums", "seed", "freeze_backbone", "subimage_size"), (0, math.inf)),
+    **dict.fromkeys(("enc_blk_nums", "dec_blk_nums", "freeze_backbone", "subimage_size"), (0, math.inf)),
     **dict.fromkeys(("learning_rate", "min_learning_rate", "weight_decay", "grad_clip"), (0, math.inf)),
     **dict.fromkeys(("keep_every", "val_images", "cache_mb"), (0, math.inf)),
     **dict.fromkeys(("betas", "mask_dropout", "val_share", "ema"), (0, 1)),
     "loader_workers": (-1, math.inf),
+    "seed": (0, 1 << 63),
 }
 
 # What a setting is one of.

@@ -92,7 +92,13 @@ def train(
         progress({"step": run.step})
         run.look()  # the network before its first step, or a step that was saved and not validated
         for step in range(run.step + 1, config.steps + 1):
-            run.take_step(step, batches)
+            try:
+                run.take_step(step, batches)
+            except RuntimeError as error:
+                if not (request.by and ranks.world == 1 and str(error).startswith("DataLoader worker")):
+                    raise
+                run.step = step - 1  # the signal came to the workers too, which were not yet up
+                run.stop(request.by)
             run.note(batches)
         run.board.close()
         return run.history

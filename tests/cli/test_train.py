@@ -109,7 +109,8 @@ def refused(train, tmp_path):
         ("zzz=2", "zzz: no such setting; known: method, "),
         ("accumulate", "'accumulate': write name=value"),
         ("accumulate=[1", "accumulate: '[1' is not a YAML value"),
-        ("seed=-1", "seed: must be at least 0, is -1"),
+        ("seed=-1", "seed: must be in [0, 9223372036854775808), is -1"),
+        ("seed=9223372036854775808", "seed: must be in [0, 9223372036854775808)"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(samdeblur, tmp_path, assignment, words):

@@ -140,6 +140,35 @@ def test_workers_leave_signals_to_the_process_they_read_for(store):
     assert len(list(batches)) == 11
 
 
+def test_a_signal_that_ends_workers_before_they_leave_it_alone_stops_the_run_after_its_last_whole_step(
+    store, full, tmp_path, uninterrupted, monkeypatch, assert_same_run
+):
+    wait, calls = loop._Waiting.next, []
+
+    def lost(batches):
+        calls.append(batches)
+        if len(calls) == 12:  # the second part of step 6
+            signal.raise_signal(signal.SIGTERM)
+            raise RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly")
+        return wait(batches)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Waiting, "next", lost)
+        with pytest.raises(Stopped, match="stopped after step 5 of 10, which is saved"):
+            train(full, store, tmp_path)
+    train(full, store, tmp_path)
+    assert_same_run(tmp_path, uninterrupted)
+
+
+def test_a_worker_that_is_lost_without_a_signal_is_an_error(store, small, tmp_path, monkeypatch):
+    def lost(batches):
+        raise RuntimeError("DataLoader worker (pid(s) 7) is killed by signal: Killed.")
+
+    monkeypatch.setattr(loop._Waiting, "next", lost)
+    with pytest.raises(RuntimeError, match="is killed"):
+        train(small, store, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)], ids=str
 )
