@@ -6,6 +6,7 @@ stop and go on anywhere, with any number of processes.
 
 from __future__ import annotations
 
+import multiprocessing
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -230,12 +231,14 @@ def crop_loader(dataset: CropDataset, share: Share, workers: int) -> Iterator[Ba
 
     Raises what reading a crop raises, also in a worker.
     """
+    forkserver = multiprocessing.get_context("forkserver")
+    forkserver.set_forkserver_preload([__name__])  # libraries are imported once, not by every worker
     loader = DataLoader(
         _Told(dataset),
         batch_sampler=share,
         collate_fn=_collate_told,
         num_workers=workers,
-        multiprocessing_context="forkserver" if workers else None,
+        multiprocessing_context=forkserver if workers else None,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_ignore_signals,
     )

@@ -30,6 +30,7 @@ from samdeblur.train.state import Row, add_to_log, read_run, save_state, write_f
 from samdeblur.train.stopping import Stopped, StopRequest
 
 WORSE = 10.0  # dB by which the loss may rise above its best before a run counts as lost
+WILD = 30.0  # the same for a single batch
 MEMORY = 200  # steps that the loss is averaged over before it is judged
 HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -288,6 +289,8 @@ class _Run:
             again = self.ranks.mean(self.loss(self.network, self.batch)).item()
         if not math.isfinite(again):
             raise self._diverged(f"the loss is {again} after an update")
+        if (rise := in_decibels(self.config.loss, again) - self.watch.best) > WILD:
+            raise self._diverged(f"the loss is {rise:.0f} dB above its best after an update")
 
     def stop(self, by: int) -> None:
         """Save, and say so to who asked for it."""

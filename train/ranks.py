@@ -55,7 +55,7 @@ class Ranks:
         """The largest of a number over all processes."""
         if self.world == 1:
             return number
-        value = torch.tensor(number, device=self.device)
+        value = torch.tensor(number)  # on the CPU: a GPU is not waited for
         dist.all_reduce(value, dist.ReduceOp.MAX)
         return int(value)
 
@@ -113,7 +113,7 @@ def joined(device: str) -> Iterator[Ranks]:
     if picked.type == "cuda":
         picked = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(picked)
-    dist.init_process_group("nccl" if picked.type == "cuda" else "gloo")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if picked.type == "cuda" else "gloo")
     _groups.append(dist.group.WORLD)
     try:
         yield Ranks(picked, dist.get_rank(), dist.get_world_size())
