@@ -20,10 +20,20 @@ from samdeblur.models.tiles import OVERLAP
 from samdeblur.storage.files import sha256_file
 from samdeblur.train.evaluate import Evaluation, evaluate
 from samdeblur.train.metrics import COLLAPSE_DB
+from samdeblur.train.perceptual import perceptual_metrics
 from samdeblur.train.ranks import Ranks, is_first, joined
 from samdeblur.train.report import write_report
 from samdeblur.train.restoring import FALLBACKS, FLAG
-from samdeblur.train.results import Conventions, Inference, Results, SetResult, write_results
+from samdeblur.train.results import (
+    RESULTS,
+    Conventions,
+    Inference,
+    Results,
+    ResultsError,
+    SetResult,
+    read_results,
+    write_results,
+)
 from samdeblur.train.sets import ImageSet
 from samdeblur.train.state import CONFIG, run_weights
 from samdeblur.train.table import as_markdown, run_table
@@ -112,15 +122,27 @@ def run(network: str, sets: tuple[str, ...], out: Path, **options: Any) -> int:
         if options["train_size"] is not None and not any(way.tlc for way in ways):
             raise click.UsageError("--train-size is for --tlc")
         sha256 = sha256_file(path).hex()
+        _refuse_other_weights(out, sha256)
         task = Evaluation(
-            out, sha256, Conventions(), pictures=options["pictures"], save_images=options["save_images"], say=_say
+            out,
+            sha256,
+            Conventions(collapse_db=options["collapse_db"], align=options["align"]),
+            perceptual_metrics(options["metrics"], ranks.device) if options["metrics"] else None,
+            options["pictures"],
+            options["save_images"],
+            _say,
         )
         found = []
         for images, way in zip(opened, ways, strict=True):
             result = _evaluate(model, images, way, task, ranks)
             if first is not None:
                 alone = replace(
-                    task, folder=out / "step-0", sha256=sha256_file(first).hex(), pictures=0, save_images=False
+                    task,
+                    folder=out / "step-0",
+                    sha256=sha256_file(first).hex(),
+                    extra=None,
+                    pictures=0,
+                    save_images=False,
                 )
                 before = _evaluate(load_network(first).to(ranks.device), images, way, alone, ranks)
                 result = replace(result, psnr_step_0=before.summary.get("psnr"))
@@ -135,10 +157,20 @@ def run(network: str, sets: tuple[str, ...], out: Path, **options: Any) -> int:
     write_results(results, out)
     click.echo(as_markdown(run_table(results)))
     click.echo(f"report: {write_report(out, results)}")
+    if options["save_images"]:
+        click.echo(f"restored pictures: {out / 'restored'}")
     unusable = sum(result.unready - images.unready for result, images in zip(found, opened, strict=True))
     if unusable:
         click.echo(f"{unusable} of the images could not be used and are left out, as said above", err=True)
     return QUARANTINED if unusable else 0
+
+
+def _refuse_other_weights(out: Path, sha256: str) -> None:
+    """Raises ResultsError where the results of another network would be written over."""
+    if (out / RESULTS).exists() and (there := read_results(out)).sha256 != sha256:
+        raise ResultsError(
+            f"{out}: holds results of other weights ({there.method}, {there.weights}); use another --out"
+        )
 
 
 def _inference(options: dict[str, Any]) -> Inference:

@@ -85,12 +85,15 @@ def cli(
     training, *validation = with_all_images(stores, images, images_layout)
     start = time.monotonic()
     with progress_bar(total=settings.steps, unit="step", desc=settings.method, disable=not is_first()) as bar:
-        history = train(settings, training, out, validation[0] if validation else None, _Shown(bar))
+        shown = _Shown(bar)
+        history = train(settings, training, out, validation[0] if validation else None, shown)
     if not is_first():
         return
     best = max((row for row in history if "val_psnr" in row), key=lambda row: row["val_psnr"])
+    done = settings.steps - shown.first
+    spent = f"{done} of them now, in {time.monotonic() - start:.0f} s" if done else "all done before"
     click.echo(
-        f"{out}: {settings.steps} steps of {settings.method} in {time.monotonic() - start:.0f} s; validation PSNR "
+        f"{out}: {settings.steps} steps of {settings.method}, {spent}; validation PSNR "
         f"{history[0]['val_psnr']:.2f} dB at step 0, best {best['val_psnr']:.2f} dB at step {int(best['step'])}"
     )
     click.echo(f"curves: {out / 'curves.png'}   weights: {out / 'best.safetensors'}")
@@ -103,12 +106,16 @@ class _Shown:
         self.bar = bar
         self.said: dict[str, str] = {}
         self.begun = False
+        self.first = 0
 
     def __call__(self, row: Row) -> None:
         step = int(row["step"])
         if not self.begun:  # the first call says where the run starts, or goes on
             self.bar.initial = self.bar.n = self.bar.last_print_n = step
             self.begun = True
+            self.first = step
+            if 0 < step < self.bar.total and is_first():
+                click.echo(f"going on from step {step} of {self.bar.total}", err=True)
         if "loss" in row:
             self.said["loss"] = f"{row['loss']:.3f}"
             self.said["crops/s"] = f"{row['samples_per_second']:.1f}"

@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 import torch
 
+from samdeblur.cli import eval as eval_command
 from samdeblur.models import NAFNet, load_network
 from samdeblur.storage import open_store
+from samdeblur.train.perceptual import PerceptualMetric, PerceptualMetrics
 
 # As the console script, but before image STOP it says so and waits.
 WAITING = """
@@ -184,3 +186,35 @@ def test_saved_images_are_what_the_network_gives(samdeblur, checkpoint, store, t
         with torch.inference_mode():
             expected = network(blurred)[0].clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()
         assert np.array_equal(cv2.imread(str(path))[..., ::-1], expected)
+
+
+def test_results_of_other_weights_are_not_written_over(samdeblur, checkpoint, store, tmp_path):
+    options = (store, "--out", tmp_path / "o", "--pictures", 0)
+    assert samdeblur("eval", "run", checkpoint, *options).code == 0
+    before = results_of(tmp_path / "o")
+    refused = samdeblur("eval", "run", "bundled", *options)
+    assert (refused.code, "holds results of other weights (nafnet (none)," in refused.error) == (2, True), refused.error
+    assert results_of(tmp_path / "o") == before
+
+
+def test_alignment_other_metrics_and_the_threshold_of_collapse_reach_the_results(
+    samdeblur, checkpoint, store, tmp_path, monkeypatch
+):
+    light = PerceptualMetric("light", False, False, "mine 1", lambda result, sharp: result.mean()[None])
+    monkeypatch.setattr(eval_command, "perceptual_metrics", lambda names, device: PerceptualMetrics((light,), device))
+    options = ("--align", "ecc", "--metric", "light", "--collapse-db", 0.25)
+    for name, more in (("plain", ()), ("other", options)):
+        done = samdeblur("eval", "run", checkpoint, store, *more, "--pictures", 0, "--out", tmp_path / name)
+        assert done.code == 0, done.err
+    plain, other = (results_of(tmp_path / name) for name in ("plain", "other"))
+    assert (other["conventions"]["align"], other["conventions"]["collapse_db"]) == ("ecc", 0.25)
+    assert "light" in other["sets"][0]["summary"]
+    assert other["sets"][0]["summary"]["psnr"] != plain["sets"][0]["summary"]["psnr"]
+    refused = samdeblur("eval", "table", tmp_path / "plain", tmp_path / "other")
+    assert refused.code == 2
+
+
+def test_a_metric_that_is_not_known_is_refused(samdeblur, checkpoint, store, tmp_path):
+    refused = samdeblur("eval", "run", checkpoint, store, "--metric", "lpisp", "--out", tmp_path / "o")
+    assert (refused.code, "lpi" in refused.error) == (2, True)
+    assert not (tmp_path / "o").exists()
