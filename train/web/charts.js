@@ -94,12 +94,13 @@ function histogram(set, network, choose) {
     return [bin, shown.indexOf(owner), bar];
   }).sort((a, b) => a[0] - b[0] || a[1] - b[1]).map(([, , bar]) => bar);
 
-  const line = x(-collapse), zero = x(0);
+  const line = x(-collapse), zero = x(0), room = line - MARGIN.left > 70;  // for the word, on the left of the line
   return chart("change of PSNR, number of images",
     axes(x, y, xTicks, yTicks, "change of PSNR, dB", "images"),
     drawing("line", {class: "zero", x1: zero, x2: zero, y1: MARGIN.top, y2: y(0)}), ...bars,
     drawing("line", {class: "limit", x1: line, x2: line, y1: MARGIN.top, y2: y(0)}),
-    label(line - 5, MARGIN.top + 9, "collapsed", {"text-anchor": "end", class: "limit"}));
+    label(line + (room ? -5 : 5), MARGIN.top + 9, room ? "collapsed" : "\u2190 collapsed",
+      {"text-anchor": room ? "end" : "start", class: "limit"}));
 }
 
 // A line of slope 1 through (0, shift), inside the square domain.
