@@ -72,13 +72,12 @@ def cli(
     Exit codes: 0 done, 1 failed, 2 wrong usage, 75 stopped by SIGTERM or SIGUSR1 with its state saved (run it again),
     130 interrupted. --debug shows tracebacks.
     """
-    values = read_config(config) | dict(map(parse_assignment, assignments))
+    given = dict(map(parse_assignment, assignments))
+    values = read_config(config) | given
     values |= {name: value for name, value in shortcuts.items() if value is not None}
     settings = TrainConfig.of(values)
-    if settings.weights and (
-        given := [name for name in ARCHITECTURE if name in dict(map(parse_assignment, assignments))]
-    ):
-        raise ConfigError(f"{given[0]}: follows from the checkpoint {settings.weights}; leave it out")
+    if settings.weights and (fixed := [name for name in ARCHITECTURE if name in given]):
+        raise ConfigError(f"{fixed[0]}: follows from the checkpoint {settings.weights}; leave it out")
     stores = [open_store(store)] + ([open_store(val)] if val else [])
     if len(images) == 1:
         images *= len(stores)  # the folder of a dataset has all its splits

@@ -118,7 +118,7 @@ def evaluate(
         sample = images.sample(score.key)
         masks = images.masks(score.key, sample.blurred)
         atoms, records = masks or (None, None)
-        result = restorer(sample.blurred, atoms).picture
+        result = restorer(sample.blurred, atoms if network.prior is not None else None).picture
         keep_pictures(task.folder, about.name, score.key, sample.blurred, result, sample.sharp, atoms, records)
     ranks.wait()
     return SetResult(
@@ -185,7 +185,7 @@ def measure(
 
 def worst_first(scores: Sequence[Score]) -> list[Score]:
     """By dB won over the blurred input, the least first; as they come where there is no sharp picture."""
-    return sorted(scores, key=lambda score: score.gain if "psnr" in score.metrics else 0.0)
+    return sorted(scores, key=lambda score: score.gain)
 
 
 def restored_path(folder: Path, name: str, key: str) -> Path:

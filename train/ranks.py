@@ -76,14 +76,6 @@ class Ranks:
         dist.all_gather_object(parts, mine)
         return [parts[i % self.world][i // self.world] for i in range(sum(map(len, parts)))]
 
-    def from_first(self, value: Item) -> Item:
-        """What the first process has, in every process."""
-        if self.world == 1:
-            return value
-        box = [value]
-        dist.broadcast_object_list(box, src=0)
-        return box[0]
-
 
 def without_averaging(network: nn.Module) -> AbstractContextManager[Any]:
     """For all backward passes of a step but the last: gradients are averaged over processes once."""

@@ -9,7 +9,7 @@ from samdeblur.storage.files import write_durably
 from samdeblur.train.lineup import distinct_labels
 from samdeblur.train.page import ShownImage, ShownResult, ShownSet, Table, render_page
 from samdeblur.train.pictures import borrow_picture, kept_pictures, picture_path, read_thumbnail
-from samdeblur.train.results import Conventions, Results, Score, SetResult
+from samdeblur.train.results import Conventions, Results, SetResult
 from samdeblur.train.table import run_table
 
 REPORT = "report.html"
@@ -65,7 +65,7 @@ def _compared_set(folder: Path, name: str, found: Mapping[int, SetResult], run_f
         results: list[ShownResult | None] = []
         pictures: dict[str, Path] = {}
         kept = {n: kept_pictures(run_folders[n], name, key) for n in found}
-        worst = min((n for n in found if key in scores[n]), key=lambda n: _gain(scores[n][key]))
+        worst = min((n for n in found if key in scores[n]), key=lambda n: scores[n][key].gain)
         for n in found:
             if key not in scores[n]:
                 results.append(None)
@@ -82,10 +82,6 @@ def _compared_set(folder: Path, name: str, found: Mapping[int, SetResult], run_f
         images.append(ShownImage(key, results, pictures))
     notes = list(dict.fromkeys(note for result in found.values() for note in _notes(result)))
     return ShownSet(name, list(found), [result.collapse_db for result in found.values()], notes, images)
-
-
-def _gain(score: Score) -> float:
-    return score.gain if "psnr" in score.metrics else 0.0
 
 
 def _label(run: Results) -> str:

@@ -43,22 +43,15 @@ class Score:
 
     @property
     def gain(self) -> float:
-        """dB won over the blurred input; 0 for two perfect images. Raises KeyError without a sharp picture."""
-        return gain(self.metrics["psnr"], self.metrics["psnr_blurred"])
-
-
-def gain(psnr_after: float, psnr_before: float) -> float:
-    """dB won; 0 for infinity over infinity."""
-    return psnr_after - psnr_before if psnr_after != psnr_before else 0.0
+        """dB won over the blurred input; 0 for two perfect images, and without a sharp picture."""
+        before, after = self.metrics.get("psnr_blurred", 0.0), self.metrics.get("psnr", 0.0)
+        return after - before if after != before else 0.0  # infinity less infinity is not a number
 
 
 def summarise(scores: Sequence[Score], collapse_db: float = COLLAPSE_DB) -> dict[str, float]:
     """Number of images, the mode collapse rate, and means over images; no rate without sharp pictures."""
-    means = (
-        {name: float(np.mean([score.metrics[name] for score in scores])) for name in scores[0].metrics}
-        if scores
-        else {}
-    )
+    names = scores[0].metrics if scores else ()
+    means = {name: float(np.mean([score.metrics[name] for score in scores])) for name in names}
     if "psnr" not in means:
         return {"images": len(scores), **means}
     before, after = ([score.metrics[name] for score in scores] for name in ("psnr_blurred", "psnr"))
