@@ -48,7 +48,7 @@ def worlds(split: str, first: int, count: int) -> tuple[Pair, ...]:
 @cache
 def fit_pictures() -> tuple[Picture, ...]:
     """Sharp pictures that the thresholds are fixed on: the photographs of the sample's training split, and worlds."""
-    source = SampleSource.of("train")
+    source = SampleSource.of("sample", "train")
     photos = [source.read(key).sharp for key in source.keys]
     return tuple(photo[:SIDE, :SIDE] for photo in photos) + tuple(sharp for _, sharp in worlds("val", 0, 7))
 

@@ -15,7 +15,7 @@ from samdeblur.models import pick_device
 from samdeblur.pipeline import BUNDLED_SETTINGS, BadImage, PrepSettings, Source, Weights, open_source
 from samdeblur.pipeline.listing import SourceError, images_in
 from samdeblur.pipeline.recipe import load_stages
-from samdeblur.pipeline.sources import is_worlds
+from samdeblur.pipeline.sources import embedded
 from samdeblur.storage import AtomMap, MaskStore, open_store
 from samdeblur.storage.decode import read_image
 from samdeblur.storage.layout import fingerprint
@@ -63,7 +63,7 @@ def _of_store(store: MaskStore) -> StoreSet:
 def _is_store(location: str) -> bool:
     path = Path(location)
     if not path.is_dir():
-        return path.exists() or not (location == "sample" or is_worlds(location))
+        return path.exists() or not embedded(location)
     return (path / "zarr.json").exists()
 
 

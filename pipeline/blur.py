@@ -32,6 +32,7 @@ class BlurModel:
         gain: exposure factor; above 1 highlights clip.
         shot_noise, read_noise: variance per unit of linear light, and standard deviation, of the blurred image.
         jpeg_quality: None for lossless.
+        gamma: of the tone curve, of blurred and sharp alike.
     """
 
     camera_path: tuple[float, float] = (4.0, 12.0)
@@ -42,6 +43,7 @@ class BlurModel:
     shot_noise: float = 2e-5
     read_noise: float = 1e-3
     jpeg_quality: int | None = None
+    gamma: float = GAMMA
 
     def render(self, photo: NDArray[np.uint8], seed: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """Blur a photograph (H, W, 3) uint8 RGB; returns (blurred, sharp) of the same kind. Same seed, same result."""
@@ -68,9 +70,9 @@ class BlurModel:
             total += frame
 
         gain = rng.uniform(*self.gain)
-        sensor = Sensor(self.shot_noise, self.read_noise, self.jpeg_quality)
+        sensor = Sensor(self.shot_noise, self.read_noise, self.jpeg_quality, self.gamma)
         blurred = sensor.expose(total * np.float32(gain / SUB_FRAMES), rng)
-        return blurred, encode(scene * np.float32(gain))
+        return blurred, encode(scene * np.float32(gain), self.gamma)
 
 
 def _region(rng: np.random.Generator, height: int, width: int) -> NDArray[np.float32]:

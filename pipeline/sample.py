@@ -7,7 +7,7 @@ highlights, JPEG.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import NamedTuple
 
@@ -63,6 +63,18 @@ _TEST = (
     Crop("camera", 180, 20, 260, 300, 107),
 )
 
+# The same crops under blur that differs in one respect, as the families of worlds.
+FAMILIES = {
+    "sample": MODEL,
+    "sample-long": replace(MODEL, camera_path=(14.0, 28.0), object_path=(10.0, 30.0)),
+    "sample-shake": replace(MODEL, objects=(0, 0)),
+    "sample-local": replace(MODEL, camera_path=(0.0, 0.5), rotation=0.0, objects=(1, 1), object_path=(8.0, 24.0)),
+    "sample-noisy": replace(MODEL, gain=(0.25, 0.6), shot_noise=2e-3, read_noise=0.01),
+    "sample-bright": replace(MODEL, gain=(1.6, 2.6)),
+    "sample-tone": replace(MODEL, gamma=1.4),
+    "sample-jpeg": replace(MODEL, jpeg_quality=40),
+}
+
 SPLITS: dict[str, tuple[tuple[Crop, ...], BlurModel]] = {
     "train": (_TRAIN, MODEL),
     "test": (_TEST, MODEL),
@@ -76,16 +88,25 @@ class SampleSource:
 
     split: str
     crops: dict[str, Crop]
+    model: BlurModel
     dataset: str = "sample"
     digest: str = "pixels"
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, split: str) -> SampleSource:
-        """Raises SourceError for a split the sample does not have."""
+    def of(cls, location: str, split: str) -> SampleSource:
+        """The source of `sample`, or of a family as in `sample-long`. Raises SourceError."""
+        if location not in FAMILIES:
+            raise SourceError(f"{location}: no such sample, choose from {', '.join(FAMILIES)}")
         if split not in SPLITS:
             raise SourceError(f"the sample has no split {split!r}, choose from {', '.join(SPLITS)}")
-        return cls(split, dict(sorted((f"{crop.photo}-{crop.seed:03d}", crop) for crop in SPLITS[split][0])))
+        crops, model = SPLITS[split]
+        if location != "sample":
+            if split == "test-ood":
+                raise SourceError(f"{location}: a family has no split test-ood; it is out of distribution itself")
+            model = FAMILIES[location]
+        named = dict(sorted((f"{crop.photo}-{crop.seed:03d}", crop) for crop in crops))
+        return cls(split, named, model, location)
 
     @property
     def keys(self) -> Sequence[str]:
@@ -97,11 +118,11 @@ class SampleSource:
     def read(self, key: str) -> ImagePair:
         crop = self.crops[key]
         window = _photo(crop.photo)[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
-        blurred, sharp = SPLITS[self.split][1].render(window, crop.seed)
+        blurred, sharp = self.model.render(window, crop.seed)
         return ImagePair(blurred, sharp, pixel_digest(blurred))
 
     def subset(self, keys: Iterable[str]) -> SampleSource:
-        return SampleSource(self.split, {key: self.crops[key] for key in keys})
+        return replace(self, crops={key: self.crops[key] for key in keys})
 
 
 @cache

@@ -157,16 +157,22 @@ def _file_digest(path: Path) -> bytes:
         raise BadImage(f"{path}: {error.strerror}") from error
 
 
-def is_worlds(location: str) -> bool:
-    """Whether a location names procedural worlds and no folder of that name lies there."""
+def embedded(location: str) -> str:
+    """Which source of this package a location names: "sample", "worlds", or "" where it is a folder.
+
+    A family, such as worlds-long, gives way to a folder of that name.
+    """
     name = location.split(":")[0]
-    return name == "worlds" or (name.startswith("worlds-") and not os.path.exists(location))
+    kind = name.split("-")[0]
+    if kind not in ("sample", "worlds") or (name != kind and os.path.exists(location)):
+        return ""
+    return kind
 
 
 def open_source(
     location: str, split: str, layout: str = "auto", dataset: str | None = None, skip_unpaired: bool = False
 ) -> Source:
-    """The source at a folder, or one of this package for the locations `sample` and `worlds[-FAMILY][:COUNT[:SIZE]]`.
+    """The source at a folder, or one of this package for `sample[-FAMILY]` and `worlds[-FAMILY][:COUNT[:SIZE]]`.
 
     Args:
         location: a folder, or the name of a source of this package.
@@ -179,14 +185,12 @@ def open_source(
         FileNotFoundError: no such folder.
         SourceError: no images, unpaired names, unknown layout or split.
     """
-    if location == "sample" and layout in ("auto", "sample"):
-        from samdeblur.pipeline.sample import SampleSource  # the sample imports this module
-
-        return SampleSource.of(split)
-    if is_worlds(location) and layout in ("auto", "worlds"):
+    kind = embedded(location)
+    if kind and layout in ("auto", kind):
+        from samdeblur.pipeline.sample import SampleSource  # both import this module
         from samdeblur.pipeline.worlds import WorldSource
 
-        return WorldSource.of(location, split)
+        return (SampleSource if kind == "sample" else WorldSource).of(location, split)
     root = Path(os.path.abspath(location))
     if not root.is_dir():
         raise FileNotFoundError(f"{location}: no such folder")

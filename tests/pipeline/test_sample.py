@@ -9,7 +9,7 @@ import skimage
 from PIL import Image
 
 from samdeblur.pipeline import SourceError, open_source
-from samdeblur.pipeline.sample import SPLITS
+from samdeblur.pipeline.sample import FAMILIES, SPLITS
 
 FILES = {"hubble_deep_field": ".jpg", "retina": ".jpg", "rocket": ".jpg"}
 
@@ -91,6 +91,38 @@ def test_images_are_blurred_and_those_of_test_ood_more_than_those_of_test(pairs)
 
 def test_training_images_are_blurred_as_test_images_are():
     assert SPLITS["train"][1] == SPLITS["test"][1] != SPLITS["test-ood"][1]
+
+
+def test_families_are_the_same_crops_under_another_blur(pairs):
+    key = "coffee-105"
+    plain = pairs["test", key]
+    families = {name: open_source(name, "test") for name in FAMILIES if name != "sample"}
+    assert all((source.dataset, source.keys) == (name, [*map(str, source.crops)]) for name, source in families.items())
+    seen = {name: source.read(key) for name, source in families.items()}
+    assert len({pair.digest for pair in seen.values()} | {plain.digest}) == len(FAMILIES)
+    same_sharp = {name for name, pair in seen.items() if np.array_equal(pair.sharp, plain.sharp)}
+    assert same_sharp == set(seen) - {"sample-noisy", "sample-bright", "sample-tone"}
+    kept = {name: sharpness(pair.blurred) / sharpness(pair.sharp) for name, pair in seen.items()}
+    assert kept["sample-long"] < 0.9 * sharpness(plain.blurred) / sharpness(plain.sharp) < 0.5 * kept["sample-local"]
+    assert seen["sample-tone"].sharp.mean() < plain.sharp.mean() < seen["sample-bright"].sharp.mean()
+
+
+@pytest.mark.parametrize("location", ["sample-lang", "sample-", "sample-long:3", "sample:3"])
+def test_a_family_that_is_not_there_is_refused_with_the_known_ones(location):
+    with pytest.raises(SourceError, match=f"{location}: no such sample, choose from sample, sample-long"):
+        open_source(location, "test")
+
+
+def test_a_folder_with_the_name_of_a_family_is_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sample-long").mkdir()
+    with pytest.raises(SourceError, match="an empty folder"):
+        open_source("sample-long", "test")
+
+
+def test_a_family_has_no_split_test_ood():
+    with pytest.raises(SourceError, match="sample-long: a family has no split test-ood"):
+        open_source("sample-long", "test-ood")
 
 
 def test_an_unknown_split_is_refused_with_the_known_ones():
