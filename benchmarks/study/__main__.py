@@ -32,12 +32,9 @@ from work import prepare, train_and_evaluate
 @click.option("--out", type=click.Path(path_type=Path), default="study", show_default=True)
 @click.option("--processes", default=os.cpu_count(), show_default=True, help="Trainings at a time, a core each.")
 @click.option("--only", help="Variants whose name has this in it, and none.")
-@click.option("--pictures", default=8, show_default=True, help="Of each set and variant, kept of the first seed.")
 @click.option("--plan", "only_plan", is_flag=True, help="Say what there is to do and end.")
 @click.option("--summary", "only_summary", is_flag=True, help="Sum up what is there and end.")
-def main(
-    name: str, out: Path, processes: int, only: str | None, pictures: int, only_plan: bool, only_summary: bool
-) -> None:
+def main(name: str, out: Path, processes: int, only: str | None, only_plan: bool, only_summary: bool) -> None:
     size = SIZES[name]
     if only_summary:
         click.echo(write_summary(size, out))
@@ -53,7 +50,7 @@ def main(
         return
     out.mkdir(parents=True, exist_ok=True)
     do_all("stores", prepare, [(store, size, out) for store in to_prepare], processes)
-    do_all("trainings", train_and_evaluate, [(cell, size, out, pictures) for cell in wanted], processes)
+    do_all("trainings", train_and_evaluate, [(cell, size, out) for cell in wanted], processes)
     click.echo(write_summary(size, out))
 
 

@@ -16,9 +16,12 @@ MASKS: dict[str, tuple[str, ...]] = {
     "true": ("--segmenter", "true-masks"),
 }
 
-# Name of a set -> source and split of samdeblur-prep run. The first is in distribution.
-FAMILIES = ("worlds", "worlds-long", "worlds-local", "worlds-noisy", "worlds-bright", "worlds-tone", "worlds-jpeg")
-PHOTOGRAPHS = {"photographs": "test", "photographs, ood": "test-ood"}  # of the source sample; they know no true masks
+# Sources of samdeblur-prep run. The first is in distribution; photographs know no true masks.
+WORLDS = ("worlds", "worlds-long", "worlds-local", "worlds-noisy", "worlds-bright", "worlds-tone", "worlds-jpeg")
+PHOTOGRAPHS = ("sample", "sample-long", "sample-local", "sample-noisy")
+
+# What a network with a prior makes of the first set when it is lied to: ends of the names of sets.
+CONTROLS = ("no-masks", "other-masks")
 
 
 @dataclass(frozen=True)
@@ -28,8 +31,8 @@ class Size:
     Attributes:
         train, test: worlds to train on, and of each family to test on.
         side: of the worlds, pixels.
-        photographs: whether to test on them too.
         masks: of MASKS.
+        families: of WORLDS and PHOTOGRAPHS, to test on.
         settings: of every training.
     """
 
@@ -37,25 +40,25 @@ class Size:
     test: int
     side: int
     seeds: int
-    photographs: bool
     masks: tuple[str, ...]
     families: tuple[str, ...]
     settings: dict[str, Any] = field(default_factory=dict)
 
 
-NETWORK = {"enc_blk_nums": [1, 1], "middle_blk_num": 1, "dec_blk_nums": [1, 1], "betas": [0.9, 0.9], "grad_clip": 1.0}
 SIZES = {
     "smoke": Size(
-        4, 2, 48, 2, False, ("superpixels", "true"), FAMILIES[:2],
-        NETWORK | {"width": 4, "steps": 3, "batch_size": 2, "crop_size": 32, "log_every": 1, "val_images": 1},
+        4, 2, 48, 2, ("superpixels", "true"), (*WORLDS[:2], PHOTOGRAPHS[0]),
+        {"width": 4, "enc_blk_nums": [1, 1], "middle_blk_num": 1, "dec_blk_nums": [1, 1], "steps": 3, "batch_size": 2,
+         "crop_size": 32, "log_every": 1, "val_images": 1},
     ),
     "small": Size(
-        240, 24, 160, SEEDS, True, tuple(MASKS), FAMILIES,
-        NETWORK | {"width": 12, "steps": 800, "batch_size": 8, "crop_size": 64, "learning_rate": 4e-3,
-                   "min_learning_rate": 1e-5, "weight_decay": 1e-4, "log_every": 20, "val_images": 8},
+        240, 24, 160, SEEDS, tuple(MASKS), (*WORLDS, *PHOTOGRAPHS),
+        {"width": 12, "enc_blk_nums": [0, 1, 2], "middle_blk_num": 2, "dec_blk_nums": [1, 1, 0], "steps": 800,
+         "batch_size": 4, "crop_size": 64, "learning_rate": 4e-3, "min_learning_rate": 1e-5, "weight_decay": 1e-4,
+         "grad_clip": 1.0, "log_every": 20, "val_every": 200, "val_images": 6},
     ),
     "full": Size(
-        2400, 100, 384, SEEDS, True, tuple(MASKS), FAMILIES,
+        2400, 100, 384, SEEDS, tuple(MASKS), (*WORLDS, *PHOTOGRAPHS),
         {"enc_blk_nums": [1, 2, 4], "middle_blk_num": 4, "dec_blk_nums": [2, 1, 1], "width": 32, "steps": 50_000,
          "batch_size": 32, "crop_size": 128, "val_images": 50},
     ),
@@ -85,6 +88,8 @@ def variants(masks: Sequence[str]) -> list[Variant]:
     released = {"semantics": "released"}
     for method in ("map", "map-dropout"):
         found.append(Variant(f"{method} released, {best}", best, {"method": method} | released))
+    misrotated = {"method": "map-dropout", "misrotated_masks": True} | released
+    found.append(Variant(f"map-dropout released misrotated, {best}", best, misrotated))
     for options in ({"aggregate": "mean"}, {"aggregate": "smallest"}, {"statistics": "mean+std"}):
         name = "map-dropout " + " ".join(options.values())
         found.append(Variant(f"{name}, {best}", best, {"method": "map-dropout"} | options))
@@ -120,26 +125,26 @@ def cells(size: Size) -> Iterator[Cell]:
 class Store:
     """Images with one kind of masks."""
 
-    images: str  # "train", or the name of a test set
+    images: str  # "train", or of WORLDS and PHOTOGRAPHS
     masks: str
 
     @property
     def place(self) -> str:
-        return f"{self.images.replace(', ', '-')}-{self.masks}.zarr"
+        return f"{self.images}-{self.masks}.zarr"
 
     def source(self, size: Size) -> tuple[str, str]:
         """Source and split for samdeblur-prep run."""
         if self.images == "train":
             return f"worlds:{size.train}:{size.side}", "train"
         if self.images in PHOTOGRAPHS:
-            return "sample", PHOTOGRAPHS[self.images]
+            return self.images, "test"
         return f"{self.images}:{size.test}:{size.side}", "test"
 
 
 def test_sets(size: Size, masks: str) -> list[Store]:
     """The sets that a network is tested on; without masks those of the first kind, which it does not look at."""
-    names = [*size.families, *(PHOTOGRAPHS if size.photographs and masks != "true" else ())]
-    return [Store(name, masks or size.masks[0]) for name in names]
+    masks = masks or size.masks[0]
+    return [Store(name, masks) for name in size.families if masks != "true" or name in WORLDS]
 
 
 def stores(size: Size) -> list[Store]:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
-from plan import MASKS, Cell, Size, Store, test_sets
+from numpy.typing import NDArray
+from plan import CONTROLS, MASKS, Cell, Size, Store, test_sets
 
 from samdeblur.models import load_network
-from samdeblur.storage import open_store
+from samdeblur.storage import AtomMap, open_store
 from samdeblur.storage.files import sha256_file
 from samdeblur.train import TrainConfig, train
 from samdeblur.train.evaluate import Evaluation, evaluate
 from samdeblur.train.ranks import Ranks
 from samdeblur.train.results import RESULTS, Conventions, Inference, Results, write_results
-from samdeblur.train.sets import StoreSet
+from samdeblur.train.sets import Masks, StoreSet
 
 
 def prepare(store: Store, size: Size, out: Path) -> None:
@@ -39,7 +41,28 @@ def prepare(store: Store, size: Size, out: Path) -> None:
         raise RuntimeError(f"{path}: samdeblur-prep run ended with {code}")
 
 
-def train_and_evaluate(cell: Cell, size: Size, out: Path, pictures: int) -> str:
+class Named(StoreSet):
+    """A store under the name it has in the tables of the study."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        super().__init__(open_store(path))
+        self.split = name
+
+
+class Lied(Named):
+    """A store whose images come with no masks, or with those of the next image, which is of the same size."""
+
+    def __init__(self, path: Path, name: str, control: str) -> None:
+        super().__init__(path, f"{name}-{control}")
+        self.control = control
+
+    def masks(self, key: str, blurred: NDArray[np.uint8]) -> Masks:
+        if self.control == "no-masks":
+            return Masks(AtomMap.from_masks([], blurred.shape[:2]), {})
+        return super().masks(self.keys[(self.keys.index(key) + 1) % len(self.keys)], blurred)
+
+
+def train_and_evaluate(cell: Cell, size: Size, out: Path) -> str:
     """One network, trained and scored on every set; gives its place."""
     torch.set_num_threads(1)
     results = out / "results" / cell.place
@@ -51,11 +74,11 @@ def train_and_evaluate(cell: Cell, size: Size, out: Path, pictures: int) -> str:
     train(config, open_store(out / "stores" / Store("train", masks).place), run)
     weights = run / "last.safetensors"
     network, sha256 = load_network(weights), sha256_file(weights).hex()
-    task = Evaluation(results, sha256, Conventions(), pictures=pictures if cell.seed == 0 else 0, say=print)
-    sets = []
-    for store in test_sets(size, cell.variant.masks):
-        images = StoreSet(open_store(out / "stores" / store.place))
-        images.split = store.images  # what the set is called in the tables of the study
-        sets.append(evaluate(network, images, Inference(), task, Ranks(torch.device("cpu"))))
+    task = Evaluation(results, sha256, Conventions(), pictures=0)
+    stores = [(out / "stores" / store.place, store.images) for store in test_sets(size, cell.variant.masks)]
+    images = [Named(path, name) for path, name in stores]
+    if cell.variant.masks:
+        images += [Lied(*stores[0], control) for control in CONTROLS]
+    sets = [evaluate(network, given, Inference(), task, Ranks(torch.device("cpu"))) for given in images]
     write_results(Results(cell.variant.name, str(weights), sha256, tuple(sets), task.conventions), results)
     return cell.place
