@@ -4,133 +4,227 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from plan import Size, cells, variants
+from intervals import Interval, Values, holm, of_means, of_rates
+from plan import CONTROLS, PHOTOGRAPHS, WORLDS, Size, cells, variants
 
+from samdeblur.train import published
 from samdeblur.train.results import RESULTS, read_results
 
-RESAMPLES = 10_000
 BASELINE = "none"
-METRICS = ("psnr", "ssim_wang")
+COLLAPSE_DB = 3.0
+
+# Name of a column -> the sets it is the mean of, scene by scene: a scene is the same one in all families.
+POOLED = {
+    "worlds": WORLDS[:1],
+    "worlds, other families": WORLDS[1:],
+    "photographs": PHOTOGRAPHS[:1],
+    "photographs, other families": PHOTOGRAPHS[1:],
+}
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Of one variant on one set.
+    """Of one variant on one set, or the means over several; (seeds, images) each.
 
     Attributes:
-        psnr, ssim, psnr_blurred: (seeds, images).
+        collapsed: 1 where more than 3 dB are lost.
     """
 
-    psnr: NDArray[np.float64]
-    ssim: NDArray[np.float64]
-    psnr_blurred: NDArray[np.float64]
-
-    @property
-    def collapsed(self) -> NDArray[np.float64]:
-        """(seeds, images), 1 where more than 3 dB are lost."""
-        return (self.psnr_blurred - self.psnr > 3.0).astype(float)
+    psnr: Values
+    ssim: Values
+    collapsed: Values
 
 
-def read_scores(size: Size, out: Path) -> dict[str, dict[str, Scores]]:
-    """variant -> set -> scores of the seeds that are there; sets have the same images in every run."""
-    found: dict[str, dict[str, list[tuple[list[float], list[float], list[float]]]]] = {}
+@dataclass(frozen=True)
+class Row:
+    """What is said of one variant on one set or column.
+
+    Attributes:
+        psnr_over_none, ssim_over_none, mcr_over_none: of the same seed and image; None for the baseline itself.
+        p: that `psnr_over_none` is 0, corrected for the number of variants (Holm).
+    """
+
+    variant: str
+    images: str
+    seeds: int
+    count: int
+    psnr: Interval
+    ssim: Interval
+    mcr: Interval
+    psnr_of_seeds: list[float]
+    psnr_over_none: Interval | None = None
+    ssim_over_none: Interval | None = None
+    mcr_over_none: Interval | None = None
+    p: float = field(default=1.0)
+
+
+Found = dict[str, dict[str, Scores]]  # variant -> set ->
+
+
+def read_scores(size: Size, out: Path) -> Found:
+    """Scores of the seeds that are there; a set has the same images in every run."""
+    runs: dict[str, dict[str, list[Values]]] = {}
     for cell in cells(size):
         folder = out / "results" / cell.place
         if not (folder / RESULTS).exists():
             continue
         for result in read_results(folder).sets:
             rows = sorted(result.scores, key=lambda score: score.key)
-            columns = tuple([row.metrics[name] for row in rows] for name in ("psnr", "ssim_wang", "psnr_blurred"))
-            found.setdefault(cell.variant.name, {}).setdefault(result.split, []).append(columns)  # type: ignore[arg-type]
-    return {
-        variant: {
-            name: Scores(*(np.array(column) for column in zip(*runs, strict=True))) for name, runs in sets.items()
-        }
-        for variant, sets in found.items()
-    }
+            names = ("psnr", "ssim_wang", "psnr_blurred")
+            values = np.array([[row.metrics[name] for row in rows] for name in names])
+            runs.setdefault(cell.variant.name, {}).setdefault(result.split, []).append(values)
+    found: Found = {}
+    for variant, sets in runs.items():
+        for name, stacked in sets.items():
+            psnr, ssim, blurred = np.stack(stacked, axis=1)
+            collapsed = (blurred - psnr > COLLAPSE_DB).astype(float)
+            found.setdefault(variant, {})[name] = Scores(psnr, ssim, collapsed)
+    return found
 
 
-def interval(values: NDArray[np.float64], seed: int = 0) -> tuple[float, float, float]:
-    """Mean and 95% interval of (seeds, images), by drawing seeds and images again, each with replacement."""
-    rng = np.random.default_rng(seed)
-    n_seeds, n_images = values.shape
-    seeds = rng.multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds), RESAMPLES) / n_seeds
-    images = rng.multinomial(n_images, np.full(n_images, 1 / n_images), RESAMPLES) / n_images
-    means = np.einsum("rs,si,ri->r", seeds, values, images, optimize=True)
-    low, high = np.quantile(means, (0.025, 0.975))
-    return float(values.mean()), float(low), float(high)
+def pooled(found: Found, columns: Mapping[str, Sequence[str]]) -> Found:
+    """The same for columns, where a variant has all sets of it."""
+    means: Found = {}
+    for variant, sets in found.items():
+        for column, names in columns.items():
+            parts = [sets[name] for name in names if name in sets]
+            if parts and len(parts) == len([name for name in names if name in found[BASELINE]]):
+                arrays = (np.mean([getattr(part, name) for part in parts], axis=0) for name in asdict(parts[0]))
+                means.setdefault(variant, {})[column] = Scores(*arrays)
+    return means
 
 
-def summarise(scores: Mapping[str, Mapping[str, Scores]]) -> list[dict[str, Any]]:
-    """A row per variant and set, with the difference from the network without a prior of the same seed and image."""
+def summarise(found: Found) -> list[Row]:
+    """A row per variant and set, with the difference from the network without a prior, of the same seed and image."""
     rows = []
-    for variant, sets in scores.items():
-        for name, found in sets.items():
-            row: dict[str, Any] = {
-                "variant": variant,
-                "set": name,
-                "seeds": len(found.psnr),
-                "images": found.psnr.shape[1],
-            }
-            row["psnr"] = interval(found.psnr)
-            row["ssim"] = interval(found.ssim)
-            row["mcr"] = interval(found.collapsed)
-            row["psnr of seeds"] = found.psnr.mean(axis=1).tolist()
-            base = scores.get(BASELINE, {}).get(name)
+    for variant, sets in found.items():
+        for name, scores in sets.items():
+            row = Row(
+                variant,
+                name,
+                *scores.psnr.shape,
+                psnr=of_means(scores.psnr),
+                ssim=of_means(scores.ssim),
+                mcr=of_rates(scores.collapsed),
+                psnr_of_seeds=scores.psnr.mean(axis=1).round(4).tolist(),
+            )
+            base = found.get(BASELINE, {}).get(name)
             if base is not None and variant != BASELINE:
-                n = min(len(base.psnr), len(found.psnr))
-                row["psnr over none"] = interval(found.psnr[:n] - base.psnr[:n])
-                row["mcr over none"] = interval(found.collapsed[:n] - base.collapsed[:n])
+                n = min(len(base.psnr), len(scores.psnr))
+                over = (of_means(getattr(scores, metric)[:n] - getattr(base, metric)[:n]) for metric in asdict(scores))
+                row = Row(**(vars(row) | dict(zip(_OVER, over, strict=True))))
             rows.append(row)
-    return rows
+    return [Row(**(vars(row) | {"p": p})) for row, p in zip(rows, _corrected(rows), strict=True)]
 
 
-def as_markdown(size: Size, rows: Sequence[Mapping[str, Any]]) -> str:
-    """Two tables, a row per variant and a column per set: PSNR with the change over none, and MCR."""
-    names = list(dict.fromkeys(row["set"] for row in rows))
-    by_place = {(row["variant"], row["set"]): row for row in rows}
-    order = [
-        variant.name for variant in variants(size.masks) if any((variant.name, name) in by_place for name in names)
-    ]
-    psnr, mcr = [], []
-    for variant in order:
-        cells_ = [by_place.get((variant, name)) for name in names]
-        psnr.append([variant, *(_psnr(row) for row in cells_)])
-        mcr.append([variant, *(_mcr(row) for row in cells_)])
-    return "\n\n".join(
-        f"{title}\n\n{_table(['', *names], body)}"
-        for title, body in (("PSNR, and its change over `none`", psnr), ("MCR", mcr))
-    )
+_OVER = ("psnr_over_none", "ssim_over_none", "mcr_over_none")
 
 
-def _psnr(row: Mapping[str, Any] | None) -> str:
-    if row is None:
-        return "-"
-    if "psnr over none" not in row:
-        return f"{row['psnr'][0]:.2f}"
-    mean, low, high = row["psnr over none"]
-    text = f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"
-    return f"**{text}**" if low > 0 or high < 0 else text
+def _corrected(rows: Sequence[Row]) -> list[float]:
+    """p of each row, corrected within its set."""
+    corrected = [1.0] * len(rows)
+    for name in {row.images for row in rows}:
+        of_set = [
+            (place, row.psnr_over_none.p) for place, row in enumerate(rows) if row.images == name and row.psnr_over_none
+        ]
+        for (place, _), p in zip(of_set, holm(np.array([p for _, p in of_set])), strict=True):
+            corrected[place] = float(p)
+    return corrected
 
 
-def _mcr(row: Mapping[str, Any] | None) -> str:
-    return "-" if row is None else "{:.1%} [{:.1%}, {:.1%}]".format(*row["mcr"])
+def as_markdown(size: Size, sets: Sequence[Row], columns: Sequence[Row]) -> str:
+    """All tables: a row per variant, a column per set."""
+    order = [variant.name for variant in variants(size.masks)]
+    controls = [f"{size.families[0]}-{control}" for control in CONTROLS]
+    families = [row for row in sets if row.images not in controls]
+    told = [row for row in sets if row.images in (size.families[0], *controls)]
+    tables = {
+        "PSNR: dB over `none` of the same seed and image": _table(order, columns, _over),
+        "SSIM (`wang`): over `none`": _table(order, columns, _ssim),
+        "Mode collapse rate": _table(order, columns, _mcr),
+        "PSNR by family: dB over `none`": _table(order, families, _over),
+        "Mode collapse rate by family": _table(order, families, _mcr),
+        "PSNR with the masks, without any, and with those of another image": _table(order, told, _psnr),
+        "PSNR of every seed": _table(order, columns, lambda row: " ".join(f"{p:.2f}" for p in row.psnr_of_seeds)),
+        "As in Table 1 of the paper: PSNR over the network without a prior, and MCR": _beside_paper(size, sets),
+    }
+    return "\n\n".join(f"**{title}**\n\n{table}" for title, table in tables.items())
 
 
-def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *body))
+def _table(order: Sequence[str], rows: Sequence[Row], text) -> str:
+    by_place = {(row.variant, row.images): text(row) for row in rows}
+    names = list(dict.fromkeys(row.images for row in rows))
+    body = [[variant, *(by_place.get((variant, name), "-") for name in names)] for variant in order]
+    return _markdown(["", *names], [line for line in body if set(line[1:]) != {"-"}])
+
+
+def _over(row: Row) -> str:
+    """Bold where it is not chance, for all that so many variants were tried."""
+    if row.psnr_over_none is None:
+        return f"({row.psnr.mean:.2f})"
+    text = _signed(row.psnr_over_none)
+    return f"**{text}**" if row.p < 0.05 else text
+
+
+def _psnr(row: Row) -> str:
+    return f"{row.psnr.mean:.2f}"
+
+
+def _ssim(row: Row) -> str:
+    return f"({row.ssim.mean:.4f})" if row.ssim_over_none is None else _signed(row.ssim_over_none, 4)
+
+
+def _mcr(row: Row) -> str:
+    return f"{row.mcr.mean:.1%} [{row.mcr.low:.1%}, {row.mcr.high:.1%}]"
+
+
+def _signed(interval: Interval, digits: int = 2) -> str:
+    mean, low, high, _ = interval
+    return f"{mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
+
+
+def _beside_paper(size: Size, sets: Sequence[Row]) -> str:
+    """The rows of Table 1, with the best masks that SAM found, beside what the paper has."""
+    masks = variants(size.masks)[-1].masks
+    ours = {(row.variant, row.images): row for row in sets}
+    names = [name for name in ("worlds", "worlds-long", "worlds-local") if name in size.families]
+    base = published.ROWS[0]
+    body = []
+    for row in published.ROWS:
+        line = [row.method]
+        for name, scores in row.scores.items():
+            over = scores["psnr"] - base.scores[name]["psnr"]
+            line.append(f"{over:+.2f}" + (f" / {scores['mcr']:.2%}" if "mcr" in scores else ""))
+        for name in names:
+            mine = ours.get((row.method if row is base else f"{row.method}, {masks}", name))
+            over_none = mine and mine.psnr_over_none
+            line.append("-" if mine is None else f"{over_none.mean if over_none else 0:+.2f} / {mine.mcr.mean:.1%}")
+        body.append(line)
+    return _markdown(["", *(f"paper: {dataset}" for dataset, _ in base.scores), *(f"here: {n}" for n in names)], body)
+
+
+def _markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *body))
 
 
 def write_summary(size: Size, out: Path) -> str:
     """summary.json and summary.md; gives the latter."""
-    rows = summarise(read_scores(size, out))
-    (out / "summary.json").write_text(json.dumps(rows, indent=1) + "\n")
-    text = as_markdown(size, rows)
+    found = read_scores(size, out)
+    if BASELINE not in found:
+        return f"{out}: no training of {BASELINE} is done"
+    sets, columns = summarise(found), summarise(pooled(found, POOLED))
+    kept = [
+        {
+            **vars(row),
+            **{name: value and value._asdict() for name, value in vars(row).items() if isinstance(value, Interval)},
+        }
+        for row in (*sets, *columns)
+    ]
+    (out / "summary.json").write_text(json.dumps(kept, indent=1) + "\n")
+    text = as_markdown(size, sets, columns)
     (out / "summary.md").write_text(text + "\n")
     return text
