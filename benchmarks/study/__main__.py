@@ -22,8 +22,10 @@ import click
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from plan import SIZES, cells, stores
-from summary import write_summary
+from figures import draw_curves, draw_differences
+from gallery import draw_gallery
+from plan import SIZES, Size, best_masks, cells, stores, variants
+from summary import BASELINE, POOLED, pooled, read_scores, summarise, write_summary
 from work import prepare, train_and_evaluate
 
 
@@ -31,15 +33,18 @@ from work import prepare, train_and_evaluate
 @click.option("--size", "name", type=click.Choice(list(SIZES)), default="small", show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default="study", show_default=True)
 @click.option("--processes", default=os.cpu_count(), show_default=True, help="Trainings at a time, a core each.")
-@click.option("--only", help="Variants whose name has this in it, and none.")
+@click.option("--row", "names", multiple=True, help="These variants, and none. May be repeated; all by default.")
 @click.option("--plan", "only_plan", is_flag=True, help="Say what there is to do and end.")
 @click.option("--summary", "only_summary", is_flag=True, help="Sum up what is there and end.")
-def main(name: str, out: Path, processes: int, only: str | None, only_plan: bool, only_summary: bool) -> None:
+def main(name: str, out: Path, processes: int, names: tuple[str, ...], only_plan: bool, only_summary: bool) -> None:
     size = SIZES[name]
     if only_summary:
-        click.echo(write_summary(size, out))
+        click.echo(report(size, out))
         return
-    wanted = [cell for cell in cells(size) if not only or only in cell.variant.name or cell.variant.name == "none"]
+    known = [variant.name for variant in variants(size.masks)]
+    if unknown := set(names) - set(known):
+        raise click.UsageError(f"no row {unknown.pop()!r}, choose from {'; '.join(known)}")
+    wanted = [cell for cell in cells(size) if not names or cell.variant.name in (BASELINE, *names)]
     needed = {cell.variant.masks or size.masks[0] for cell in wanted}
     to_prepare = [store for store in stores(size) if store.masks in needed]
     click.echo(f"{len(to_prepare)} stores: {', '.join(store.place for store in to_prepare)}")
@@ -51,7 +56,23 @@ def main(name: str, out: Path, processes: int, only: str | None, only_plan: bool
     out.mkdir(parents=True, exist_ok=True)
     do_all("stores", prepare, [(store, size, out) for store in to_prepare], processes)
     do_all("trainings", train_and_evaluate, [(cell, size, out) for cell in wanted], processes)
-    click.echo(write_summary(size, out))
+    click.echo(report(size, out))
+
+
+def report(size: Size, out: Path) -> str:
+    """Tables, figures and pictures of what is there; gives the tables."""
+    found = read_scores(size, out)
+    if BASELINE not in found:
+        raise click.ClickException(f"{out}: no training of {BASELINE} is done")
+    sets, columns = summarise(found), summarise(pooled(found, POOLED))
+    draw_differences(size, columns, out / "differences.png")
+    draw_curves(size, out, out / "curves.png")
+    over = {row.variant: row.psnr_over_none.mean for row in columns if row.images in POOLED and row.psnr_over_none}
+    shown = {f"map-dropout, {best_masks(size.masks)}", *sorted(over, key=over.__getitem__)[-1:]}
+    for variant in variants(size.masks):
+        if variant.name in shown & set(found):
+            draw_gallery(size, out, found, variant, out / f"pictures-{variant.place}.jpg")
+    return write_summary(size, out, sets, columns)
 
 
 def do_all(what: str, do: Callable[..., Any], pieces: Sequence[tuple[Any, ...]], processes: int) -> None:

@@ -78,10 +78,20 @@ class Variant:
     masks: str
     settings: dict[str, Any]
 
+    @property
+    def place(self) -> str:
+        """Its folder below those of runs and results."""
+        return self.name.replace(", ", "-").replace(" ", "-")
+
+
+def best_masks(masks: Sequence[str]) -> str:
+    """The masks of ablations: the best that SAM found."""
+    return "sam" if "sam" in masks else masks[0]
+
 
 def variants(masks: Sequence[str]) -> list[Variant]:
     """All rows for these masks: the four of Table 1, both semantics, options of ours, ablations."""
-    best = "sam" if "sam" in masks else masks[0]
+    best = best_masks(masks)
     found = [Variant("none", "", {"method": "none"})]
     for name in masks:
         found += [Variant(f"{method}, {name}", name, {"method": method}) for method in ("cat", "map", "map-dropout")]
@@ -111,7 +121,7 @@ class Cell:
     @property
     def place(self) -> str:
         """Its folder below those of runs and results."""
-        return f"{self.variant.name.replace(', ', '-').replace(' ', '-')}/seed-{self.seed}"
+        return f"{self.variant.place}/seed-{self.seed}"
 
 
 def cells(size: Size) -> Iterator[Cell]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 from intervals import Interval, Values, holm, of_means, of_rates
-from plan import CONTROLS, PHOTOGRAPHS, WORLDS, Size, cells, variants
+from plan import CONTROLS, PHOTOGRAPHS, WORLDS, Size, best_masks, cells, variants
 
 from samdeblur.train import published
 from samdeblur.train.results import RESULTS, read_results
@@ -59,7 +59,7 @@ class Row:
     psnr_over_none: Interval | None = None
     ssim_over_none: Interval | None = None
     mcr_over_none: Interval | None = None
-    p: float = field(default=1.0)
+    p: float = 1.0
 
 
 Found = dict[str, dict[str, Scores]]  # variant -> set ->
@@ -155,7 +155,7 @@ def as_markdown(size: Size, sets: Sequence[Row], columns: Sequence[Row]) -> str:
     return "\n\n".join(f"**{title}**\n\n{table}" for title, table in tables.items())
 
 
-def _table(order: Sequence[str], rows: Sequence[Row], text) -> str:
+def _table(order: Sequence[str], rows: Sequence[Row], text: Callable[[Row], str]) -> str:
     by_place = {(row.variant, row.images): text(row) for row in rows}
     names = list(dict.fromkeys(row.images for row in rows))
     body = [[variant, *(by_place.get((variant, name), "-") for name in names)] for variant in order]
@@ -189,7 +189,7 @@ def _signed(interval: Interval, digits: int = 2) -> str:
 
 def _beside_paper(size: Size, sets: Sequence[Row]) -> str:
     """The rows of Table 1, with the best masks that SAM found, beside what the paper has."""
-    masks = variants(size.masks)[-1].masks
+    masks = best_masks(size.masks)
     ours = {(row.variant, row.images): row for row in sets}
     names = [name for name in ("worlds", "worlds-long", "worlds-local") if name in size.families]
     base = published.ROWS[0]
@@ -211,20 +211,14 @@ def _markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *body))
 
 
-def write_summary(size: Size, out: Path) -> str:
+def write_summary(size: Size, out: Path, sets: Sequence[Row], columns: Sequence[Row]) -> str:
     """summary.json and summary.md; gives the latter."""
-    found = read_scores(size, out)
-    if BASELINE not in found:
-        return f"{out}: no training of {BASELINE} is done"
-    sets, columns = summarise(found), summarise(pooled(found, POOLED))
-    kept = [
-        {
-            **vars(row),
-            **{name: value and value._asdict() for name, value in vars(row).items() if isinstance(value, Interval)},
-        }
-        for row in (*sets, *columns)
-    ]
+    kept = [{name: _plain(value) for name, value in vars(row).items()} for row in (*sets, *columns)]
     (out / "summary.json").write_text(json.dumps(kept, indent=1) + "\n")
     text = as_markdown(size, sets, columns)
     (out / "summary.md").write_text(text + "\n")
     return text
+
+
+def _plain(value: object) -> object:
+    return value._asdict() if isinstance(value, Interval) else value
