@@ -1,6 +1,6 @@
-"""The pictures of the docs: worlds, and the bundled Segment Anything model on photographs.
+"""The pictures of the docs: worlds, families, and the bundled Segment Anything model on photographs.
 
-python benchmarks/pictures.py      # -> docs/images/worlds.jpg, docs/images/sam.jpg
+python benchmarks/pictures.py      # -> worlds.jpg, families.jpg and sam.jpg in docs/images
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import numpy as np
 import skimage
 
 from samdeblur.models import load_sam
-from samdeblur.pipeline import BUNDLED_SETTINGS, MaskGenerator
+from samdeblur.pipeline import BUNDLED_SETTINGS, MaskGenerator, open_source
+from samdeblur.pipeline.sample import FAMILIES
 from samdeblur.pipeline.worlds import WorldSource
 from samdeblur.storage.paint import paint_masks
 
@@ -23,8 +24,28 @@ def save(name: str, rows: list[np.ndarray]) -> None:
     cv2.imwrite(str(IMAGES / name), np.vstack(rows)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 82])
 
 
+def family(name: str) -> np.ndarray:
+    """A scene and a photograph, sharp and blurred, the same ones in every family."""
+    world = open_source(f"{name.replace('sample', 'worlds')}:20:192", "test").read("0000017")
+    photograph = open_source(name, "test").read("coffee-104")
+    middle = np.s_[32:224, 32:224]
+    pictures = (world.sharp, world.blurred, photograph.sharp[middle], photograph.blurred[middle])
+    label = np.full((192, 76, 3), 255, np.uint8)
+    cv2.putText(
+        label,
+        name.replace("sample-", "").replace("sample", "as it is"),
+        (6, 100),
+        cv2.FONT_HERSHEY_SIMPLEX,
+        0.5,
+        (0, 0, 0),
+        1,
+        cv2.LINE_AA,
+    )
+    return np.hstack([label, *pictures])
+
+
 def main() -> None:
-    """Draw both."""
+    """Draw all."""
     source = WorldSource.of("worlds:5:288", "val")
     worlds = [source.read(key) for key in source.keys]
     save(
@@ -35,6 +56,7 @@ def main() -> None:
             np.hstack([paint_masks(world.sharp, world.masks, 0.8) for world in worlds]),
         ],
     )
+    save("families.jpg", [family(name) for name in FAMILIES])
     generator = MaskGenerator(load_sam("bundled"), **BUNDLED_SETTINGS)
     columns = []
     for name in ("chelsea", "coffee", "rocket", "astronaut"):

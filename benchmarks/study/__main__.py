@@ -28,6 +28,8 @@ from plan import SIZES, Size, best_masks, cells, stores, variants
 from summary import BASELINE, POOLED, pooled, read_scores, summarise, write_summary
 from work import prepare, train_and_evaluate
 
+from samdeblur.train.results import RESULTS
+
 
 @click.command(help=__doc__)
 @click.option("--size", "name", type=click.Choice(list(SIZES)), default="small", show_default=True)
@@ -55,7 +57,9 @@ def main(name: str, out: Path, processes: int, names: tuple[str, ...], only_plan
         return
     out.mkdir(parents=True, exist_ok=True)
     do_all("stores", prepare, [(store, size, out) for store in to_prepare], processes)
-    do_all("trainings", train_and_evaluate, [(cell, size, out) for cell in wanted], processes)
+    left = [cell for cell in wanted if not (out / "results" / cell.place / RESULTS).exists()]
+    click.echo(f"trainings: {len(wanted) - len(left)} of {len(wanted)} done before")
+    do_all("trainings", train_and_evaluate, [(cell, size, out) for cell in left], processes)
     click.echo(report(size, out))
 
 

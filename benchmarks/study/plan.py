@@ -47,7 +47,7 @@ class Size:
 
 SIZES = {
     "smoke": Size(
-        4, 2, 48, 2, ("superpixels", "true"), (*WORLDS[:2], PHOTOGRAPHS[0]),
+        4, 2, 48, 2, ("superpixels",), (*WORLDS[:2], PHOTOGRAPHS[0]),
         {"width": 4, "enc_blk_nums": [1, 1], "middle_blk_num": 1, "dec_blk_nums": [1, 1], "steps": 3, "batch_size": 2,
          "crop_size": 32, "log_every": 1, "val_images": 1},
     ),

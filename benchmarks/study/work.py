@@ -15,7 +15,7 @@ from samdeblur.storage.files import sha256_file
 from samdeblur.train import TrainConfig, train
 from samdeblur.train.evaluate import Evaluation, evaluate
 from samdeblur.train.ranks import Ranks
-from samdeblur.train.results import RESULTS, Conventions, Inference, Results, write_results
+from samdeblur.train.results import Conventions, Inference, Results, write_results
 from samdeblur.train.sets import Masks, StoreSet
 
 
@@ -66,8 +66,6 @@ def train_and_evaluate(cell: Cell, size: Size, out: Path) -> str:
     """One network, trained and scored on every set; gives its place."""
     torch.set_num_threads(1)
     results = out / "results" / cell.place
-    if (results / RESULTS).exists():
-        return cell.place
     run = out / "runs" / cell.place
     config = TrainConfig.of(size.settings | cell.variant.settings | {"seed": cell.seed, "device": "cpu"})
     masks = cell.variant.masks or size.masks[0]
