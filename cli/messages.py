@@ -71,7 +71,20 @@ def progress_bar(iterable: Iterable[Any] | None = None, **options: Any) -> tqdm[
 
     It waits a second before it shows, so that what is refused at once is refused in one line.
     """
-    return tqdm(iterable, delay=1, dynamic_ncols=True, mininterval=0.1 if sys.stderr.isatty() else 15, **options)
+    if sys.stderr.isatty():
+        return tqdm(iterable, delay=1, dynamic_ncols=True, **options)
+    return tqdm(iterable, delay=1, ncols=0, mininterval=15, file=_Lines(), **options)
+
+
+class _Lines:
+    """What a bar writes over and over, in lines of its own on stderr."""
+
+    def write(self, text: str) -> None:
+        if line := text.strip():
+            sys.stderr.write(f"{line}\n")
+
+    def flush(self) -> None:
+        sys.stderr.flush()
 
 
 def _explain(error: Exception) -> tuple[str, int]:

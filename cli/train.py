@@ -13,7 +13,7 @@ import click
 
 from samdeblur.cli.images import images_options, with_all_images
 from samdeblur.cli.messages import FAILED, REQUEUE, WRONG_USAGE, progress_bar, run_command
-from samdeblur.models import METHODS
+from samdeblur.models import METHODS, pick_device
 from samdeblur.storage import open_store
 from samdeblur.train.config import ARCHITECTURE, ConfigError, TrainConfig, parse_assignment, read_config
 from samdeblur.train.loop import Diverged, train
@@ -74,7 +74,10 @@ def cli(
     """
     given = dict(map(parse_assignment, assignments))
     values = read_config(config) | given
-    values |= {name: value for name, value in shortcuts.items() if value is not None}
+    short = {name: value for name, value in shortcuts.items() if value is not None}
+    if twice := sorted(given.keys() & short.keys()):
+        raise ConfigError(f"{twice[0]}: given by --set and by --{twice[0].replace('_', '-')}; leave one of them out")
+    values |= short
     settings = TrainConfig.of(values)
     if settings.weights and (fixed := [name for name in ARCHITECTURE if name in given]):
         raise ConfigError(f"{fixed[0]}: follows from the checkpoint {settings.weights}; leave it out")
@@ -83,7 +86,8 @@ def cli(
         images *= len(stores)  # the folder of a dataset has all its splits
     training, *validation = with_all_images(stores, images, images_layout)
     start = time.monotonic()
-    with progress_bar(total=settings.steps, unit="step", desc=settings.method, disable=not is_first()) as bar:
+    what = f"{settings.method} on {pick_device(settings.device)}"
+    with progress_bar(total=settings.steps, unit="step", desc=what, disable=not is_first()) as bar:
         shown = _Shown(bar)
         history = train(settings, training, out, validation[0] if validation else None, shown)
     if not is_first():
@@ -92,7 +96,7 @@ def cli(
     done = settings.steps - shown.first
     spent = f"{done} of them now, in {time.monotonic() - start:.0f} s" if done else "all done before"
     click.echo(
-        f"{out}: {settings.steps} steps of {settings.method}, {spent}; validation PSNR "
+        f"{out}: {settings.steps} steps of {what}, {spent}; validation PSNR "
         f"{history[0]['val_psnr']:.2f} dB at step 0, best {best['val_psnr']:.2f} dB at step {int(best['step'])}"
     )
     click.echo(f"curves: {out / 'curves.png'}   weights: {out / 'best.safetensors'}")

@@ -13,7 +13,7 @@ from samdeblur.train.estimates import Cell, Estimate
 from samdeblur.train.lineup import has_metrics, printable
 from samdeblur.train.page import BLURRED, Table, metric_digits, metric_names
 from samdeblur.train.published import SSIM
-from samdeblur.train.results import Results
+from samdeblur.train.results import Results, SetResult
 
 LABELS = {"psnr": "PSNR", "ssim_wang": "SSIM (wang)", "ssim_nafnet": "SSIM (nafnet)", "mcr": "MCR"}
 NONE = "-"
@@ -29,6 +29,8 @@ def run_table(results: Results) -> Table:
     """A row per set of one evaluation; infinite values as they are."""
     known = ("images", "mcr", "psnr", "ssim_wang", "ssim_nafnet")
     others = [name for name in metric_names(name for s in results.sets for name in s.summary) if name not in known]
+    guarded = any(result.inference.guard for result in results.sets)
+    first = any(result.psnr_step_0 is not None for result in results.sets)
     mcr = f"MCR (> {results.conventions.collapse_db:g} dB)"
     columns = [
         "set",
@@ -39,7 +41,8 @@ def run_table(results: Results) -> Table:
         "SSIM (nafnet)",
         mcr,
         *others,
-        "step 0",
+        *(["flagged"] if guarded else []),
+        *(["step 0"] if first else []),
         "inference",
     ]
     rows = []
@@ -51,7 +54,8 @@ def run_table(results: Results) -> Table:
                 f"{s['images']}",
                 *(_plain(name, s.get(name)) for name in (f"psnr{BLURRED}", "psnr", "ssim_wang", "ssim_nafnet", "mcr")),
                 *(_plain(name, s.get(name)) for name in others),
-                _plain("psnr", result.psnr_step_0),
+                *([_flagged(result)] if guarded else []),
+                *([_plain("psnr", result.psnr_step_0)] if first else []),
                 str(result.inference) or "whole images",
             ]
         )
@@ -160,6 +164,14 @@ def _with_interval(row: Row, cell: Cell, what: str, metric: str) -> str:
 
 def _value(cell: Cell | None, metric: str) -> float | None:
     return cell.scores[metric].value if cell is not None and metric in cell.scores else None
+
+
+def _flagged(result: SetResult) -> str:
+    """How many results the guard found suspicious, and how many of them something else stands in for."""
+    if result.inference.guard is None:
+        return NONE
+    flagged, replaced = (sum(map(bool, of)) for of in zip(*((s.flags, s.fallback) for s in result.scores), strict=True))
+    return f"{flagged}" + (f", {replaced} replaced" if replaced else "")
 
 
 def _plain(metric: str, value: float | None, digits: dict[str, int] | None = None) -> str:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from samdeblur.cli import run as run_command
+from samdeblur.cli.messages import progress_bar
 from samdeblur.pipeline import coordinator
 from samdeblur.storage import open_store
 from samdeblur.storage.commits import Committer
@@ -283,3 +284,17 @@ def test_status_of_a_store_that_is_only_planned_says_how_to_go_on(samdeblur, pre
     assert "run the same samdeblur-prep run command again to finish" in shown.out
     assert open_store(tmp_path / "s.zarr").header.fingerprint[:12] in shown.out
     assert samdeblur("prep", "verify", tmp_path / "s.zarr").code == 0
+
+
+def test_where_there_is_no_terminal_progress_is_told_in_lines(capsys):
+    with progress_bar(total=2, desc="map") as bar:
+        bar.start_t -= 5  # a bar waits before it shows
+        bar.mininterval = 0
+        bar.update()
+        bar.update()
+    said = capsys.readouterr().err
+    assert "\r" not in said
+    assert [line.split("|")[0].split()[:3] for line in said.splitlines()][:2] == [
+        ["map:", "50%", "1/2"],
+        ["map:", "100%", "2/2"],
+    ]

@@ -119,6 +119,11 @@ def test_settings_that_cannot_be_are_refused(samdeblur, tmp_path, assignment, wo
     assert not (tmp_path / "run").exists()
 
 
+def test_a_setting_that_is_given_twice_is_refused(refused):
+    said = refused("--set", "batch_size=4", "--batch-size", "2")
+    assert said == "error: batch_size: given by --set and by --batch-size; leave one of them out"
+
+
 def test_a_batch_that_does_not_part_is_refused(refused):
     said = refused("--set", "accumulate=3")
     assert said == "error: batch_size: 2 does not part into 1 processes with 3 parts each (accumulate)"
@@ -129,7 +134,7 @@ def test_a_batch_that_does_not_part_is_refused(refused):
     [
         (["--steps", "0"], "steps: must be at least 1"),
         (["--steps", "ten"], "'ten' is not a valid integer"),
-        (["--batch-size", "0"], "batch_size: must be at least 1"),
+        (["--set", "batch_size=0"], "batch_size: must be at least 1"),
         (["--config", "tinny"], "tinny: no such configuration file, nor a preset"),
         (["--device", "tpu"], "'tpu'"),
         (["--method", "sam"], "'sam'"),
@@ -277,7 +282,7 @@ def test_a_run_says_how_it_went_and_a_finished_one_says_it_again(train, tmp_path
     for result in (first, again):
         assert (result.code, result.err) == (0, "")
         done, files = result.out.splitlines()
-        assert done.startswith(f"{tmp_path / 'run'}: 2 steps of none, ")
+        assert done.startswith(f"{tmp_path / 'run'}: 2 steps of none on cpu, ")
         assert files == f"curves: {tmp_path / 'run/curves.png'}   weights: {tmp_path / 'run/best.safetensors'}"
     assert ", 2 of them now, in " in first.out
     assert ", all done before; " in again.out

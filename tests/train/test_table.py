@@ -64,6 +64,17 @@ def test_a_table_of_one_run_has_a_row_per_set():
     }
     assert (rows[1]["set"], rows[1]["inference"], rows[1]["step 0"]) == ("toy ood", "TLC 256, tiles 512/64", "-")
     assert list(rows[2].values()) == ["holiday blurred", "2", *["-"] * 6, "whole images"]
+    assert "step 0" not in run_table(results("map", second)).columns
+
+
+def test_a_table_of_one_run_counts_what_the_guard_found():
+    made = one_set([1.0, 2.0, -9.0], inference=Inference(guard="input"))
+    first, second, third = made.scores
+    scores = (first, replace(second, flags=("range",)), replace(third, flags=("range",), fallback="input"))
+    plain = one_set([1.0], ("toy", "ood"))
+    table = run_table(results("map", replace(made, scores=scores), plain))
+    assert [row[table.columns.index("flagged")] for row in table.rows] == ["2, 1 replaced", "-"]
+    assert "flagged" not in run_table(results("map", plain)).columns
 
 
 def test_a_table_of_one_run_shows_metrics_that_were_asked_for_and_the_threshold():
