@@ -68,15 +68,15 @@ def report(size: Size, out: Path) -> str:
     found = read_scores(size, out)
     if BASELINE not in found:
         raise click.ClickException(f"{out}: no training of {BASELINE} is done")
-    sets, columns = summarise(found), summarise(pooled(found, POOLED))
+    columns = summarise(pooled(found, POOLED))
     draw_differences(size, columns, out / "differences.png")
     draw_curves(size, out, out / "curves.png")
-    over = {row.variant: row.psnr_over_none.mean for row in columns if row.images in POOLED and row.psnr_over_none}
+    over = {row.variant: row.over["psnr"].mean for row in columns if row.over}
     shown = {f"map-dropout, {best_masks(size.masks)}", *sorted(over, key=over.__getitem__)[-1:]}
     for variant in variants(size.masks):
         if variant.name in shown & set(found):
             draw_gallery(size, out, found, variant, out / f"pictures-{variant.place}.jpg")
-    return write_summary(size, out, sets, columns)
+    return write_summary(size, out, found)
 
 
 def do_all(what: str, do: Callable[..., Any], pieces: Sequence[tuple[Any, ...]], processes: int) -> None:

@@ -24,9 +24,9 @@ def draw_differences(size: Size, columns: Sequence[Row], path: Path) -> None:
     for axis, name in zip(axes, names, strict=True):
         axis.axvline(0, color="black", linewidth=0.8)
         for row in columns:
-            if row.images != name or row.psnr_over_none is None:
+            if row.images != name or not row.over:
                 continue
-            place, over = order.index(row.variant), row.psnr_over_none
+            place, over = order.index(row.variant), row.over["psnr"]
             sure = row.p < 0.05
             colour = "grey" if not sure else "tab:green" if over.mean > 0 else "tab:red"
             axis.plot([over.low, over.high], [place, place], color=colour, linewidth=2)

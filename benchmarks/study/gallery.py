@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from plan import Cell, Size, Store, Variant, variants
-from summary import BASELINE, Found
+from summary import BASELINE, Found, differences
 
 from samdeblur.models import load_network
 from samdeblur.storage import open_store
@@ -30,13 +30,12 @@ def draw_gallery(size: Size, out: Path, found: Found, variant: Variant, path: Pa
     for family in size.families:
         if family in found[variant.name]:
             keys = sorted(open_store(out / "stores" / Store(family, variant.masks).place).ready_keys)
-            ours, base = found[variant.name][family].psnr, found[BASELINE][family].psnr
-            n = min(len(ours), len(base))
-            gains += [(gain, family, key) for key, gain in zip(keys, (ours[:n] - base[:n]).mean(axis=0), strict=True)]
+            over = differences(found[variant.name][family], found[BASELINE][family])["psnr"]
+            gains += [(gain, family, key) for key, gain in zip(keys, over.mean(axis=0), strict=True)]
     gains.sort(reverse=True)
     rows = [_header()]
     for title, ordered in (("Largest gains", gains), ("Worst failures", gains[::-1])):
-        rows.append(_line(f"{title} of {variant.name} over none, mean of {n} seeds; pictures of seed 0"))
+        rows.append(_line(f"{title} of {variant.name} over none, mean of {len(over)} seeds; pictures of seed 0"))
         rows += [_row(size, out, variant, *chosen) for chosen in _varied(ordered)[:each]]
     cv2.imwrite(str(path), np.vstack(rows)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 88])
 

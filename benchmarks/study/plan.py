@@ -6,13 +6,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-SEEDS = 5
+SEEDS, FEWER = 5, 3  # of the rows of Table 1, and of the others
 
-# Masks, from the worst to the true ones: options of samdeblur-prep run.
-MASKS: dict[str, tuple[str, ...]] = {
+# Masks, from the worst to the true ones: options of samdeblur-prep run, or None for what it has none for (oracle.py).
+# The last two know the sharp pictures: what a prior could be worth, and not what it is.
+MASKS: dict[str, tuple[str, ...] | None] = {
     "superpixels": ("--segmenter", "superpixels"),
     "sam-coarse": ("--sam", "bundled", "--points-per-side", "8"),
     "sam": ("--sam", "bundled"),
+    "sam-of-sharp": None,
     "true": ("--segmenter", "true-masks"),
 }
 
@@ -72,11 +74,13 @@ class Variant:
     Attributes:
         masks: of MASKS; "" where the network looks at none.
         settings: of its training, beside those of the size.
+        seeds: at most so many.
     """
 
     name: str
     masks: str
     settings: dict[str, Any]
+    seeds: int
 
     @property
     def place(self) -> str:
@@ -84,30 +88,39 @@ class Variant:
         return self.name.replace(", ", "-").replace(" ", "-")
 
 
+DROPOUT = {"method": "map-dropout"}
+
+# Rows that are no row of Table 1: the released semantics and aggregations of ours, with SAM's masks and the last ones,
+CHANGES: dict[str, dict[str, Any]] = {
+    "map released": {"method": "map", "semantics": "released"},
+    "map-dropout released": DROPOUT | {"semantics": "released"},
+    "map-dropout released misrotated": DROPOUT | {"semantics": "released", "misrotated_masks": True},
+    "map-dropout mean": DROPOUT | {"aggregate": "mean"},
+    "map-dropout smallest": DROPOUT | {"aggregate": "smallest"},
+    "map-dropout mean+std": DROPOUT | {"statistics": "mean+std"},
+}
+# and ablations, with the last ones.
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "map-dropout 0.25": DROPOUT | {"mask_dropout": 0.25},
+    "map-dropout 0.75": DROPOUT | {"mask_dropout": 0.75},
+    "map-dropout S=1": DROPOUT | {"prior_channels": 1},
+    "map-dropout S=8": DROPOUT | {"prior_channels": 8},
+}
+
+
 def best_masks(masks: Sequence[str]) -> str:
-    """The masks of ablations: the best that SAM found."""
+    """The best that SAM finds in blurred pictures."""
     return "sam" if "sam" in masks else masks[0]
 
 
 def variants(masks: Sequence[str]) -> list[Variant]:
-    """All rows for these masks: the four of Table 1, both semantics, options of ours, ablations."""
-    best = best_masks(masks)
-    found = [Variant("none", "", {"method": "none"})]
+    """All rows for these masks: the four of Table 1, CHANGES, ABLATIONS."""
+    found = [Variant("none", "", {"method": "none"}, SEEDS)]
     for name in masks:
-        found += [Variant(f"{method}, {name}", name, {"method": method}) for method in ("cat", "map", "map-dropout")]
-    released = {"semantics": "released"}
-    for method in ("map", "map-dropout"):
-        found.append(Variant(f"{method} released, {best}", best, {"method": method} | released))
-    misrotated = {"method": "map-dropout", "misrotated_masks": True} | released
-    found.append(Variant(f"map-dropout released misrotated, {best}", best, misrotated))
-    for options in ({"aggregate": "mean"}, {"aggregate": "smallest"}, {"statistics": "mean+std"}):
-        name = "map-dropout " + " ".join(options.values())
-        found.append(Variant(f"{name}, {best}", best, {"method": "map-dropout"} | options))
-    for rate in (0.25, 0.75):
-        found.append(Variant(f"map-dropout {rate}, {best}", best, {"method": "map-dropout", "mask_dropout": rate}))
-    for channels in (1, 8):
-        name = f"map-dropout S={channels}, {best}"
-        found.append(Variant(name, best, {"method": "map-dropout", "prior_channels": channels}))
+        found += [Variant(f"{row}, {name}", name, {"method": row}, SEEDS) for row in ("cat", "map", "map-dropout")]
+    for name in dict.fromkeys((best_masks(masks), masks[-1])):
+        others = CHANGES | (ABLATIONS if name == masks[-1] else {})
+        found += [Variant(f"{what}, {name}", name, settings, FEWER) for what, settings in others.items()]
     return found
 
 
@@ -128,7 +141,8 @@ def cells(size: Size) -> Iterator[Cell]:
     """Every training, seed by seed, so that what is there early is comparable."""
     for seed in range(size.seeds):
         for variant in variants(size.masks):
-            yield Cell(variant, seed)
+            if seed < variant.seeds:
+                yield Cell(variant, seed)
 
 
 @dataclass(frozen=True)

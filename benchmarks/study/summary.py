@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from samdeblur.train.results import RESULTS, read_results
 
 BASELINE = "none"
 COLLAPSE_DB = 3.0
+METRICS = ("psnr", "ssim", "collapsed")
 
 # Name of a column -> the sets it is the mean of, scene by scene: a scene is the same one in all families.
 POOLED = {
@@ -28,12 +29,14 @@ POOLED = {
 
 @dataclass(frozen=True)
 class Scores:
-    """Of one variant on one set, or the means over several; (seeds, images) each.
+    """Of one variant on one set, or the means over several.
 
     Attributes:
-        collapsed: 1 where more than 3 dB are lost.
+        seeds: those that are there.
+        psnr, ssim, collapsed: (seeds, images); collapsed is 1 where more than 3 dB are lost.
     """
 
+    seeds: tuple[int, ...]
     psnr: Values
     ssim: Values
     collapsed: Values
@@ -44,8 +47,8 @@ class Row:
     """What is said of one variant on one set or column.
 
     Attributes:
-        psnr_over_none, ssim_over_none, mcr_over_none: of the same seed and image; None for the baseline itself.
-        p: that `psnr_over_none` is 0, corrected for the number of variants (Holm).
+        over: metric -> difference from another variant, of the same seed and image; nothing for that one itself.
+        p: that the difference of PSNR is 0, corrected for the number of variants (Holm).
     """
 
     variant: str
@@ -56,9 +59,7 @@ class Row:
     ssim: Interval
     mcr: Interval
     psnr_of_seeds: list[float]
-    psnr_over_none: Interval | None = None
-    ssim_over_none: Interval | None = None
-    mcr_over_none: Interval | None = None
+    over: Mapping[str, Interval]
     p: float = 1.0
 
 
@@ -66,8 +67,8 @@ Found = dict[str, dict[str, Scores]]  # variant -> set ->
 
 
 def read_scores(size: Size, out: Path) -> Found:
-    """Scores of the seeds that are there; a set has the same images in every run."""
-    runs: dict[str, dict[str, list[Values]]] = {}
+    """Scores of the trainings that are done; a set has the same images in every one."""
+    runs: dict[str, dict[str, dict[int, Values]]] = {}
     for cell in cells(size):
         folder = out / "results" / cell.place
         if not (folder / RESULTS).exists():
@@ -76,83 +77,100 @@ def read_scores(size: Size, out: Path) -> Found:
             rows = sorted(result.scores, key=lambda score: score.key)
             names = ("psnr", "ssim_wang", "psnr_blurred")
             values = np.array([[row.metrics[name] for row in rows] for name in names])
-            runs.setdefault(cell.variant.name, {}).setdefault(result.split, []).append(values)
+            runs.setdefault(cell.variant.name, {}).setdefault(result.split, {})[cell.seed] = values
     found: Found = {}
     for variant, sets in runs.items():
-        for name, stacked in sets.items():
-            psnr, ssim, blurred = np.stack(stacked, axis=1)
+        for name, of_seeds in sets.items():
+            psnr, ssim, blurred = np.stack([*of_seeds.values()], axis=1)
             collapsed = (blurred - psnr > COLLAPSE_DB).astype(float)
-            found.setdefault(variant, {})[name] = Scores(psnr, ssim, collapsed)
+            found.setdefault(variant, {})[name] = Scores(tuple(of_seeds), psnr, ssim, collapsed)
     return found
 
 
 def pooled(found: Found, columns: Mapping[str, Sequence[str]]) -> Found:
-    """The same for columns, where a variant has all sets of it."""
+    """The same for columns, where a variant has all sets of it that the baseline has."""
     means: Found = {}
     for variant, sets in found.items():
         for column, names in columns.items():
-            parts = [sets[name] for name in names if name in sets]
-            if parts and len(parts) == len([name for name in names if name in found[BASELINE]]):
-                arrays = (np.mean([getattr(part, name) for part in parts], axis=0) for name in asdict(parts[0]))
-                means.setdefault(variant, {})[column] = Scores(*arrays)
+            wanted = [name for name in names if name in found[BASELINE]]
+            parts = [sets[name] for name in wanted if name in sets]
+            if parts and len(parts) == len(wanted):
+                arrays = (np.mean([getattr(part, metric) for part in parts], axis=0) for metric in METRICS)
+                means.setdefault(variant, {})[column] = Scores(parts[0].seeds, *arrays)
     return means
 
 
-def summarise(found: Found) -> list[Row]:
-    """A row per variant and set, with the difference from the network without a prior, of the same seed and image."""
+def differences(one: Scores, other: Scores) -> dict[str, Values]:
+    """Metric -> one minus the other, for the seeds that both have."""
+    both = [seed for seed in one.seeds if seed in other.seeds]
+    mine, theirs = ([scores.seeds.index(seed) for seed in both] for scores in (one, other))
+    return {metric: getattr(one, metric)[mine] - getattr(other, metric)[theirs] for metric in METRICS} if both else {}
+
+
+def summarise(found: Found, baseline: str = BASELINE) -> list[Row]:
+    """A row per variant and set, with its difference from a baseline."""
     rows = []
     for variant, sets in found.items():
         for name, scores in sets.items():
-            row = Row(
-                variant,
-                name,
-                *scores.psnr.shape,
-                psnr=of_means(scores.psnr),
-                ssim=of_means(scores.ssim),
-                mcr=of_rates(scores.collapsed),
-                psnr_of_seeds=scores.psnr.mean(axis=1).round(4).tolist(),
+            base = found.get(baseline, {}).get(name)
+            compared = differences(scores, base) if base is not None and variant != baseline else {}
+            rows.append(
+                Row(
+                    variant,
+                    name,
+                    *scores.psnr.shape,
+                    psnr=of_means(scores.psnr),
+                    ssim=of_means(scores.ssim),
+                    mcr=of_rates(scores.collapsed),
+                    psnr_of_seeds=scores.psnr.mean(axis=1).round(4).tolist(),
+                    over={metric: of_means(values) for metric, values in compared.items()},
+                )
             )
-            base = found.get(BASELINE, {}).get(name)
-            if base is not None and variant != BASELINE:
-                n = min(len(base.psnr), len(scores.psnr))
-                over = (of_means(getattr(scores, metric)[:n] - getattr(base, metric)[:n]) for metric in asdict(scores))
-                row = Row(**(vars(row) | dict(zip(_OVER, over, strict=True))))
-            rows.append(row)
-    return [Row(**(vars(row) | {"p": p})) for row, p in zip(rows, _corrected(rows), strict=True)]
-
-
-_OVER = ("psnr_over_none", "ssim_over_none", "mcr_over_none")
+    return [replace(row, p=p) for row, p in zip(rows, _corrected(rows), strict=True)]
 
 
 def _corrected(rows: Sequence[Row]) -> list[float]:
     """p of each row, corrected within its set."""
     corrected = [1.0] * len(rows)
     for name in {row.images for row in rows}:
-        of_set = [
-            (place, row.psnr_over_none.p) for place, row in enumerate(rows) if row.images == name and row.psnr_over_none
-        ]
-        for (place, _), p in zip(of_set, holm(np.array([p for _, p in of_set])), strict=True):
+        places = [place for place, row in enumerate(rows) if row.images == name and row.over]
+        for place, p in zip(places, holm(np.array([rows[place].over["psnr"].p for place in places])), strict=True):
             corrected[place] = float(p)
     return corrected
 
 
-def as_markdown(size: Size, sets: Sequence[Row], columns: Sequence[Row]) -> str:
+def as_markdown(size: Size, found: Found) -> str:
     """All tables: a row per variant, a column per set."""
     order = [variant.name for variant in variants(size.masks)]
     controls = [f"{size.families[0]}-{control}" for control in CONTROLS]
+    sets, columns = summarise(found), summarise(pooled(found, POOLED))
     families = [row for row in sets if row.images not in controls]
-    told = [row for row in sets if row.images in (size.families[0], *controls)]
+    paper = f"map-dropout, {best_masks(size.masks)}"
+    over_paper = [row for row in summarise(pooled(found, POOLED), paper) if row.variant != BASELINE]
     tables = {
         "PSNR: dB over `none` of the same seed and image": _table(order, columns, _over),
         "SSIM (`wang`): over `none`": _table(order, columns, _ssim),
         "Mode collapse rate": _table(order, columns, _mcr),
+        "As in Table 1 of the paper: PSNR over the network without a prior, and MCR": _beside_paper(size, sets),
+        f"PSNR: dB over `{paper}`": _table(order, over_paper, _over),
         "PSNR by family: dB over `none`": _table(order, families, _over),
         "Mode collapse rate by family": _table(order, families, _mcr),
-        "PSNR with the masks, without any, and with those of another image": _table(order, told, _psnr),
+        "PSNR that the masks are worth: dB over the same network without any, and with those of another image": (
+            _worth(found, order, size.families[0], controls)
+        ),
         "PSNR of every seed": _table(order, columns, lambda row: " ".join(f"{p:.2f}" for p in row.psnr_of_seeds)),
-        "As in Table 1 of the paper: PSNR over the network without a prior, and MCR": _beside_paper(size, sets),
     }
     return "\n\n".join(f"**{title}**\n\n{table}" for title, table in tables.items())
+
+
+def _worth(found: Found, order: Sequence[str], name: str, controls: Sequence[str]) -> str:
+    body = []
+    for variant in order:
+        sets = found.get(variant, {})
+        if all(control in sets for control in controls):
+            told = (differences(sets[name], sets[control])["psnr"] for control in controls)
+            body.append([variant, *(_signed(of_means(values), 3) for values in told)])
+    return _markdown(["", *controls], body)
 
 
 def _table(order: Sequence[str], rows: Sequence[Row], text: Callable[[Row], str]) -> str:
@@ -164,18 +182,14 @@ def _table(order: Sequence[str], rows: Sequence[Row], text: Callable[[Row], str]
 
 def _over(row: Row) -> str:
     """Bold where it is not chance, for all that so many variants were tried."""
-    if row.psnr_over_none is None:
+    if not row.over:
         return f"({row.psnr.mean:.2f})"
-    text = _signed(row.psnr_over_none)
+    text = _signed(row.over["psnr"])
     return f"**{text}**" if row.p < 0.05 else text
 
 
-def _psnr(row: Row) -> str:
-    return f"{row.psnr.mean:.2f}"
-
-
 def _ssim(row: Row) -> str:
-    return f"({row.ssim.mean:.4f})" if row.ssim_over_none is None else _signed(row.ssim_over_none, 4)
+    return _signed(row.over["ssim"], 4) if row.over else f"({row.ssim.mean:.4f})"
 
 
 def _mcr(row: Row) -> str:
@@ -198,11 +212,11 @@ def _beside_paper(size: Size, sets: Sequence[Row]) -> str:
         line = [row.method]
         for name, scores in row.scores.items():
             over = scores["psnr"] - base.scores[name]["psnr"]
-            line.append(f"{over:+.2f}" + (f" / {scores['mcr']:.2%}" if "mcr" in scores else ""))
+            text = f"({scores['psnr']:.2f})" if row is base else f"{over:+.2f}"
+            line.append(text + (f" / {scores['mcr']:.2%}" if "mcr" in scores else ""))
         for name in names:
             mine = ours.get((row.method if row is base else f"{row.method}, {masks}", name))
-            over_none = mine and mine.psnr_over_none
-            line.append("-" if mine is None else f"{over_none.mean if over_none else 0:+.2f} / {mine.mcr.mean:.1%}")
+            line.append("-" if mine is None else f"{_over(mine)} / {_mcr(mine)}")
         body.append(line)
     return _markdown(["", *(f"paper: {dataset}" for dataset, _ in base.scores), *(f"here: {n}" for n in names)], body)
 
@@ -211,14 +225,18 @@ def _markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *body))
 
 
-def write_summary(size: Size, out: Path, sets: Sequence[Row], columns: Sequence[Row]) -> str:
+def write_summary(size: Size, out: Path, found: Found) -> str:
     """summary.json and summary.md; gives the latter."""
-    kept = [{name: _plain(value) for name, value in vars(row).items()} for row in (*sets, *columns)]
+    rows = [*summarise(found), *summarise(pooled(found, POOLED))]
+    kept = [{name: _plain(value) for name, value in vars(row).items()} for row in rows]
     (out / "summary.json").write_text(json.dumps(kept, indent=1) + "\n")
-    text = as_markdown(size, sets, columns)
+    text = as_markdown(size, found)
     (out / "summary.md").write_text(text + "\n")
     return text
 
 
 def _plain(value: object) -> object:
-    return value._asdict() if isinstance(value, Interval) else value
+    """For JSON; figures that nobody could see are left off."""
+    if isinstance(value, Interval):
+        return {name: round(figure, 6) for name, figure in value._asdict().items()}
+    return {name: _plain(of) for name, of in value.items()} if isinstance(value, Mapping) else value

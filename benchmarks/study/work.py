@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from oracle import prepare_oracle
 from plan import CONTROLS, MASKS, Cell, Size, Store, test_sets
 
 from samdeblur.models import load_network
@@ -25,13 +26,16 @@ def prepare(store: Store, size: Size, out: Path) -> None:
 
     source, split = store.source(size)
     path = out / "stores" / store.place
+    options = MASKS[store.masks]
+    if options is None:
+        return prepare_oracle(source, split, path)
     arguments = [
         "run",
         source,
         str(path),
         "--split",
         split,
-        *MASKS[store.masks],
+        *options,
         "--workers",
         "1",
         "--progress",

@@ -63,7 +63,7 @@ def test_the_plan_has_every_row_and_every_family(study, size):
 def test_the_plan_is_printed_and_nothing_else_is_done(command, tmp_path):
     done = CliRunner().invoke(command, ["--size", "small", "--out", str(tmp_path / "study"), "--plan"])
     assert done.exit_code == 0, done.output
-    assert "115 trainings, 5 seeds of:" in done.output
+    assert "165 trainings, 5 seeds of:" in done.output
     assert "map-dropout released misrotated, sam" in done.stdout
     assert not (tmp_path / "study").exists()
 
@@ -118,11 +118,13 @@ def test_differences_are_of_the_same_seed_and_image(study):
     rng = np.random.default_rng(1)
     base = rng.normal(25, 5, (5, 12))
     better = base + 0.1 + rng.normal(0, 0.01, base.shape)
-    none, ours = (study.summary.Scores(psnr, psnr / 50, (psnr < 20).astype(float)) for psnr in (base, better))
+    none, ours = (
+        study.summary.Scores((0, 1, 2, 3, 4), psnr, psnr / 50, (psnr < 20).astype(float)) for psnr in (base, better)
+    )
     rows = study.summary.summarise({"none": {"worlds": none}, "map": {"worlds": ours}})
     (row,) = (row for row in rows if row.variant == "map")
-    assert row.psnr_over_none.mean == pytest.approx(0.1, abs=0.01)
-    assert 0 < row.psnr_over_none.low < row.psnr_over_none.high < 0.15
+    assert row.over["psnr"].mean == pytest.approx(0.1, abs=0.01)
+    assert 0 < row.over["psnr"].low < row.over["psnr"].high < 0.15
     assert row.psnr.high - row.psnr.low > 3
     assert row.p < 0.001
     assert row.psnr_of_seeds == pytest.approx(better.mean(axis=1), abs=1e-3)
