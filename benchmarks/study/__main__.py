@@ -50,7 +50,7 @@ def main(name: str, out: Path, processes: int, names: tuple[str, ...], only_plan
     needed = {cell.variant.masks or size.masks[0] for cell in wanted}
     to_prepare = [store for store in stores(size) if store.masks in needed]
     click.echo(f"{len(to_prepare)} stores: {', '.join(store.place for store in to_prepare)}")
-    click.echo(f"{len(wanted)} trainings, {size.seeds} seeds of:")
+    click.echo(f"{len(wanted)} trainings, up to {size.seeds} seeds of:")
     for variant in dict.fromkeys(cell.variant.name for cell in wanted):
         click.echo(f"  {variant}")
     if only_plan:

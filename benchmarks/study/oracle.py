@@ -32,7 +32,7 @@ class SharpMasks:
         return self.source.digest
 
     @property
-    def notes(self) -> Sequence[str]:
+    def notes(self) -> tuple[str, ...]:
         return self.source.notes
 
     @property
@@ -57,8 +57,7 @@ def _generator() -> MaskGenerator:
 
 def prepare_oracle(location: str, split: str, path: Path) -> None:
     """A store of a source, with these masks; its recipe says that they are true ones. Goes on where it stopped."""
-    summary = prepare(
-        SharpMasks(open_source(location, split)), path, PrepSettings(true_masks=True, device="cpu"), workers=1
-    )
+    source = SharpMasks(open_source(location, split))
+    summary = prepare(source, path, PrepSettings(true_masks=True, device="cpu"), workers=1)
     if summary.quarantined:
         raise RuntimeError(f"{path}: {summary.quarantined} images are quarantined")

@@ -28,20 +28,10 @@ def prepare(store: Store, size: Size, out: Path) -> None:
     path = out / "stores" / store.place
     options = MASKS[store.masks]
     if options is None:
-        return prepare_oracle(source, split, path)
-    arguments = [
-        "run",
-        source,
-        str(path),
-        "--split",
-        split,
-        *options,
-        "--workers",
-        "1",
-        "--progress",
-        "none",
-    ]
-    if code := cli.main(arguments, standalone_mode=False):
+        prepare_oracle(source, split, path)
+        return
+    usual = ["--workers", "1", "--progress", "none"]
+    if code := cli.main(["run", source, str(path), "--split", split, *options, *usual], standalone_mode=False):
         raise RuntimeError(f"{path}: samdeblur-prep run ended with {code}")
 
 
