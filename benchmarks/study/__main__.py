@@ -24,9 +24,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from figures import draw_curves, draw_differences
 from gallery import draw_gallery
-from plan import SIZES, Size, best_masks, cells, stores, variants
+from plan import ORACLES, SIZES, Size, best_masks, cells, stores, variants
+from quality import mask_quality
 from summary import BASELINE, POOLED, pooled, read_scores, summarise, write_summary
-from work import prepare, train_and_evaluate
+from work import evaluate_in_practice, prepare, train_and_evaluate
 
 from samdeblur.train.results import RESULTS
 
@@ -36,9 +37,12 @@ from samdeblur.train.results import RESULTS
 @click.option("--out", type=click.Path(path_type=Path), default="study", show_default=True)
 @click.option("--processes", default=os.cpu_count(), show_default=True, help="Trainings at a time, a core each.")
 @click.option("--row", "names", multiple=True, help="These variants, and none. May be repeated; all by default.")
+@click.option("--seeds", type=click.IntRange(1), help="At most so many of each row.")
 @click.option("--plan", "only_plan", is_flag=True, help="Say what there is to do and end.")
 @click.option("--summary", "only_summary", is_flag=True, help="Sum up what is there and end.")
-def main(name: str, out: Path, processes: int, names: tuple[str, ...], only_plan: bool, only_summary: bool) -> None:
+def main(
+    name: str, out: Path, processes: int, names: tuple[str, ...], seeds: int | None, only_plan: bool, only_summary: bool
+) -> None:
     size = SIZES[name]
     if only_summary:
         click.echo(report(size, out))
@@ -47,7 +51,9 @@ def main(name: str, out: Path, processes: int, names: tuple[str, ...], only_plan
     if unknown := set(names) - set(known):
         raise click.UsageError(f"no row {unknown.pop()!r}, choose from {'; '.join(known)}")
     wanted = [cell for cell in cells(size) if not names or cell.variant.name in (BASELINE, *names)]
+    wanted = [cell for cell in wanted if seeds is None or cell.seed < seeds]
     needed = {cell.variant.masks or size.masks[0] for cell in wanted}
+    needed |= {best_masks(size.masks)} if needed & set(ORACLES) else set()
     to_prepare = [store for store in stores(size) if store.masks in needed]
     click.echo(f"{len(to_prepare)} stores: {', '.join(store.place for store in to_prepare)}")
     click.echo(f"{len(wanted)} trainings, up to {size.seeds} seeds of:")
@@ -57,9 +63,11 @@ def main(name: str, out: Path, processes: int, names: tuple[str, ...], only_plan
         return
     out.mkdir(parents=True, exist_ok=True)
     do_all("stores", prepare, [(store, size, out) for store in to_prepare], processes)
-    left = [cell for cell in wanted if not (out / "results" / cell.place / RESULTS).exists()]
-    click.echo(f"trainings: {len(wanted) - len(left)} of {len(wanted)} done before")
-    do_all("trainings", train_and_evaluate, [(cell, size, out) for cell in left], processes)
+    of_oracles = [cell for cell in wanted if cell.variant.masks in ORACLES]
+    for what, do, some in (("results", train_and_evaluate, wanted), ("in-practice", evaluate_in_practice, of_oracles)):
+        left = [cell for cell in some if not (out / what / cell.place / RESULTS).exists()]
+        click.echo(f"{what}: {len(some) - len(left)} of {len(some)} done before")
+        do_all(what, do, [(cell, size, out) for cell in left], processes)
     click.echo(report(size, out))
 
 
@@ -76,7 +84,7 @@ def report(size: Size, out: Path) -> str:
     for variant in variants(size.masks):
         if variant.name in shown & set(found):
             draw_gallery(size, out, found, variant, out / f"pictures-{variant.place}.jpg")
-    return write_summary(size, out, found)
+    return write_summary(size, out, found, read_scores(size, out, "in-practice"), mask_quality(size, out))
 
 
 def do_all(what: str, do: Callable[..., Any], pieces: Sequence[tuple[Any, ...]], processes: int) -> None:

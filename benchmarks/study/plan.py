@@ -9,7 +9,6 @@ from typing import Any
 SEEDS, FEWER = 5, 3  # of the rows of Table 1, and of the others
 
 # Masks, from the worst to the true ones: options of samdeblur-prep run, or None for what it has none for (oracle.py).
-# The last two know the sharp pictures: what a prior could be worth, and not what it is.
 MASKS: dict[str, tuple[str, ...] | None] = {
     "superpixels": ("--segmenter", "superpixels"),
     "sam-coarse": ("--sam", "bundled", "--points-per-side", "8"),
@@ -17,6 +16,8 @@ MASKS: dict[str, tuple[str, ...] | None] = {
     "sam-of-sharp": None,
     "true": ("--segmenter", "true-masks"),
 }
+
+ORACLES = ("sam-of-sharp", "true")  # they know the sharp pictures: what a prior could be worth, and not what it is
 
 # Sources of samdeblur-prep run. The first is in distribution; photographs know no true masks.
 WORLDS = ("worlds", "worlds-long", "worlds-local", "worlds-noisy", "worlds-bright", "worlds-tone", "worlds-jpeg")
@@ -49,7 +50,7 @@ class Size:
 
 SIZES = {
     "smoke": Size(
-        4, 2, 48, 2, ("superpixels",), (*WORLDS[:2], PHOTOGRAPHS[0]),
+        4, 2, 48, 2, ("superpixels", "true"), (WORLDS[0], PHOTOGRAPHS[0]),
         {"width": 4, "enc_blk_nums": [1, 1], "middle_blk_num": 1, "dec_blk_nums": [1, 1], "steps": 3, "batch_size": 2,
          "crop_size": 32, "log_every": 1, "val_images": 1},
     ),

@@ -66,11 +66,11 @@ class Row:
 Found = dict[str, dict[str, Scores]]  # variant -> set ->
 
 
-def read_scores(size: Size, out: Path) -> Found:
+def read_scores(size: Size, out: Path, kind: str = "results") -> Found:
     """Scores of the trainings that are done; a set has the same images in every one."""
     runs: dict[str, dict[str, dict[int, Values]]] = {}
     for cell in cells(size):
-        folder = out / "results" / cell.place
+        folder = out / kind / cell.place
         if not (folder / RESULTS).exists():
             continue
         for result in read_results(folder).sets:
@@ -139,8 +139,13 @@ def _corrected(rows: Sequence[Row]) -> list[float]:
     return corrected
 
 
-def as_markdown(size: Size, found: Found) -> str:
-    """All tables: a row per variant, a column per set."""
+def as_markdown(size: Size, found: Found, in_practice: Found, quality: Mapping[str, Sequence[float]]) -> str:
+    """All tables: a row per variant, a column per set.
+
+    Args:
+        quality: of masks, see `mask_quality`.
+        in_practice: of networks trained with masks of an oracle, tested with masks found in blurred pictures.
+    """
     order = [variant.name for variant in variants(size.masks)]
     controls = [f"{size.families[0]}-{control}" for control in CONTROLS]
     sets, columns = summarise(found), summarise(pooled(found, POOLED))
@@ -157,6 +162,13 @@ def as_markdown(size: Size, found: Found) -> str:
         "Mode collapse rate by family": _table(order, families, _mcr),
         "PSNR that the masks are worth: dB over the same network without any, and with those of another image": (
             _worth(found, order, size.families[0], controls)
+        ),
+        "Trained with masks that know the sharp pictures, tested with SAM's of the blurred: PSNR over `none`": _table(
+            order, summarise(pooled({BASELINE: found[BASELINE]} | in_practice, POOLED)), _over
+        ),
+        "Masks: how many per image, mean IoU of the best for every true mask, share of true masks above 0.75": _markdown(
+            ["", "masks", "IoU", "found"],
+            [[name, f"{count:.0f}", f"{iou:.2f}", f"{share:.0%}"] for name, (count, iou, share) in quality.items()],
         ),
         "PSNR of every seed": _table(order, columns, lambda row: " ".join(f"{p:.2f}" for p in row.psnr_of_seeds)),
     }
@@ -225,12 +237,14 @@ def _markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *body))
 
 
-def write_summary(size: Size, out: Path, found: Found) -> str:
+def write_summary(
+    size: Size, out: Path, found: Found, in_practice: Found, quality: Mapping[str, Sequence[float]]
+) -> str:
     """summary.json and summary.md; gives the latter."""
     rows = [*summarise(found), *summarise(pooled(found, POOLED))]
     kept = [{name: _plain(value) for name, value in vars(row).items()} for row in rows]
     (out / "summary.json").write_text(json.dumps(kept, indent=1) + "\n")
-    text = as_markdown(size, found)
+    text = as_markdown(size, found, in_practice, quality)
     (out / "summary.md").write_text(text + "\n")
     return text
 

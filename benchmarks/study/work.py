@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from oracle import prepare_oracle
-from plan import CONTROLS, MASKS, Cell, Size, Store, test_sets
+from plan import CONTROLS, MASKS, Cell, Size, Store, best_masks, test_sets
 
 from samdeblur.models import load_network
 from samdeblur.storage import AtomMap, open_store
@@ -56,21 +57,30 @@ class Lied(Named):
         return super().masks(self.keys[(self.keys.index(key) + 1) % len(self.keys)], blurred)
 
 
-def train_and_evaluate(cell: Cell, size: Size, out: Path) -> str:
-    """One network, trained and scored on every set; gives its place."""
+def train_and_evaluate(cell: Cell, size: Size, out: Path) -> None:
+    """One network, trained and scored on every set, and with masks that lie to it."""
     torch.set_num_threads(1)
-    results = out / "results" / cell.place
-    run = out / "runs" / cell.place
     config = TrainConfig.of(size.settings | cell.variant.settings | {"seed": cell.seed, "device": "cpu"})
     masks = cell.variant.masks or size.masks[0]
-    train(config, open_store(out / "stores" / Store("train", masks).place), run)
-    weights = run / "last.safetensors"
-    network, sha256 = load_network(weights), sha256_file(weights).hex()
-    task = Evaluation(results, sha256, Conventions(), pictures=0)
+    train(config, open_store(out / "stores" / Store("train", masks).place), out / "runs" / cell.place)
     stores = [(out / "stores" / store.place, store.images) for store in test_sets(size, cell.variant.masks)]
     images = [Named(path, name) for path, name in stores]
     if cell.variant.masks:
         images += [Lied(*stores[0], control) for control in CONTROLS]
+    score(cell, images, out, "results")
+
+
+def evaluate_in_practice(cell: Cell, size: Size, out: Path) -> None:
+    """A network that was trained with masks of an oracle, scored with those that SAM finds in the blurred pictures."""
+    torch.set_num_threads(1)
+    tested = test_sets(size, best_masks(size.masks))
+    score(cell, [Named(out / "stores" / store.place, store.images) for store in tested], out, "in-practice")
+
+
+def score(cell: Cell, images: Sequence[StoreSet], out: Path, kind: str) -> None:
+    """Score the network of a training; `kind` is the folder of the results."""
+    weights, folder = out / "runs" / cell.place / "last.safetensors", out / kind / cell.place
+    network, sha256 = load_network(weights), sha256_file(weights).hex()
+    task = Evaluation(folder, sha256, Conventions(), pictures=0)
     sets = [evaluate(network, given, Inference(), task, Ranks(torch.device("cpu"))) for given in images]
-    write_results(Results(cell.variant.name, str(weights), sha256, tuple(sets), task.conventions), results)
-    return cell.place
+    write_results(Results(cell.variant.name, str(weights), sha256, tuple(sets), task.conventions), folder)

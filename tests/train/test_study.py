@@ -146,6 +146,9 @@ def test_the_smallest_study_ends_with_tables_figures_and_pictures(study, smoke):
     rows = json.loads((out / "summary.json").read_text())
     assert {row["variant"] for row in rows} == names
     assert {row["images"] for row in rows} >= {*size.families, "worlds-no-masks", "worlds-other-masks"}
+    assert {path.parents[1].name for path in (out / "in-practice").glob("*/*/results.json")} == {
+        variant.place for variant in study.plan.variants(size.masks) if variant.masks == "true"
+    }
     assert {row["seeds"] for row in rows} == {size.seeds}
     assert all(row["psnr"]["low"] <= row["psnr"]["mean"] <= row["psnr"]["high"] for row in rows)
     text = (out / "summary.md").read_text()
