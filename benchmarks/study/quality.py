@@ -14,7 +14,7 @@ Best = NDArray[np.float64]  # (true masks,) IoU with the mask that fits it best
 
 
 def mask_quality(size: Size, out: Path) -> dict[str, tuple[float, float, float]]:
-    """Kind of masks -> masks per image, mean best IoU over the true masks of the first family, share of them above 0.75.
+    """Kind of masks -> masks per image, mean best IoU of the true masks of the first family, share of them above 0.75.
 
     Nothing where there are no true masks to compare with.
     """

@@ -166,7 +166,7 @@ def as_markdown(size: Size, found: Found, in_practice: Found, quality: Mapping[s
         "Trained with masks that know the sharp pictures, tested with SAM's of the blurred: PSNR over `none`": _table(
             order, summarise(pooled({BASELINE: found[BASELINE]} | in_practice, POOLED)), _over
         ),
-        "Masks: how many per image, mean IoU of the best for every true mask, share of true masks above 0.75": _markdown(
+        "Masks: how many per image, mean IoU of the best for each true mask, share of those above 0.75": _markdown(
             ["", "masks", "IoU", "found"],
             [[name, f"{count:.0f}", f"{iou:.2f}", f"{share:.0%}"] for name, (count, iou, share) in quality.items()],
         ),
