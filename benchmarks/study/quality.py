@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,12 @@ def mask_quality(size: Size, out: Path) -> dict[str, tuple[float, float, float]]
 
 def best_ious(truth: AtomMap, found: AtomMap) -> Best:
     """Of every true mask with the found one that fits it best; 0 where there is none."""
-    one, other = (atoms.to_masks().reshape(atoms.n_masks, -1).astype(np.float32) for atoms in (truth, found))
+    one, other = (_flat(atoms) for atoms in (truth, found))
     shared = one @ other.T
     union = one.sum(axis=1)[:, None] + other.sum(axis=1) - shared
     return (shared / union).max(axis=1, initial=0.0).astype(float)
+
+
+def _flat(atoms: AtomMap) -> NDArray[np.float32]:
+    """Masks as rows, (M, H * W)."""
+    return atoms.to_masks().reshape(atoms.n_masks, math.prod(atoms.shape)).astype(np.float32)

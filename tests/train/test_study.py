@@ -16,6 +16,8 @@ import pytest
 from click.testing import CliRunner
 from scipy import stats
 
+from samdeblur.storage import AtomMap
+
 STUDY = Path(__file__).parents[2] / "benchmarks" / "study"
 
 
@@ -24,7 +26,7 @@ def study():
     """The modules of the study."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(STUDY))
-        names = ("plan", "intervals", "summary")
+        names = ("plan", "intervals", "summary", "quality")
         yield SimpleNamespace(**{name: importlib.import_module(name) for name in names})
 
 
@@ -128,6 +130,37 @@ def test_differences_are_of_the_same_seed_and_image(study):
     assert row.psnr.high - row.psnr.low > 3
     assert row.p < 0.001
     assert row.psnr_of_seeds == pytest.approx(better.mean(axis=1), abs=1e-3)
+
+
+def test_seeds_that_one_of_two_lacks_are_left_out(study):
+    def scores(*seeds):
+        values = np.array([[10.0 * seed, 10.0 * seed + 1] for seed in seeds])
+        return study.summary.Scores(seeds, values, values, np.zeros_like(values))
+
+    found = study.summary.differences(scores(0, 1, 4), scores(0, 4, 7))
+    assert np.array_equal(found["psnr"], np.zeros((2, 2)))
+    assert study.summary.differences(scores(0), scores(1)) == {}
+    assert study.summary.summarise({"none": {"worlds": scores(0)}, "map": {"worlds": scores(1)}})[1].over == {}
+
+
+def test_a_column_is_the_mean_over_families_scene_by_scene(study):
+    sets = {
+        name: study.summary.Scores((0, 1), *[np.full((2, 3), float(place))] * 3)
+        for place, name in enumerate(study.plan.WORLDS)
+    }
+    found = {"none": sets, "map": {name: sets[name] for name in study.plan.WORLDS[:3]}}
+    means = study.summary.pooled(found, study.summary.POOLED)
+    assert means["none"]["worlds, other families"].psnr.tolist() == [[3.5] * 3] * 2
+    assert set(means["map"]) == {"worlds"}  # the other column would be of other families than the baseline's
+
+
+def test_the_quality_of_masks_is_the_best_iou_of_every_true_one(study):
+    truth, found = np.zeros((2, 8, 8), bool), np.zeros((3, 8, 8), bool)
+    truth[0, :4], truth[1, 4:, :4] = True, True
+    found[0, :4, :6], found[1, :4, 6:], found[2, 4:, :4] = True, True, True
+    atoms = [AtomMap.from_masks(masks) for masks in (truth, found)]
+    assert study.quality.best_ious(*atoms).tolist() == [0.75, 1.0]
+    assert study.quality.best_ious(atoms[0], AtomMap.from_masks([], (8, 8))).tolist() == [0, 0]
 
 
 @pytest.fixture(scope="module")
