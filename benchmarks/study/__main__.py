@@ -1,5 +1,6 @@
 """The study of the prior: every variant, seed by seed, on families of images it was and was not trained on.
 
+\b
 python benchmarks/study --size small --out study --plan     # what there is to do
 python benchmarks/study --size small --out study            # do it; run again, it goes on where it stopped
 python benchmarks/study --size small --out study --summary  # of what is there so far
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -35,7 +37,8 @@ from samdeblur.train.results import RESULTS
 @click.command(help=__doc__)
 @click.option("--size", "name", type=click.Choice(list(SIZES)), default="small", show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default="study", show_default=True)
-@click.option("--processes", default=os.cpu_count(), show_default=True, help="Trainings at a time, a core each.")
+@click.option("--processes", default=lambda: 1 if torch.cuda.is_available() else os.cpu_count(), type=click.IntRange(1),
+              help="Trainings at a time.  [default: one on a GPU, else one per core]")  # fmt: skip
 @click.option("--row", "names", multiple=True, help="These variants, and none. May be repeated; all by default.")
 @click.option("--seeds", type=click.IntRange(1), help="At most so many of each row.")
 @click.option("--plan", "only_plan", is_flag=True, help="Say what there is to do and end.")

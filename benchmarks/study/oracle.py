@@ -58,6 +58,6 @@ def _generator() -> MaskGenerator:
 def prepare_oracle(location: str, split: str, path: Path) -> None:
     """A store of a source, with these masks; its recipe says that they are true ones. Goes on where it stopped."""
     source = SharpMasks(open_source(location, split))
-    summary = prepare(source, path, PrepSettings(true_masks=True, device="cpu"), workers=1)
+    summary = prepare(source, path, PrepSettings(true_masks=True), workers=1)
     if summary.quarantined:
         raise RuntimeError(f"{path}: {summary.quarantined} images are quarantined")

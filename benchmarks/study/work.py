@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from oracle import prepare_oracle
 from plan import CONTROLS, MASKS, Cell, Size, Store, best_masks, test_sets
 
-from samdeblur.models import load_network
+from samdeblur.models import load_network, pick_device
 from samdeblur.storage import AtomMap, open_store
 from samdeblur.storage.files import sha256_file
 from samdeblur.train import TrainConfig, train
@@ -60,7 +60,7 @@ class Lied(Named):
 def train_and_evaluate(cell: Cell, size: Size, out: Path) -> None:
     """One network, trained and scored on every set, and with masks that lie to it."""
     torch.set_num_threads(1)
-    config = TrainConfig.of(size.settings | cell.variant.settings | {"seed": cell.seed, "device": "cpu"})
+    config = TrainConfig.of(size.settings | cell.variant.settings | {"seed": cell.seed})
     masks = cell.variant.masks or size.masks[0]
     train(config, open_store(out / "stores" / Store("train", masks).place), out / "runs" / cell.place)
     stores = [(out / "stores" / store.place, store.images) for store in test_sets(size, cell.variant.masks)]
@@ -80,7 +80,8 @@ def evaluate_in_practice(cell: Cell, size: Size, out: Path) -> None:
 def score(cell: Cell, images: Sequence[StoreSet], out: Path, kind: str) -> None:
     """Score the network of a training; `kind` is the folder of the results."""
     weights, folder = out / "runs" / cell.place / "last.safetensors", out / kind / cell.place
-    network, sha256 = load_network(weights), sha256_file(weights).hex()
+    device = pick_device("auto")
+    network, sha256 = load_network(weights).to(device), sha256_file(weights).hex()
     task = Evaluation(folder, sha256, Conventions(), pictures=0)
-    sets = [evaluate(network, given, Inference(), task, Ranks(torch.device("cpu"))) for given in images]
+    sets = [evaluate(network, given, Inference(), task, Ranks(device)) for given in images]
     write_results(Results(cell.variant.name, str(weights), sha256, tuple(sets), task.conventions), folder)
