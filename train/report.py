@@ -48,16 +48,18 @@ def write_comparison(
         figures: caption -> PNG bytes.
         tables: what stands at the top.
     """
+    networks = distinct_labels([_label(run) for run in runs], [str(place) for place in run_folders])
     sets = []
     for name in dict.fromkeys(result.name for run in runs for result in run.sets):
         found = {n: result for n, run in enumerate(runs) for result in run.sets if result.name == name}
-        sets.append(_compared_set(folder, name, found, run_folders))
+        sets.append(_compared_set(folder, name, found, run_folders, networks))
     facts = list(dict.fromkeys(_meaning(run.conventions) for run in runs))
-    networks = distinct_labels([_label(run) for run in runs], [str(place) for place in run_folders])
     return _write(folder, render_page(folder, "Deblurring results", facts, tables, figures, networks, sets))
 
 
-def _compared_set(folder: Path, name: str, found: Mapping[int, SetResult], run_folders: Sequence[Path]) -> ShownSet:
+def _compared_set(
+    folder: Path, name: str, found: Mapping[int, SetResult], run_folders: Sequence[Path], networks: Sequence[str]
+) -> ShownSet:
     """The images of a set that any of the networks was run on; `found` by the position of the network."""
     scores = {n: {score.key: score for score in result.scores} for n, result in found.items()}
     images = []
@@ -80,7 +82,11 @@ def _compared_set(folder: Path, name: str, found: Mapping[int, SetResult], run_f
             thumbnail = read_thumbnail(run_folders[n], name, key) if wanted else None
             results.append(ShownResult(scores[n][key], thumbnail, picture))
         images.append(ShownImage(key, results, pictures))
-    notes = list(dict.fromkeys(note for result in found.values() for note in _notes(result)))
+    whose: dict[str, list[str]] = {}
+    for n, result in found.items():
+        for note in _notes(result):
+            whose.setdefault(note, []).append(networks[n])
+    notes = [note if len(of) == len(found) else f"{note} ({', '.join(of)})" for note, of in whose.items()]
     return ShownSet(name, list(found), [result.collapse_db for result in found.values()], notes, images)
 
 

@@ -198,6 +198,13 @@ def test_runs_of_one_method_have_names_of_their_own(tmp_path):
     assert page.data["networks"] == ["map (a)", "map (b)", "map, tiles 512/64"]
 
 
+def test_a_comparison_says_whose_inference_was_another(tmp_path):
+    runs = [results("none"), results("map", inference=Inference(tlc=256)), results("cat", inference=Inference(tlc=256))]
+    for of, note in ((runs, "inference: TLC 256 (map, TLC 256, cat, TLC 256)"), (runs[1:], "inference: TLC 256")):
+        page = Page(write_comparison(tmp_path, of, [tmp_path] * len(of), {}))
+        assert page.data["sets"][0]["notes"] == [note]
+
+
 def test_sets_of_other_masks_are_other_sets(tmp_path):
     runs = [results("none"), results("map", recipe="2" * 64)]
     page = Page(write_comparison(tmp_path, runs, [tmp_path] * 2, {}))
