@@ -98,7 +98,10 @@ def shown_metrics(comparison: Comparison) -> tuple[str, ...]:
 
 
 def score_grid(comparison: Comparison) -> list[list[list[Number]]]:
-    """Numbers by row, set and metric. The best of ours, as printed, are marked where there are at least two."""
+    """Numbers by row, set and metric.
+
+    The best of ours, as printed, are marked where there are at least two, unless the blurred input itself is better.
+    """
     metrics = shown_metrics(comparison)
     grid = []
     for row in comparison.rows:
@@ -112,7 +115,11 @@ def score_grid(comparison: Comparison) -> list[list[list[Number]]]:
                 if row.ours and (value := _value(row.cells[place], metric)) is not None
             }
             if len(values) > 1:
-                best = _plain(metric, (min if metric == "mcr" else max)(values.values()))
+                best_value = (min if metric == "mcr" else max)(values.values())
+                blurred = [_value(row.cells[place], metric) for row in comparison.rows if row.kind == "input"]
+                if metric != "mcr" and any(value is not None and value > best_value for value in blurred):
+                    continue
+                best = _plain(metric, best_value)
                 for line in values:
                     text = grid[line][place][position].text
                     grid[line][place][position] = Number(text, text == best)

@@ -111,6 +111,13 @@ def test_a_single_row_is_not_the_best_and_published_ones_never_are():
     assert {table.rows[line][0] for line, _ in table.best} == {"none", "map"}  # their rates tie
 
 
+def test_a_score_that_the_blurred_input_exceeds_is_not_the_best():
+    runs = [results(method, one_set([gain] * 2)) for method, gain in (("none", -1.0), ("map", -0.5))]
+    table = tables_of(compare(runs, settings=QUICK))[0]
+    assert [row[:2] for row in table.rows] == [["blurred input", "20.00"], ["none", "19.00"], ["map", "19.50"]]
+    assert {place for _, place in table.best} == {2, 3}  # SSIM and the rate, not PSNR
+
+
 def test_intervals_and_differences_have_tables_of_their_own():
     runs = [results(method, one_set([gain] * 4, REDS)) for method, gain in (("none", 1.0), ("map", 2.0))]
     scored, over_none, over_published = interval_tables(compare(runs, settings=QUICK))
