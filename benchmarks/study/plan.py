@@ -14,10 +14,12 @@ MASKS: dict[str, tuple[str, ...] | None] = {
     "sam-coarse": ("--sam", "bundled", "--points-per-side", "8"),
     "sam": ("--sam", "bundled"),
     "sam-of-sharp": None,
+    "true-displaced": None,
     "true": ("--segmenter", "true-masks"),
 }
 
-ORACLES = ("sam-of-sharp", "true")  # they know the sharp pictures: what a prior could be worth, and not what it is
+# Those that know the sharp pictures: what a prior could be worth, and not what it is.
+ORACLES = ("sam-of-sharp", "true-displaced", "true")
 
 # Sources of samdeblur-prep run. The first is in distribution; photographs know no true masks.
 WORLDS = ("worlds", "worlds-long", "worlds-local", "worlds-noisy", "worlds-bright", "worlds-tone", "worlds-jpeg")
@@ -118,7 +120,9 @@ def variants(masks: Sequence[str]) -> list[Variant]:
     """All rows for these masks: the four of Table 1, CHANGES, ABLATIONS."""
     found = [Variant("none", "", {"method": "none"}, SEEDS)]
     for name in masks:
-        found += [Variant(f"{row}, {name}", name, {"method": row}, SEEDS) for row in ("cat", "map", "map-dropout")]
+        rows = ("map", "map-dropout") if name == "true-displaced" else ("cat", "map", "map-dropout")
+        seeds = FEWER if name == "true-displaced" else SEEDS
+        found += [Variant(f"{row}, {name}", name, {"method": row}, seeds) for row in rows]
     for name in dict.fromkeys((best_masks(masks), masks[-1])):
         others = CHANGES | (ABLATIONS if name == masks[-1] else {})
         found += [Variant(f"{what}, {name}", name, settings, FEWER) for what, settings in others.items()]
@@ -169,7 +173,7 @@ class Store:
 def test_sets(size: Size, masks: str) -> list[Store]:
     """The sets that a network is tested on; without masks those of the first kind, which it does not look at."""
     masks = masks or size.masks[0]
-    return [Store(name, masks) for name in size.families if masks != "true" or name in WORLDS]
+    return [Store(name, masks) for name in size.families if not masks.startswith("true") or name in WORLDS]
 
 
 def stores(size: Size) -> list[Store]:

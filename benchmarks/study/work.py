@@ -29,7 +29,7 @@ def prepare(store: Store, size: Size, out: Path) -> None:
     path = out / "stores" / store.place
     options = MASKS[store.masks]
     if options is None:
-        prepare_oracle(source, split, path)
+        prepare_oracle(source, split, store.masks, path)
         return
     usual = ["--workers", "1", "--progress", "none"]
     if code := cli.main(["run", source, str(path), "--split", split, *options, *usual], standalone_mode=False):

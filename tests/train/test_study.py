@@ -26,7 +26,7 @@ def study():
     """The modules of the study."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(STUDY))
-        names = ("plan", "intervals", "summary", "quality")
+        names = ("plan", "intervals", "summary", "quality", "oracle")
         yield SimpleNamespace(**{name: importlib.import_module(name) for name in names})
 
 
@@ -47,7 +47,8 @@ def test_the_plan_has_every_row_and_every_family(study, size):
     plan, size = study.plan, study.plan.SIZES[size]
     names = [variant.name for variant in plan.variants(size.masks)]
     assert len(set(names)) == len({variant.place for variant in plan.variants(size.masks)}) == len(names)
-    assert {f"{method}, {masks}" for method in ("cat", "map", "map-dropout") for masks in plan.MASKS} < set(names)
+    assert {f"{method}, {masks}" for method in ("map", "map-dropout") for masks in plan.MASKS} < set(names)
+    assert {f"cat, {masks}" for masks in plan.MASKS if masks != "true-displaced"} < set(names)
     settings = [variant.settings for variant in plan.variants(size.masks)]
     assert {given["semantics"] for given in settings if "semantics" in given} == {"released"}
     assert {given["aggregate"] for given in settings if "aggregate" in given} == {"mean", "smallest"}
@@ -65,7 +66,7 @@ def test_the_plan_has_every_row_and_every_family(study, size):
 def test_the_plan_is_printed_and_nothing_else_is_done(command, tmp_path):
     done = CliRunner().invoke(command, ["--size", "small", "--out", str(tmp_path / "study"), "--plan"])
     assert done.exit_code == 0, done.output
-    assert "128 trainings, up to 5 seeds of:" in done.output
+    assert "134 trainings, up to 5 seeds of:" in done.output
     assert "map-dropout released misrotated, sam" in done.stdout
     assert not (tmp_path / "study").exists()
 
@@ -161,6 +162,17 @@ def test_the_quality_of_masks_is_the_best_iou_of_every_true_one(study):
     atoms = [AtomMap.from_masks(masks) for masks in (truth, found)]
     assert study.quality.best_ious(*atoms).tolist() == [0.75, 1.0]
     assert study.quality.best_ious(atoms[0], AtomMap.from_masks([], (8, 8))).tolist() == [0, 0]
+
+
+def test_displaced_masks_are_the_true_ones_three_pixels_off(study):
+    true = np.zeros((30, 24, 32), bool)
+    true[:, 8:14, 10:20] = True
+    moved = study.oracle.displaced(AtomMap.from_masks(true), np.random.default_rng(0)).to_masks()
+    assert len(moved) == 30
+    corners = np.array([np.argwhere(mask)[0] for mask in moved]) - (8, 10)
+    assert (moved.sum(axis=(1, 2)) == 60).all()
+    assert np.abs(np.hypot(*corners.T) - 3).max() < 0.8
+    assert len({tuple(corner) for corner in corners}) > 8
 
 
 @pytest.fixture(scope="module")
