@@ -29,7 +29,7 @@ from gallery import draw_gallery
 from plan import ORACLES, SIZES, Size, best_masks, cells, stores, variants
 from quality import mask_quality
 from summary import BASELINE, POOLED, pooled, read_scores, summarise, write_summary
-from work import evaluate_in_practice, prepare, train_and_evaluate
+from work import end_with_parent, evaluate_in_practice, prepare, train_and_evaluate
 
 from samdeblur.train.results import RESULTS
 
@@ -93,7 +93,8 @@ def report(size: Size, out: Path) -> str:
 def do_all(what: str, do: Callable[..., Any], pieces: Sequence[tuple[Any, ...]], processes: int) -> None:
     """Do every piece, some at a time, and say how far it is. One that fails ends it when those begun are done."""
     start = time.monotonic()
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("forkserver")) as pool:
+    context = multiprocessing.get_context("forkserver")
+    with ProcessPoolExecutor(processes, context, end_with_parent) as pool:
         waiting = [pool.submit(do, *piece) for piece in pieces]
         try:
             for done, future in enumerate(as_completed(waiting), 1):

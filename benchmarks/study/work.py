@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import multiprocessing.connection
+import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +23,18 @@ from samdeblur.train.evaluate import Evaluation, evaluate
 from samdeblur.train.ranks import Ranks
 from samdeblur.train.results import Conventions, Inference, Results, write_results
 from samdeblur.train.sets import Masks, StoreSet
+
+
+def end_with_parent() -> None:
+    """Let this process end as soon as the one that started it is gone, however that ended."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def prepare(store: Store, size: Size, out: Path) -> None:
