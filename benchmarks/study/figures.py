@@ -42,44 +42,48 @@ def draw_differences(size: Size, columns: Sequence[Row], path: Path) -> None:
 
 
 def draw_curves(size: Size, out: Path, path: Path) -> None:
-    """PSNR on held out training images over steps: the mean over seeds, from the lowest to the highest."""
+    """PSNR over none of the same seed on held out training images, by step: the mean and the range over seeds."""
     groups: dict[str, list[str]] = {}
     for variant in variants(size.masks)[1:]:
         method = variant.name.split(", ")[0]
         plain = method in ("cat", "map", "map-dropout")
-        groups.setdefault(f"masks: {variant.masks}" if plain else "other semantics, ours, ablations", []).append(
-            variant.name
-        )
-    figure = Figure(figsize=(4.2 * len(groups), 3.6), layout="constrained")
+        groups.setdefault(variant.masks if plain else f"{variant.masks}: others", []).append(variant.name)
+    base = _courses(size, out, BASELINE)
+    columns = min(4, len(groups))
+    rows = -(-len(groups) // columns)
+    figure = Figure(figsize=(3.6 * columns, 3.2 * rows), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
-    for axis, (title, names) in zip(axes, groups.items(), strict=True):
-        for name in (BASELINE, *names):
+    axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    for axis, (title, names) in zip(axes, groups.items(), strict=False):
+        axis.axhline(0, color="black", linewidth=0.8)
+        for name in names:
             courses = _courses(size, out, name)
-            if not courses:
+            both = sorted(base.keys() & courses.keys())
+            if not both:
                 continue
-            steps = sorted(set.intersection(*map(set, courses)) - {0})
-            psnr = np.array([[course[step] for step in steps] for course in courses])
-            (line,) = axis.plot(
-                steps, psnr.mean(axis=0), label=name.split(", ")[0], color="black" if name == BASELINE else None
-            )
-            axis.fill_between(steps, psnr.min(axis=0), psnr.max(axis=0), color=line.get_color(), alpha=0.12)
-        axis.set(title=title, xlabel="step")
+            steps = sorted(set.intersection(*(set(courses[seed]) & set(base[seed]) for seed in both)) - {0})
+            over = np.array([[courses[seed][step] - base[seed][step] for step in steps] for seed in both])
+            (line,) = axis.plot(steps, over.mean(axis=0), marker=".", label=name.split(", ")[0])
+            axis.fill_between(steps, over.min(axis=0), over.max(axis=0), color=line.get_color(), alpha=0.12)
+        axis.set(title=f"masks: {title}", xlabel="step")
         axis.grid(alpha=0.3)
         axis.legend(fontsize=6)
-    axes[0].set_ylabel("PSNR on held out images (dB)")
-    figure.savefig(path, dpi=110)
+    for axis in axes[::columns]:
+        axis.set_ylabel("PSNR over none (dB)")
+    for axis in axes[len(groups) :]:
+        axis.set_axis_off()
+    figure.savefig(path, dpi=90)
 
 
-def _courses(size: Size, out: Path, name: str) -> list[dict[int, float]]:
-    """Step -> PSNR, of every seed that is there."""
+def _courses(size: Size, out: Path, name: str) -> dict[int, dict[int, float]]:
+    """Seed -> step -> PSNR, of the trainings that are done."""
     (variant,) = (variant for variant in variants(size.masks) if variant.name == name)
-    courses = []
-    for seed in range(size.seeds):
-        path = out / "runs" / Cell(variant, seed).place / "log.csv"
-        if path.exists():
+    courses = {}
+    for seed in range(variant.seeds):
+        cell = Cell(variant, seed)
+        path = out / "runs" / cell.place / "log.csv"
+        if (out / "results" / cell.place).exists():
             with open(path, newline="") as file:
-                courses.append(
-                    {int(row["step"]): float(row["val_psnr"]) for row in csv.DictReader(file) if row["val_psnr"]}
-                )
+                rows = [row for row in csv.DictReader(file) if row["val_psnr"]]
+            courses[seed] = {int(row["step"]): float(row["val_psnr"]) for row in rows}
     return courses

@@ -150,14 +150,16 @@ def as_markdown(size: Size, found: Found, in_practice: Found, quality: Mapping[s
     controls = [f"{size.families[0]}-{control}" for control in CONTROLS]
     sets, columns = summarise(found), summarise(pooled(found, POOLED))
     families = [row for row in sets if row.images not in controls]
-    paper = f"map-dropout, {best_masks(size.masks)}"
-    over_paper = [row for row in summarise(pooled(found, POOLED), paper) if row.variant != BASELINE]
+    papers = {f"map-dropout, {masks}": masks for masks in (best_masks(size.masks), size.masks[-1])}
     tables = {
         "PSNR: dB over `none` of the same seed and image": _table(order, columns, _over),
         "SSIM (`wang`): over `none`": _table(order, columns, _ssim),
         "Mode collapse rate": _table(order, columns, _mcr),
         "As in Table 1 of the paper: PSNR over the network without a prior, and MCR": _beside_paper(size, sets),
-        f"PSNR: dB over `{paper}`": _table(order, over_paper, _over),
+        **{
+            f"PSNR: dB over `{paper}`": _table(order, _over_paper(found, paper, masks), _over)
+            for paper, masks in papers.items()
+        },
         "PSNR by family: dB over `none`": _table(order, families, _over),
         "Mode collapse rate by family": _table(order, families, _mcr),
         "PSNR that the masks are worth: dB over the same network without any, and with those of another image": (
@@ -173,6 +175,12 @@ def as_markdown(size: Size, found: Found, in_practice: Found, quality: Mapping[s
         "PSNR of every seed": _table(order, columns, lambda row: " ".join(f"{p:.2f}" for p in row.psnr_of_seeds)),
     }
     return "\n\n".join(f"**{title}**\n\n{table}" for title, table in tables.items())
+
+
+def _over_paper(found: Found, paper: str, masks: str) -> list[Row]:
+    """Rows with the same masks, over the paper's method."""
+    rivals = {variant: sets for variant, sets in pooled(found, POOLED).items() if variant.endswith(f", {masks}")}
+    return summarise(rivals, paper)
 
 
 def _worth(found: Found, order: Sequence[str], name: str, controls: Sequence[str]) -> str:
