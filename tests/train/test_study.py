@@ -77,18 +77,19 @@ def test_a_row_that_is_not_there_is_refused_with_those_that_are(command, tmp_pat
     assert "no row 'map, samm', choose from none; cat, superpixels;" in done.output
 
 
+@pytest.mark.parametrize("n", [3, 5])
 @pytest.mark.parametrize(
     ("of_seeds", "of_images", "of_both"), [(1, 1, 1), (1, 0.2, 0.2), (0.2, 1, 1), (0, 0, 1)], ids=str
 )
-def test_intervals_hold_the_truth_as_often_as_they_say(study, of_seeds, of_images, of_both):
+def test_intervals_hold_the_truth_as_often_as_they_say(study, of_seeds, of_images, of_both, n):
     rng = np.random.default_rng(0)
     held = []
     for _ in range(600):
-        values = rng.normal(0, of_seeds, (5, 1)) + rng.normal(0, of_images, (1, 24)) + rng.normal(0, of_both, (5, 24))
+        values = rng.normal(0, of_seeds, (n, 1)) + rng.normal(0, of_images, (1, 24)) + rng.normal(0, of_both, (n, 24))
         interval = study.intervals.of_means(values)
         held.append(interval.low <= 0 <= interval.high)
         assert held[-1] == (interval.p >= 0.05)
-    assert np.mean(held) >= 0.93  # 0.95, and chance
+    assert np.mean(held) >= (0.93 if n == 5 else 0.9)  # 0.95, and chance; few seeds say less of their variance
 
 
 def test_of_one_seed_intervals_are_students_over_images(study):
