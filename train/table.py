@@ -117,7 +117,7 @@ def score_grid(comparison: Comparison) -> list[list[list[Number]]]:
             if len(values) > 1:
                 best_value = (min if metric == "mcr" else max)(values.values())
                 blurred = [_value(row.cells[place], metric) for row in comparison.rows if row.kind == "input"]
-                if metric != "mcr" and any(value is not None and value > best_value for value in blurred):
+                if any(value is not None and value > best_value for value in blurred):
                     continue
                 best = _plain(metric, best_value)
                 for line in values:
@@ -177,7 +177,7 @@ def _flagged(result: SetResult) -> str:
     """How many results the guard found suspicious, and how many of them something else stands in for."""
     if result.inference.guard is None:
         return NONE
-    flagged, replaced = (sum(map(bool, of)) for of in zip(*((s.flags, s.fallback) for s in result.scores), strict=True))
+    flagged, replaced = sum(bool(s.flags) for s in result.scores), sum(bool(s.fallback) for s in result.scores)
     return f"{flagged}" + (f", {replaced} replaced" if replaced else "")
 
 

@@ -17,7 +17,6 @@ def draw_differences(size: Size, columns: Sequence[Row], path: Path) -> None:
     """A panel per column: the PSNR of every variant over none, its interval, and a point for each seed."""
     names = list(dict.fromkeys(row.images for row in columns))
     order = [v.name for v in variants(size.masks) if any(v.name == row.variant for row in columns)][1:]
-    base = {row.images: np.array(row.psnr_of_seeds) for row in columns if row.variant == BASELINE}
     figure = Figure(figsize=(3.0 + 2.4 * len(names), 1.0 + 0.24 * len(order)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
@@ -31,9 +30,8 @@ def draw_differences(size: Size, columns: Sequence[Row], path: Path) -> None:
             colour = "grey" if not sure else "tab:green" if over.mean > 0 else "tab:red"
             axis.plot([over.low, over.high], [place, place], color=colour, linewidth=2)
             axis.plot(over.mean, place, "o", color=colour, markersize=5)
-            of_seeds = np.array(row.psnr_of_seeds)
-            n = min(len(of_seeds), len(base[name]))
-            axis.plot(of_seeds[:n] - base[name][:n], [place + 0.28] * n, "|", color="black", markersize=4, alpha=0.6)
+            below = [place + 0.28] * len(row.over_of_seeds)
+            axis.plot(row.over_of_seeds, below, "|", color="black", markersize=4, alpha=0.6)
         axis.set(title=name, xlabel="PSNR over none (dB)")
         axis.grid(axis="x", alpha=0.3)
     axes[0].set_yticks(range(len(order)), order)

@@ -12,10 +12,10 @@ from intervals import Interval, Values, holm, of_means, of_rates
 from plan import CONTROLS, PHOTOGRAPHS, WORLDS, Size, best_masks, cells, variants
 
 from samdeblur.train import published
+from samdeblur.train.metrics import COLLAPSE_DB
 from samdeblur.train.results import RESULTS, read_results
 
 BASELINE = "none"
-COLLAPSE_DB = 3.0
 METRICS = ("psnr", "ssim", "collapsed")
 
 # Name of a column -> the sets it is the mean of, scene by scene: a scene is the same one in all families.
@@ -59,6 +59,7 @@ class Row:
     ssim: Interval
     mcr: Interval
     psnr_of_seeds: list[float]
+    over_of_seeds: list[float]  # of PSNR
     over: Mapping[str, Interval]
     p: float = 1.0
 
@@ -123,6 +124,7 @@ def summarise(found: Found, baseline: str = BASELINE) -> list[Row]:
                     ssim=of_means(scores.ssim),
                     mcr=of_rates(scores.collapsed),
                     psnr_of_seeds=scores.psnr.mean(axis=1).round(4).tolist(),
+                    over_of_seeds=compared["psnr"].mean(axis=1).round(4).tolist() if compared else [],
                     over={metric: of_means(values) for metric, values in compared.items()},
                 )
             )
@@ -249,9 +251,10 @@ def write_summary(
     size: Size, out: Path, found: Found, in_practice: Found, quality: Mapping[str, Sequence[float]]
 ) -> str:
     """summary.json and summary.md; gives the latter."""
-    rows = [*summarise(found), *summarise(pooled(found, POOLED))]
+    means = {column: names for column, names in POOLED.items() if len(names) > 1}
+    rows = [*summarise(found), *summarise(pooled(found, means))]
     kept = [{name: _plain(value) for name, value in vars(row).items()} for row in rows]
-    (out / "summary.json").write_text(json.dumps(kept, indent=1) + "\n")
+    (out / "summary.json").write_text("[\n" + ",\n".join(map(json.dumps, kept)) + "\n]\n")
     text = as_markdown(size, found, in_practice, quality)
     (out / "summary.md").write_text(text + "\n")
     return text

@@ -75,6 +75,8 @@ def test_a_table_of_one_run_counts_what_the_guard_found():
     table = run_table(results("map", replace(made, scores=scores), plain))
     assert [row[table.columns.index("flagged")] for row in table.rows] == ["2, 1 replaced", "-"]
     assert "flagged" not in run_table(results("map", plain)).columns
+    none_left = run_table(results("map", replace(made, scores=())))
+    assert none_left.rows[0][none_left.columns.index("flagged")] == "0"
 
 
 def test_a_table_of_one_run_shows_metrics_that_were_asked_for_and_the_threshold():
