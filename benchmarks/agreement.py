@@ -21,9 +21,9 @@ import torch
 
 from samdeblur.models import load_sam
 from samdeblur.pipeline import BUNDLED_SETTINGS, MaskGenerator
-from samdeblur.pipeline.fast import Speed
-from samdeblur.pipeline.worlds import WorldSource
-from samdeblur.storage.compare import best_iou
+from samdeblur.pipeline.segmenters.speed import Speed
+from samdeblur.pipeline.sources.worlds import WorldSource
+from samdeblur.storage.writing.compare import best_iou
 
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
 MODES = {

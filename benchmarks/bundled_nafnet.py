@@ -15,9 +15,9 @@ import click
 import numpy as np
 import torch
 
+from samdeblur.evaluation.metrics.fidelity import psnr, ssim
 from samdeblur.models import deblur, load_network
 from samdeblur.pipeline import Source, open_source
-from samdeblur.train.metrics import psnr, ssim
 
 HELD_OUT = {
     "worlds, test": ("worlds:40", "test"),

@@ -41,10 +41,10 @@ from samdeblur.pipeline import (
     open_source,
     prepare,
 )
-from samdeblur.pipeline.blocks import BlockReport, BlockTask
-from samdeblur.pipeline.cluster import Feed, OnDask
-from samdeblur.storage.commits import Committer, ImageOutcome, StagedBlock, staged_shard
-from samdeblur.storage.layout import DONE
+from samdeblur.pipeline.job.blocks import BlockReport, BlockTask
+from samdeblur.pipeline.job.cluster import Feed, OnDask
+from samdeblur.storage.format.layout import DONE
+from samdeblur.storage.writing.commits import Committer, ImageOutcome, StagedBlock, staged_shard
 
 CPU = PrepSettings(device="cpu")
 STAGE = 0.5  # seconds per image on the simulated device
@@ -55,7 +55,7 @@ def simulated_device(task: BlockTask) -> Any:
     """A block as ever, but masks come from a device that takes its time."""
     import numpy
 
-    from samdeblur.pipeline import worker
+    from samdeblur.pipeline.job import worker
     from samdeblur.storage import AtomMap
 
     def find(image: Any, stages: Any, clock: Any) -> Any:

@@ -22,11 +22,11 @@ from skimage import data
 from torch import Tensor, nn
 
 from samdeblur.models import NAFNet, load_network
-from samdeblur.pipeline.blur import BlurModel
-from samdeblur.pipeline.camera import Sensor, decode, encode
-from samdeblur.pipeline.sample import OOD_MODEL, SampleSource
-from samdeblur.pipeline.worlds import MODEL as WORLD
-from samdeblur.pipeline.worlds import SPLITS as WORLD_SPLITS
+from samdeblur.pipeline.sources.blur import BlurModel
+from samdeblur.pipeline.sources.camera import Sensor, decode, encode
+from samdeblur.pipeline.sources.sample import OOD_MODEL, SampleSource
+from samdeblur.pipeline.sources.worlds import MODEL as WORLD
+from samdeblur.pipeline.sources.worlds import SPLITS as WORLD_SPLITS
 from samdeblur.train.losses import psnr_loss
 
 Picture = NDArray[np.uint8]  # (H, W, 3) RGB

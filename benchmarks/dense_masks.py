@@ -69,7 +69,7 @@ def signed_distance(inside: NDArray[np.bool_]) -> NDArray[np.float32]:
 
 if __name__ == "__main__":
     from samdeblur.storage import AtomMap
-    from samdeblur.storage.paint import paint_masks
+    from samdeblur.storage.sharing.paint import paint_masks
 
     scene = dense_masks(0)
     atoms = AtomMap.from_masks(scene)

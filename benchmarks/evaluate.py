@@ -42,15 +42,15 @@ from numpy.typing import NDArray
 from scipy.ndimage import correlate1d
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
+from samdeblur.evaluation.evaluate import Evaluation, evaluate
+from samdeblur.evaluation.metrics.fidelity import compare, psnr, ssim
+from samdeblur.evaluation.ranks import Ranks
+from samdeblur.evaluation.report.write import write_report
+from samdeblur.evaluation.results import Conventions, Inference, Results
+from samdeblur.evaluation.sets import LooseSet, Sample
 from samdeblur.models import Deblurrer, MAPUnit, NAFNet, load_network, with_prior
 from samdeblur.pipeline import open_source
 from samdeblur.storage import AtomMap
-from samdeblur.train.evaluate import Evaluation, evaluate
-from samdeblur.train.metrics import compare, psnr, ssim
-from samdeblur.train.ranks import Ranks
-from samdeblur.train.report import write_report
-from samdeblur.train.results import Conventions, Inference, Results
-from samdeblur.train.sets import LooseSet, Sample
 
 Picture = NDArray[np.uint8]
 

@@ -43,10 +43,11 @@ from distributed import Scheduler, Worker
 from PIL import Image
 
 from samdeblur.cli import prep
-from samdeblur.pipeline import coordinator, worker
-from samdeblur.storage import files, lease, open_store
-from samdeblur.storage.layout import DONE
-from samdeblur.storage.verify import verify_store
+from samdeblur.pipeline.job import coordinator, worker
+from samdeblur.storage import files, open_store
+from samdeblur.storage.format.layout import DONE
+from samdeblur.storage.sharing.verify import verify_store
+from samdeblur.storage.writing import lease
 
 IMAGES = 24
 HANGS = 120  # seconds after which a job counts as hung

@@ -23,10 +23,10 @@ import torch
 from collapses import BROKEN, IDEAL, Case, Picture, cases, to_picture, to_tensor
 from torch import Tensor
 
+from samdeblur.evaluation.guard import LIMITS, Findings, Limits, flags, inspect, rescue
+from samdeblur.evaluation.metrics.fidelity import COLLAPSE_DB, mode_collapse_rate, psnr
+from samdeblur.evaluation.tables.bootstrap import wilson
 from samdeblur.models import NAFNet, forward_in_tiles, local_pooling
-from samdeblur.train.bootstrap import wilson
-from samdeblur.train.guard import LIMITS, Findings, Limits, flags, inspect, rescue
-from samdeblur.train.metrics import COLLAPSE_DB, mode_collapse_rate, psnr
 
 # Measuring
 

@@ -36,8 +36,8 @@ import dask
 from distributed import Future, Scheduler, Worker
 from distributed.diagnostics.plugin import SchedulerPlugin
 
-from samdeblur.pipeline import worker
-from samdeblur.storage.commits import Committer
+from samdeblur.pipeline.job import worker
+from samdeblur.storage.writing.commits import Committer
 
 HOSTS = {"scheduler": "10.77.0.1", "worker0": "10.77.0.2", "worker1": "10.77.0.3", "client": "10.77.0.4"}
 ADDRESS = f"tcp://{HOSTS['scheduler']}:8786"

@@ -31,9 +31,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from samdeblur.pipeline import open_source
-from samdeblur.storage.layout import CHUNK, IMAGE_LEVEL, IMAGE_NAMES, ArraySpec, round_up
-from samdeblur.storage.location import Location
-from samdeblur.storage.readers import FolderReader
+from samdeblur.storage.access.location import Location
+from samdeblur.storage.access.readers import FolderReader
+from samdeblur.storage.format.layout import CHUNK, IMAGE_LEVEL, IMAGE_NAMES, ArraySpec, round_up
 
 IMAGES = 2048  # about as many as GoPro has for training
 BLOCK = 8

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from samdeblur.models import AtomBatch, MAPUnit, forward_in_tiles, load_network, local_pooling, with_prior
-from samdeblur.models.tlc import local_mean
+from samdeblur.models.inference.tlc import local_mean
 from samdeblur.storage import AtomMap
 
 HEIGHT, WIDTH = 720, 1280

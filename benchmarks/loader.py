@@ -44,10 +44,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from samdeblur.pipeline import open_source
-from samdeblur.pipeline.pictures import with_dataset
-from samdeblur.storage import MaskStore, open_store, readers
+from samdeblur.pipeline.sources.pictures import with_dataset
+from samdeblur.storage import MaskStore, open_store
+from samdeblur.storage.access import readers
 from samdeblur.train import ConfigError, TrainConfig, build_network
-from samdeblur.train.crops import Batch, CropDataset, Cutting, Share, crop_loader
+from samdeblur.train.data.crops import Batch, CropDataset, Cutting, Share, crop_loader
 from samdeblur.train.losses import psnr_loss
 
 SIDE, BATCH = 256, 8

@@ -24,13 +24,13 @@ from numpy.typing import NDArray
 from store import fake_records, size_of
 
 from samdeblur.pipeline import open_source
-from samdeblur.pipeline.camera import Sensor, decode, random_path
+from samdeblur.pipeline.sources.camera import Sensor, decode, random_path
 from samdeblur.storage import AtomMap
-from samdeblur.storage.commits import ImageContent, geometry_records
-from samdeblur.storage.fill import BLOCK_SIZE, Row, fill_store, key_bytes, new_extent
-from samdeblur.storage.layout import Header, pixel_digest
-from samdeblur.storage.share import export_hdf5, export_zip
-from samdeblur.train.crops import orient
+from samdeblur.storage.format.layout import Header, pixel_digest
+from samdeblur.storage.sharing.export import export_hdf5, export_zip
+from samdeblur.storage.writing.bulk import BLOCK_SIZE, Row, fill_store, key_bytes, new_extent
+from samdeblur.storage.writing.commits import ImageContent, geometry_records
+from samdeblur.train.data.crops import orient
 
 HEIGHT, WIDTH = 720, 1280
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket", "hubble_deep_field", "retina", "motorcycle", "ihc")

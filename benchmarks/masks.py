@@ -27,7 +27,8 @@ import torch
 from segment_anything import SamAutomaticMaskGenerator, automatic_mask_generator
 
 from samdeblur.models import load_sam
-from samdeblur.pipeline import BUNDLED_SETTINGS, MaskGenerator, masks
+from samdeblur.pipeline import BUNDLED_SETTINGS, MaskGenerator
+from samdeblur.pipeline.segmenters import mask_generator as masks
 from samdeblur.storage import AtomMap
 
 PHOTOGRAPHS = ("coffee", "chelsea", "rocket")

@@ -13,9 +13,9 @@ import skimage
 
 from samdeblur.models import load_sam
 from samdeblur.pipeline import BUNDLED_SETTINGS, MaskGenerator, open_source
-from samdeblur.pipeline.sample import FAMILIES
-from samdeblur.pipeline.worlds import WorldSource
-from samdeblur.storage.paint import paint_masks
+from samdeblur.pipeline.sources.sample import FAMILIES
+from samdeblur.pipeline.sources.worlds import WorldSource
+from samdeblur.storage.sharing.paint import paint_masks
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
 

@@ -27,15 +27,15 @@ import skimage
 from numpy.typing import NDArray
 from PIL import Image
 
+from samdeblur.evaluation.metrics.fidelity import psnr, ssim
+from samdeblur.evaluation.report.pictures import keep_pictures, keep_thumbnail
+from samdeblur.evaluation.report.write import write_comparison, write_report
+from samdeblur.evaluation.results import Results, Score, SetResult
+from samdeblur.evaluation.tables.cells import Table
 from samdeblur.models import deblur, load_network, load_sam
 from samdeblur.pipeline import BUNDLED_SETTINGS, MaskGenerator
-from samdeblur.pipeline.sample import MODEL
+from samdeblur.pipeline.sources.sample import MODEL
 from samdeblur.storage import AtomMap
-from samdeblur.train.metrics import psnr, ssim
-from samdeblur.train.page import Table
-from samdeblur.train.pictures import keep_pictures, keep_thumbnail
-from samdeblur.train.report import write_comparison, write_report
-from samdeblur.train.results import Results, Score, SetResult
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))

@@ -20,8 +20,15 @@ from typing import Any
 import numpy as np
 
 from samdeblur.storage import AtomMap, open_store
-from samdeblur.storage.commits import Committer, ImageContent, ImageOutcome, StagedBlock, geometry_records, stage_block
-from samdeblur.storage.layout import DONE, Header, create_store
+from samdeblur.storage.format.layout import DONE, Header, create_store
+from samdeblur.storage.writing.commits import (
+    Committer,
+    ImageContent,
+    ImageOutcome,
+    StagedBlock,
+    geometry_records,
+    stage_block,
+)
 
 IMAGES = 1_000_000
 GROUP = 256  # blocks of a commit, the most the coordinator puts into one

@@ -28,11 +28,12 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco
 from zarr.codecs import ZstdCodec
 
-from samdeblur.storage import AtomMap, open_store, readers
-from samdeblur.storage.commits import ImageContent, geometry_records
-from samdeblur.storage.fill import BLOCK_SIZE, Row, fill_store, key_bytes, new_extent
-from samdeblur.storage.layout import Header
-from samdeblur.storage.share import export_zip
+from samdeblur.storage import AtomMap, open_store
+from samdeblur.storage.access import readers
+from samdeblur.storage.format.layout import Header
+from samdeblur.storage.sharing.export import export_zip
+from samdeblur.storage.writing.bulk import BLOCK_SIZE, Row, fill_store, key_bytes, new_extent
+from samdeblur.storage.writing.commits import ImageContent, geometry_records
 
 DENSE_SCENES = 16
 CROPS = 30

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 
 from samdeblur.pipeline import PrepSettings, open_source, prepare
-from samdeblur.pipeline.worlds import MODEL
+from samdeblur.pipeline.sources.worlds import MODEL
 from samdeblur.storage import open_store
 
 SCENES = 24

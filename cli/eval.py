@@ -11,20 +11,17 @@ import click
 import torch
 import yaml
 
-from samdeblur.cli.images import images_options
+from samdeblur.cli.commands.table import table
 from samdeblur.cli.messages import QUARANTINED, progress_bar, run_command
-from samdeblur.cli.sets import Loose, open_sets
-from samdeblur.cli.table import table
-from samdeblur.models import Deblurrer, TileError, check_tiles, load_network
-from samdeblur.models.tiles import OVERLAP
-from samdeblur.storage.files import sha256_file
-from samdeblur.train.evaluate import Evaluation, evaluate
-from samdeblur.train.metrics import COLLAPSE_DB
-from samdeblur.train.perceptual import perceptual_metrics
-from samdeblur.train.ranks import Ranks, is_first, joined
-from samdeblur.train.report import write_report
-from samdeblur.train.restoring import FALLBACKS, FLAG
-from samdeblur.train.results import (
+from samdeblur.cli.support.images import images_options
+from samdeblur.cli.support.sets import Loose, open_sets
+from samdeblur.evaluation.evaluate import Evaluation, evaluate
+from samdeblur.evaluation.metrics.fidelity import COLLAPSE_DB
+from samdeblur.evaluation.metrics.perceptual import perceptual_metrics
+from samdeblur.evaluation.ranks import Ranks, is_first, joined
+from samdeblur.evaluation.report.write import write_report
+from samdeblur.evaluation.restore import FALLBACKS, FLAG
+from samdeblur.evaluation.results import (
     RESULTS,
     Conventions,
     Inference,
@@ -34,9 +31,12 @@ from samdeblur.train.results import (
     read_results,
     write_results,
 )
-from samdeblur.train.sets import ImageSet
+from samdeblur.evaluation.sets import ImageSet
+from samdeblur.evaluation.tables.text import as_markdown, run_table
+from samdeblur.models import Deblurrer, TileError, check_tiles, load_network
+from samdeblur.models.inference.tiles import OVERLAP
+from samdeblur.storage.files import sha256_file
 from samdeblur.train.state import CONFIG, run_weights
-from samdeblur.train.table import as_markdown, run_table
 
 TRAIN_SIZE = 256  # of the paper, for weights that do not say
 TLC_SETS = ("gopro",)  # where the paper uses TLC

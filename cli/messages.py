@@ -15,14 +15,14 @@ from typing import Any
 import click
 from tqdm import tqdm
 
+from samdeblur.evaluation.metrics.perceptual import PerceptualError
+from samdeblur.evaluation.results import ResultsError
 from samdeblur.models import CheckpointError, DeviceError, NotFinite, OutOfMemory
 from samdeblur.pipeline import ClusterLost, SettingsError, SourceError, WorkerKilled
 from samdeblur.storage import ImageNotReady, PictureError, StoreDamaged, StoreError
-from samdeblur.storage.lease import StoreBusy
+from samdeblur.storage.writing.lease import StoreBusy
 from samdeblur.train.config import ConfigError
 from samdeblur.train.loop import Diverged
-from samdeblur.train.perceptual import PerceptualError
-from samdeblur.train.results import ResultsError
 from samdeblur.train.stopping import Stopped
 
 FAILED, WRONG_USAGE, QUARANTINED, REQUEUE, INTERRUPTED = 1, 2, 3, 75, 130

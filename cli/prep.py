@@ -6,11 +6,11 @@ import json
 
 import click
 
+from samdeblur.cli.commands.run import run
+from samdeblur.cli.commands.stores import COMMANDS
+from samdeblur.cli.commands.weights import weights
 from samdeblur.cli.messages import run_command
-from samdeblur.cli.run import run
-from samdeblur.cli.stores import COMMANDS
-from samdeblur.cli.summary import report_status
-from samdeblur.cli.weights import weights
+from samdeblur.cli.support.summary import report_status
 from samdeblur.pipeline import status
 
 

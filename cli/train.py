@@ -11,13 +11,13 @@ from typing import Any
 
 import click
 
-from samdeblur.cli.images import images_options, with_all_images
 from samdeblur.cli.messages import FAILED, REQUEUE, WRONG_USAGE, progress_bar, run_command
+from samdeblur.cli.support.images import images_options, with_all_images
+from samdeblur.evaluation.ranks import is_first
 from samdeblur.models import METHODS, pick_device
 from samdeblur.storage import open_store
 from samdeblur.train.config import ARCHITECTURE, ConfigError, TrainConfig, parse_assignment, read_config
 from samdeblur.train.loop import Diverged, train
-from samdeblur.train.ranks import is_first
 from samdeblur.train.state import Row
 from samdeblur.train.stopping import Stopped
 

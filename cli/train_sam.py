@@ -9,7 +9,7 @@ import click
 
 from samdeblur.cli.messages import progress_bar, run_command
 from samdeblur.storage import open_store
-from samdeblur.train.sam import PHASES, train_sam
+from samdeblur.train.sam.training import PHASES, train_sam
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})

@@ -1,15 +1,22 @@
-"""Networks, the priors that tell them of masks, and their weights."""
+"""Networks, the priors that tell them of masks, and their weights.
 
-from samdeblur.models.attach import Deblurrer, with_prior
-from samdeblur.models.checkpoints import CheckpointError, describe_checkpoint, load_network, load_sam
-from samdeblur.models.dropout import drop_masks
-from samdeblur.models.inference import DeviceError, NotFinite, OutOfMemory, deblur, pick_device
-from samdeblur.models.nafnet import NAFNet
-from samdeblur.models.pooling import AtomBatch, mask_average_pool
-from samdeblur.models.priors import METHODS, SEMANTICS, CATPrior, MAPUnit, Prior, prior_for
-from samdeblur.models.released import ReleasedMAPUnit
-from samdeblur.models.tiles import TileError, check_tiles, forward_in_tiles
-from samdeblur.models.tlc import LocalAveragePool, local_pooling
+Rooms: `networks`, `priors`, `inference`, `checkpoints`; `bundled/` holds weights. Of `storage` only masks
+(`AtomMap`) and files are used.
+"""
+
+from samdeblur.models.checkpoints.loading import CheckpointError, describe_checkpoint, load_network, load_sam
+from samdeblur.models.inference.deblur import DeviceError, NotFinite, OutOfMemory, deblur, pick_device
+from samdeblur.models.inference.tiles import TileError, check_tiles, forward_in_tiles
+from samdeblur.models.inference.tlc import LocalAveragePool, local_pooling
+from samdeblur.models.networks.nafnet import NAFNet
+from samdeblur.models.priors.attach import Deblurrer, with_prior
+from samdeblur.models.priors.base import Prior
+from samdeblur.models.priors.cat import CATPrior
+from samdeblur.models.priors.dropout import drop_masks
+from samdeblur.models.priors.map_unit import MAPUnit
+from samdeblur.models.priors.methods import METHODS, SEMANTICS, prior_for
+from samdeblur.models.priors.pooling import AtomBatch, mask_average_pool
+from samdeblur.models.priors.released import ReleasedMAPUnit
 
 __all__ = [
     "METHODS",

@@ -28,7 +28,7 @@ from PIL.TiffImagePlugin import (
 )
 from PIL.WebPImagePlugin import WebPImageFile
 
-from samdeblur.storage.layout import MAX_PIXELS, MAX_SIDE
+from samdeblur.storage.format.layout import MAX_PIXELS, MAX_SIDE
 
 # First bytes -> reader. `Image.open` would try every format it knows, and warn of sizes that a store takes.
 READERS = {

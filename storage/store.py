@@ -11,9 +11,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from samdeblur.storage.access.header import open_checked
+from samdeblur.storage.access.location import Unreachable
 from samdeblur.storage.atoms import MAX_ATOMS, AtomMap, check_window, from_window
-from samdeblur.storage.header import open_checked
-from samdeblur.storage.layout import (
+from samdeblur.storage.format.layout import (
     DONE,
     IMAGE_NAMES,
     MAX_PAIRS,
@@ -26,7 +27,6 @@ from samdeblur.storage.layout import (
     unpack_keys,
     unpack_text,
 )
-from samdeblur.storage.location import Unreachable
 
 TABLE_BYTES = 64 << 20  # tables of pairs kept by an open store
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from samdeblur.train.results import Conventions, Inference, Results, Score, SetResult
+from samdeblur.evaluation.results import Conventions, Inference, Results, Score, SetResult
 
 WHOLE, USUAL = Inference(), Conventions()
 

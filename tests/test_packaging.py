@@ -4,11 +4,10 @@ import ast
 import configparser
 import importlib
 from importlib import metadata
-from pathlib import Path
 
 import pytest
+from places import ROOT
 
-ROOT = Path(__file__).parent.parent
 FOLDERS = sorted(path.parent.name for path in ROOT.glob("*/py.typed"))
 MAY_IMPORT = {
     "storage": set(),

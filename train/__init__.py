@@ -1,10 +1,14 @@
-"""Training and evaluation on mask stores."""
+"""Training on mask stores.
 
+The loop and its settings are here; rooms: `data` (crops), `trackers`, `sam` (the small Segment Anything model),
+`presets/`. Scores and reports: `samdeblur.evaluation`.
+"""
+
+from samdeblur.evaluation.evaluate import score_images
+from samdeblur.evaluation.metrics.fidelity import mode_collapse_rate, psnr, ssim
+from samdeblur.evaluation.results import Results, Score, read_results, summarise
 from samdeblur.train.config import ConfigError, TrainConfig, read_config
-from samdeblur.train.evaluate import score_images
 from samdeblur.train.loop import Diverged, train
-from samdeblur.train.metrics import mode_collapse_rate, psnr, ssim
-from samdeblur.train.results import Results, Score, read_results, summarise
 from samdeblur.train.start import build_network
 from samdeblur.train.stopping import Stopped
 

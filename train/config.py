@@ -12,7 +12,7 @@ from typing import Any, get_args
 import yaml
 
 from samdeblur.models import METHODS, SEMANTICS
-from samdeblur.models.pooling import Aggregate, Statistics
+from samdeblur.models.priors.pooling import Aggregate, Statistics
 from samdeblur.train.losses import LOSSES
 
 PRESETS = Path(__file__).parent / "presets"

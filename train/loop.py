@@ -16,18 +16,18 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from samdeblur.evaluation.evaluate import score_images
+from samdeblur.evaluation.ranks import Ranks, joined, without_averaging
+from samdeblur.evaluation.results import summarise
 from samdeblur.models import Deblurrer, NotFinite
 from samdeblur.storage import MaskStore
-from samdeblur.train.board import Board
 from samdeblur.train.config import ConfigError, TrainConfig
-from samdeblur.train.crops import Batch, CropDataset, Cutting, Share, crop_loader
-from samdeblur.train.evaluate import score_images
+from samdeblur.train.data.crops import Batch, CropDataset, Cutting, Share, crop_loader
 from samdeblur.train.losses import LOSSES, in_decibels
-from samdeblur.train.ranks import Ranks, joined, without_averaging
-from samdeblur.train.results import summarise
 from samdeblur.train.start import Validation, build_network, choose_images, resolved, run_facts
 from samdeblur.train.state import Row, add_to_log, read_run, save_state, write_facts, write_log
 from samdeblur.train.stopping import Stopped, StopRequest
+from samdeblur.train.trackers.tensorboard import Board
 
 WORSE = 10.0  # dB by which the loss may rise above its best before a run counts as lost
 WILD = 30.0  # the same for a single batch

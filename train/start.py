@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-import samdeblur.train
 from samdeblur.models import Deblurrer, NAFNet, load_network, prior_for, with_prior
-from samdeblur.models.checkpoints import BUNDLED_NETWORK, resolve_checkpoint
+from samdeblur.models.checkpoints.loading import BUNDLED_NETWORK, resolve_checkpoint
 from samdeblur.storage import MaskStore, StoreError
 from samdeblur.storage.files import sha256_file
 from samdeblur.train.config import ARCHITECTURE, ConfigError, TrainConfig
@@ -146,7 +145,7 @@ def run_facts(config: TrainConfig, store: MaskStore, keys: Sequence[str], val: V
         "validation": {**describe(val.store), "images": list(val.keys)},
         "weights": sha256_file(path).hex() if path else None,
         "versions": {name: metadata.version(name) for name in ("samdeblur", "torch", "numpy")},
-        "code": code_state(Path(samdeblur.train.__file__).parent),
+        "code": code_state(Path(__file__).parent),
     }
 
 

@@ -20,7 +20,13 @@ import matplotlib
 import torch
 
 from samdeblur.models import CheckpointError, Deblurrer
-from samdeblur.models.checkpoints import BEST_WEIGHTS, BUNDLED_NETWORK, encode_network, read_torch, resolve_checkpoint
+from samdeblur.models.checkpoints.loading import (
+    BEST_WEIGHTS,
+    BUNDLED_NETWORK,
+    encode_network,
+    read_torch,
+    resolve_checkpoint,
+)
 from samdeblur.storage.files import write_durably
 from samdeblur.train.config import ConfigError, TrainConfig, read_config
 

@@ -31,7 +31,7 @@ from quality import mask_quality
 from summary import BASELINE, POOLED, pooled, read_scores, summarise, write_summary
 from work import end_with_parent, evaluate_in_practice, prepare, train_and_evaluate
 
-from samdeblur.train.results import RESULTS
+from samdeblur.evaluation.results import RESULTS
 
 
 @click.command(help=__doc__)

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from plan import Cell, Size, Store, Variant, variants
 from summary import BASELINE, Found, differences
 
+from samdeblur.evaluation.restore import Restorer
+from samdeblur.evaluation.results import Inference
 from samdeblur.models import load_network
 from samdeblur.storage import open_store
-from samdeblur.storage.paint import paint_masks
-from samdeblur.train.restoring import Restorer
-from samdeblur.train.results import Inference
+from samdeblur.storage.sharing.paint import paint_masks
 
 Picture = NDArray[np.uint8]
 SIDE = 200

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from samdeblur.train.bootstrap import LEVEL, wilson
+from samdeblur.evaluation.tables.bootstrap import LEVEL, wilson
 
 Values = NDArray[np.float64]  # (seeds, images)
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from samdeblur.models import load_sam
 from samdeblur.pipeline import BUNDLED_SETTINGS, MaskGenerator, PrepSettings, Source, open_source
-from samdeblur.pipeline.coordinator import prepare
-from samdeblur.pipeline.sources import ImagePair
+from samdeblur.pipeline.job.coordinator import prepare
+from samdeblur.pipeline.sources.base import ImagePair
 from samdeblur.storage import AtomMap
 
 DISPLACED = 3.0  # pixels, each mask in a direction of its own

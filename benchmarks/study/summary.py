@@ -11,9 +11,9 @@ import numpy as np
 from intervals import Interval, Values, holm, of_means, of_rates
 from plan import CONTROLS, PHOTOGRAPHS, WORLDS, Size, best_masks, cells, variants
 
-from samdeblur.train import published
-from samdeblur.train.metrics import COLLAPSE_DB
-from samdeblur.train.results import RESULTS, read_results
+from samdeblur.evaluation.metrics.fidelity import COLLAPSE_DB
+from samdeblur.evaluation.results import RESULTS, read_results
+from samdeblur.evaluation.tables import published
 
 BASELINE = "none"
 METRICS = ("psnr", "ssim", "collapsed")

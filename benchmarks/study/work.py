@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from oracle import prepare_oracle
 from plan import CONTROLS, MASKS, Cell, Size, Store, best_masks, test_sets
 
+from samdeblur.evaluation.evaluate import Evaluation, evaluate
+from samdeblur.evaluation.ranks import Ranks
+from samdeblur.evaluation.results import Conventions, Inference, Results, write_results
+from samdeblur.evaluation.sets import Masks, StoreSet
 from samdeblur.models import load_network, pick_device
 from samdeblur.storage import AtomMap, open_store
 from samdeblur.storage.files import sha256_file
 from samdeblur.train import TrainConfig, train
-from samdeblur.train.evaluate import Evaluation, evaluate
-from samdeblur.train.ranks import Ranks
-from samdeblur.train.results import Conventions, Inference, Results, write_results
-from samdeblur.train.sets import Masks, StoreSet
 
 
 def end_with_parent() -> None:

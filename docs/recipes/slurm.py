@@ -25,7 +25,7 @@ ENVIRONMENT = {
     # Dask sets this variable for its workers; it makes them map and unmap every large array, which is slow.
     "DASK_DISTRIBUTED__NANNY__PRE_SPAWN_ENVIRON": "\"{'MALLOC_TRIM_THRESHOLD_': None}\"",
     # Imported before a worker joins, not when it gets its first block.
-    "DASK_DISTRIBUTED__WORKER__PRELOAD": "\"['samdeblur.pipeline.worker']\"",
+    "DASK_DISTRIBUTED__WORKER__PRELOAD": "\"['samdeblur.pipeline.job.worker']\"",
 }
 
 

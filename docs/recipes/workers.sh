@@ -14,7 +14,7 @@ export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 OPENCV_FOR_THR
 # Dask sets this variable for its workers; it makes them map and unmap every large array, which is slow.
 export DASK_DISTRIBUTED__NANNY__PRE_SPAWN_ENVIRON="{'MALLOC_TRIM_THRESHOLD_': None}"
 # Imported before a worker joins, not when it gets its first block.
-export DASK_DISTRIBUTED__WORKER__PRELOAD="['samdeblur.pipeline.worker']"
+export DASK_DISTRIBUTED__WORKER__PRELOAD="['samdeblur.pipeline.job.worker']"
 
 stop='kill $(jobs -p) 2>/dev/null; wait; exit'
 

@@ -14,14 +14,14 @@ import pytest
 import torch
 
 from samdeblur.cli import eval as eval_command
+from samdeblur.evaluation.metrics.perceptual import PerceptualMetric, PerceptualMetrics
 from samdeblur.models import NAFNet, load_network
 from samdeblur.storage import open_store
-from samdeblur.train.perceptual import PerceptualMetric, PerceptualMetrics
 
 # As the console script, but before image STOP it says so and waits.
 WAITING = """
 import os, sys
-from samdeblur.train import restoring
+from samdeblur.evaluation import restore as restoring
 restore, calls = restoring.restore, []
 
 def waiting(*arguments):

@@ -9,7 +9,7 @@ import cv2
 import pytest
 import torch
 
-from samdeblur.cli.images import with_images
+from samdeblur.cli.support.images import with_images
 from samdeblur.models import NAFNet
 from samdeblur.pipeline import SourceError
 from samdeblur.storage import open_store

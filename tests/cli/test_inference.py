@@ -8,8 +8,8 @@ from dataclasses import asdict
 import pytest
 import torch
 
+from samdeblur.evaluation.results import Inference
 from samdeblur.models import NAFNet
-from samdeblur.train.results import Inference
 
 
 @pytest.fixture

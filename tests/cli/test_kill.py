@@ -21,7 +21,7 @@ def stopped_job(pairs, tmp_path):
     script = """
 import os, signal, sys
 from samdeblur.cli import prep
-from samdeblur.pipeline import coordinator
+from samdeblur.pipeline.job import coordinator
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores it
 tells = int(sys.argv.pop())

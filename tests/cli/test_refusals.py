@@ -9,11 +9,11 @@ import os
 import pytest
 import torch
 
-from samdeblur.cli import run as run_command
+from samdeblur.cli.commands import run as run_command
 from samdeblur.cli.messages import progress_bar
-from samdeblur.pipeline import coordinator
+from samdeblur.pipeline.job import coordinator
 from samdeblur.storage import open_store
-from samdeblur.storage.commits import Committer
+from samdeblur.storage.writing.commits import Committer
 from samdeblur.train import state
 
 
@@ -268,7 +268,7 @@ def test_the_version_is_that_of_the_package(samdeblur, program):
 
 
 def test_every_setting_of_sam_has_an_option(samdeblur):
-    from samdeblur.pipeline.masks import SAM_SETTINGS
+    from samdeblur.pipeline.segmenters.mask_generator import SAM_SETTINGS
 
     shown = samdeblur("prep", "run", "--help").out
     assert all(f"--{name.replace('_', '-')} " in shown for name in SAM_SETTINGS)

@@ -11,12 +11,13 @@ import yaml
 from distributed import LocalCluster
 from PIL import Image
 
-from samdeblur.cli import progress as progress_module
-from samdeblur.cli.jobfile import JOBS
-from samdeblur.pipeline import SuperpixelSegmenter, coordinator
-from samdeblur.pipeline.sources import LAYOUTS
+from samdeblur.cli.support import progress as progress_module
+from samdeblur.cli.support.jobfile import JOBS
+from samdeblur.pipeline import SuperpixelSegmenter
+from samdeblur.pipeline.job import coordinator
+from samdeblur.pipeline.sources.opening import LAYOUTS
 from samdeblur.storage import open_store
-from samdeblur.storage.lease import Lease
+from samdeblur.storage.writing.lease import Lease
 
 
 def files(store):

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import servers
 
-from samdeblur.storage import location, open_store
+from samdeblur.storage import open_store
+from samdeblur.storage.access import location
 
 
 def test_info_says_what_a_store_holds(samdeblur, store):

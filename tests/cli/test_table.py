@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 from evaluations import UNSCORED, one_set, results
 
-from samdeblur.train.results import Conventions, Inference, write_results
+from samdeblur.evaluation.results import Conventions, Inference, write_results
 from samdeblur.train.state import CURVES
 
 GOPRO, REDS, REALBLUR = ("GoPro", "test"), ("REDS", "val"), ("RealBlur-J", "test")

@@ -14,7 +14,7 @@ import yaml
 
 from samdeblur.cli import prep
 from samdeblur.models import NAFNet
-from samdeblur.pipeline import coordinator
+from samdeblur.pipeline.job import coordinator
 from samdeblur.train import state
 from samdeblur.train.config import parse_assignment
 

@@ -7,7 +7,7 @@ import hashlib
 import pytest
 import servers
 
-from samdeblur.models.weights import WEIGHTS, Weight
+from samdeblur.models.checkpoints.public import WEIGHTS, Weight
 
 CONTENT = bytes(range(256)) * 1000
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from samdeblur.storage.decode import BadImage, image_shape, read_image
-from samdeblur.storage.layout import MAX_PIXELS, MAX_SIDE
+from samdeblur.storage.format.layout import MAX_PIXELS, MAX_SIDE
 
 SUFFIXES = [".png", ".jpg", ".bmp", ".tif", ".webp"]
 LOSSLESS = [".png", ".bmp", ".tif"]

@@ -21,8 +21,8 @@ from samdeblur.storage import (
     open_store,
     store,
 )
-from samdeblur.storage.commits import Committer
-from samdeblur.storage.layout import RECORD_COLUMNS, pack_text, unpack_text
+from samdeblur.storage.format.layout import RECORD_COLUMNS, pack_text, unpack_text
+from samdeblur.storage.writing.commits import Committer
 
 DATA_ARRAYS = ("atoms", "pairs", "records", "images/blurred", "images/sharp")
 INDEX_FILES = {

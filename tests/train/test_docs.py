@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import re
 from dataclasses import fields
-from pathlib import Path
 
 import pytest
 import yaml
+from places import ROOT
 
 from samdeblur.train import TrainConfig
 from samdeblur.train.config import PRESETS
 from samdeblur.train.state import _FREE
 
-TEXT = (Path(__file__).parents[2] / "docs/training.md").read_text()
+TEXT = (ROOT / "docs/training.md").read_text()
 
 
 def settings():

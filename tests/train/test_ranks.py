@@ -11,10 +11,10 @@ import children
 import pytest
 import torch
 
+from samdeblur.evaluation.ranks import Ranks
 from samdeblur.models import load_network
-from samdeblur.models.checkpoints import encode_network
+from samdeblur.models.checkpoints.loading import encode_network
 from samdeblur.train import Stopped, build_network, train
-from samdeblur.train.ranks import Ranks
 
 pytestmark = pytest.mark.usefixtures("quick_curves")
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from samdeblur.train import Stopped, loop, train
-from samdeblur.train.crops import CropDataset, Cutting, Share, crop_loader
+from samdeblur.train.data.crops import CropDataset, Cutting, Share, crop_loader
 from samdeblur.train.stopping import SIGNALS, StopRequest
 
 pytestmark = pytest.mark.usefixtures("quick_curves")

@@ -1,0 +1,229 @@
+"""samdeblur-prep run: one store, or those of a job file, prepared on the workers there are."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from samdeblur.cli.messages import QUARANTINED
+from samdeblur.cli.support.jobfile import read_job
+from samdeblur.cli.support.progress import Progress
+from samdeblur.cli.support.summary import report, report_plan, report_status
+from samdeblur.pipeline import (
+    PrepSettings,
+    Resources,
+    Source,
+    StoreOptions,
+    Weights,
+    Workers,
+    make_plan,
+    open_source,
+    prepare,
+    status,
+)
+from samdeblur.pipeline.job.cluster import PATIENCE
+from samdeblur.pipeline.job.plan import images_to_do
+from samdeblur.pipeline.segmenters.mask_generator import SAM_SETTINGS
+from samdeblur.pipeline.segmenters.sam import BUNDLED_SETTINGS
+from samdeblur.pipeline.segmenters.speed import Speed
+
+
+def sam_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """One option per setting of SamAutomaticMaskGenerator."""
+    for name, default in reversed(SAM_SETTINGS.items()):
+        flag = f"--{name.replace('_', '-')}"
+        if name == "point_grids":
+            help_text = "SAM: JSON file with a list of [x, y] points in 0..1 per crop layer, instead of a regular grid."
+            option = click.option(flag, type=click.Path(), help=help_text)
+        else:
+            option = click.option(flag, type=type(default), help=f"SAM: {name}, default {_default(name, default)}.")
+        command = option(command)
+    return command
+
+
+def _default(name: str, default: Any) -> str:
+    return f"{default}, bundled {BUNDLED_SETTINGS[name]}" if name in BUNDLED_SETTINGS else str(default)
+
+
+def size_in_bytes(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+    """4GB, 512MiB, 1e9 -> bytes."""
+    from dask.utils import parse_bytes
+
+    try:
+        return None if value is None else int(parse_bytes(value))
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r} is no size; write 4GB, 512MiB, ...") from error
+
+
+@click.command()
+@click.argument("source", required=False)
+@click.argument("store", type=click.Path(path_type=Path), required=False)
+@click.option("--split", help="Split to prepare: train, test, ... (a folder, or a list, of the native layouts). With "
+              "--job: only the stores of this split.")  # fmt: skip
+@click.option("--job", metavar="FILE|NAME", help="Prepare the stores of a YAML job file; gopro, realblur-j, reds and "
+              "reloblur come with the package.")  # fmt: skip
+@click.option("--layout", default="auto", show_default=True,
+              help="auto, gopro, realblur-j, reds, reds-jpeg, reloblur, pairs, sample or worlds.")  # fmt: skip
+@click.option("--dataset", help="Name written into the store; by default the layout's or the folder's.")
+@click.option("--skip-unpaired", is_flag=True, help="Leave out images without a counterpart.")
+@click.option("--predeblur", default="auto", show_default=True, metavar="auto|none|bundled|NAME|PATH",
+              help="NAFNet that deblurs before segmenting: a checkpoint, a run folder, or fetched weights. auto "
+                   "does as the paper: bundled for splits whose name starts with train, none for others.")  # fmt: skip
+@click.option("--segmenter", type=click.Choice(["sam", "superpixels", "true-masks"]), default="sam", show_default=True,
+              help="superpixels need no weights; true-masks takes those that worlds know.")  # fmt: skip
+@click.option("--sam", metavar="bundled|NAME|PATH", help="Segment Anything weights: a file, or fetched ones by name, "
+              "such as sam_vit_h.  [default: bundled]")  # fmt: skip
+@click.option("--channel-order", type=click.Choice(["rgb", "bgr"]), default="rgb", show_default=True,
+              help="SAM: order of the channels; the released SAM-Deblur masks came from bgr.")  # fmt: skip
+@click.option("--precision", type=click.Choice(["float32", "bf16", "fp16"]), default="float32", show_default=True,
+              help="SAM: of the network; less than float32 changes masks a little.")  # fmt: skip
+@click.option("--compile", "compile", is_flag=True, help="SAM: the image encoder through torch.compile; not exact.")
+@click.option("--sdpa", is_flag=True, help="SAM: PyTorch's fused attention; not exact.")
+@click.option("--encoder-batch", type=click.IntRange(1), default=1, show_default=True,
+              help="SAM: images per call of the image encoder; more than one is not exact.")  # fmt: skip
+@click.option("--images/--no-images", default=True, show_default=True, help="Store the pictures beside the masks.")
+@click.option("--block-size", type=click.IntRange(1, 4096), help="Images per block, the unit of work.  [default: 8]")
+@click.option("--retry-quarantined", is_flag=True, help="Try quarantined images again, with the files as they are now.")
+@click.option("--dry-run", is_flag=True, help="Say what there is to do, and what it will take; write nothing.")
+@click.option("--workers", type=click.IntRange(1), help="Processes.  [default: one per GPU, else one per core]")
+@click.option("--scheduler", metavar="ADDRESS|FILE", help="Join the workers of a running Dask scheduler instead.")
+@click.option("--memory-limit", callback=size_in_bytes, metavar="SIZE",
+              help="Of each worker process, such as 16GB.  [default: an equal share of the memory]")  # fmt: skip
+@click.option("--patience", type=click.FloatRange(1), default=PATIENCE, show_default=True,
+              help="Seconds to wait for a scheduler, or without any worker, before giving up.")  # fmt: skip
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--progress", type=click.Choice(["auto", "json", "none"]), default="auto", show_default=True,
+              help="auto: a bar on a terminal, else lines. json: objects, a line each, on stdout.")  # fmt: skip
+@sam_options
+@click.pass_context
+def run(context: click.Context, **options: Any) -> int:
+    """Prepare SOURCE into STORE.
+
+    SOURCE is the folder of GoPro, RealBlur-J, REDS, ReLoBlur or any pairs; `sample` (photographs this package blurs);
+    or procedural scenes: `worlds`, `worlds:COUNT` or `worlds:COUNT:SIZE`.
+
+    Run the same command again to finish a job that was interrupted.
+    """
+    if options["job"]:
+        jobs = [_job(values) for values in read_job(options["job"], context.command, context)]
+    else:
+        for name in ("source", "store", "split"):
+            if not options[name]:
+                raise click.UsageError("give SOURCE, STORE and --split, or --job FILE")
+        jobs = [_job(options)]
+    for job in jobs:
+        for note in job.source.notes:
+            click.echo(f"note: {note}", err=True)
+    resources = Resources(options["scheduler"], options["workers"], options["memory_limit"], options["patience"])
+    with Workers(resources, options["device"]) as workers:
+        if options["dry_run"]:
+            for job in jobs:
+                plan = make_plan(job.source, job.store, job.settings, job.layout, options["retry_quarantined"])
+                report_plan(job.name, job.store, plan, workers.count, options["progress"] == "json")
+            return 0
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        codes = [_run(job, workers, options) for job in jobs]
+    return QUARANTINED if QUARANTINED in codes else 0
+
+
+@dataclass(frozen=True)
+class Job:
+    """One store to prepare."""
+
+    source: Source
+    store: Path
+    settings: PrepSettings
+    layout: StoreOptions
+
+    @property
+    def name(self) -> str:
+        return f"{self.source.dataset} {self.source.split}"
+
+
+def _job(options: Mapping[str, Any]) -> Job:
+    """Of the options for one store. Raises UsageError for those that do not go together."""
+    split, segmenter, predeblur = options["split"], options["segmenter"], options["predeblur"]
+    if predeblur == "auto":
+        predeblur = "bundled" if split.startswith("train") and segmenter != "true-masks" else "none"
+    if segmenter == "true-masks" and predeblur != "none":
+        raise click.UsageError("--predeblur needs a segmenter; true masks are not found in the pictures")
+    sam_settings = {name: options[name] for name in SAM_SETTINGS}
+    if segmenter != "sam":
+        changed = {"sam": options["sam"], **sam_settings}
+        plain = {"precision": "float32", "compile": False, "sdpa": False, "encoder_batch": 1}
+        changed |= {name: options[name] for name, value in plain.items() if options[name] != value}
+        given = [f"--{name.replace('_', '-')}" for name, value in changed.items() if value is not None]
+        if given:
+            raise click.UsageError(f"{given[0]} needs --segmenter sam")
+    settings = PrepSettings(
+        predeblur=None if predeblur == "none" else Weights.of_network(predeblur),
+        sam=Weights.of_sam(options["sam"] or "bundled") if segmenter == "sam" else None,
+        true_masks=segmenter == "true-masks",
+        channel_order=options["channel_order"],
+        sam_settings=chosen_sam_settings(sam_settings, (options["sam"] or "bundled") == "bundled"),
+        speed=Speed(options["precision"], options["compile"], options["sdpa"], options["encoder_batch"]),
+        device=options["device"],
+    )
+    source = open_source(options["source"], split, options["layout"], options["dataset"], options["skip_unpaired"])
+    return Job(source, options["store"], settings, StoreOptions(options["images"], options["block_size"]))
+
+
+def chosen_sam_settings(options: dict[str, Any], bundled: bool) -> dict[str, Any]:
+    """The settings given on the command line, over those that suit the bundled model. Raises UsageError."""
+    chosen = {name: value for name, value in options.items() if value is not None}
+    if "point_grids" in chosen:
+        if "points_per_side" in chosen:
+            raise click.UsageError("give --points-per-side or --point-grids, not both")
+        try:
+            chosen["point_grids"] = json.loads(Path(chosen["point_grids"]).read_text())
+            grids = [np.asarray(grid, float) for grid in chosen["point_grids"]]
+            if not grids or any(grid.ndim != 2 or grid.shape[1] != 2 for grid in grids):
+                raise ValueError("not a list of lists of [x, y]")
+        except (OSError, ValueError, TypeError) as error:
+            raise click.UsageError(f"--point-grids {options['point_grids']}: {error}") from error
+        chosen["points_per_side"] = None
+    return {**BUNDLED_SETTINGS, **chosen} if bundled else chosen
+
+
+def _run(job: Job, workers: Workers, options: Mapping[str, Any]) -> int:
+    """Prepare one store, and say how it went; the exit code."""
+    quiet = options["progress"] == "json"
+    total = len(job.source.keys)
+    before = total - images_to_do(job.store, options["retry_quarantined"]) if job.store.exists() else 0
+    with Progress(options["progress"], job.name, total, before) as progress:
+        progress.event("start", store=str(job.store), images=total, done=before)
+
+        def started(dashboard: str | None) -> None:
+            progress.event("workers", dashboard=dashboard)
+            if not quiet and dashboard:
+                click.echo(f"dashboard: {dashboard}", err=True)
+
+        workers.on_start = started
+        try:
+            summary = prepare(
+                job.source, job.store, job.settings, job.layout, workers, progress, options["retry_quarantined"]
+            )
+        except KeyboardInterrupt:
+            found = status(job.store) if job.store.exists() else None
+            done = f"; {len(found.store) - found.pending} of {total} images are done" if found else ""
+            raise KeyboardInterrupt(done) from None
+        found = status(job.store)
+        progress.event(
+            "end",
+            store=str(job.store),
+            done=found.done,
+            pending=found.pending,
+            quarantined=found.quarantined,
+            run=summary.as_json(),
+        )
+    if not quiet:
+        report(summary)
+        return report_status(job.store)
+    return QUARANTINED if found.quarantined else 0

@@ -1,0 +1,315 @@
+"""The commands of samdeblur-prep that work on stores that are there: checking, sharing, exchange, parts and sums."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from samdeblur.cli.messages import FAILED, QUARANTINED, progress_bar
+from samdeblur.pipeline import open_source, status
+from samdeblur.pipeline.sources.dataset import add_pictures, source_problems
+from samdeblur.storage import MaskStore, StoreError, open_store
+from samdeblur.storage.exchange.convert import EXPORTS, FORMATS, export_masks, import_masks
+from samdeblur.storage.format import layout
+from samdeblur.storage.sharing.export import export_hdf5, export_zip
+from samdeblur.storage.sharing.info import describe
+from samdeblur.storage.sharing.verify import verify_store
+from samdeblur.storage.sharing.view import contact_keys, write_view
+from samdeblur.storage.writing.combine import append, merge, subset
+from samdeblur.storage.writing.compare import store_differences
+
+DIFFERENT = 1
+BAR = 40  # characters of the longest bar of a histogram
+
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace TARGET when it is there.")
+
+
+def store_target(command: Callable[..., Any]) -> Callable[..., Any]:
+    """A TARGET that becomes a store, which is a folder."""
+
+    def check(context: click.Context, parameter: click.Parameter, value: Path) -> Path:
+        if value.suffix in (".zip", ".h5", ".hdf5"):
+            raise click.UsageError(f"{value}: a store is a folder; write one, and export it as a file")
+        return value
+
+    return click.argument("target", type=click.Path(path_type=Path), callback=check)(command)
+
+
+file_target = click.argument("target", type=click.Path(path_type=Path))
+
+
+def check_file(target: Path, overwrite: bool) -> None:
+    """Raise UsageError for a file that must not be written."""
+    if target.is_dir():
+        raise click.UsageError(f"{target}: a folder; name a file")
+    if target.exists() and not overwrite:
+        raise click.UsageError(f"{target}: is there already; choose another name, or --overwrite it")
+
+
+@contextmanager
+def image_bar(total: int | None, name: str) -> Iterator[Callable[[int], None]]:
+    """A progress bar that is told how many images more are done."""
+    with progress_bar(total=total, unit="img", desc=name) as bar:
+
+        def progress(images: int) -> None:
+            bar.update(images)
+
+        yield progress
+
+
+@click.command()
+@click.argument("store")
+@click.option("--deep", metavar="SOURCE", help="Also compare the digests with the pictures of this dataset.")
+@click.option("--layout", default="auto", show_default=True, help="Of SOURCE; as in run.")
+@click.option("--skip-unpaired", is_flag=True, help="As in run, for SOURCE.")
+def verify(store: str, deep: str | None, layout: str, skip_unpaired: bool) -> int:
+    """Check every file, table and checksum of STORE. Exit code 1 and one line per problem if anything is wrong."""
+    problems = 0
+    if "://" not in store and not Path(store).exists():
+        raise FileNotFoundError(f"{store}: no such store")
+    for problem in verify_store(store):
+        problems += 1
+        click.echo(problem)
+    if deep and not problems:
+        opened = open_store(store)
+        source = open_source(deep, opened.header.split, layout, skip_unpaired=skip_unpaired)
+        with image_bar(len(opened), "digests") as progress:
+            for problem in source_problems(opened, source, progress):
+                problems += 1
+                click.echo(problem)
+    if problems:
+        click.echo(f"{problems} problems found")
+        return FAILED
+    found = status(store)
+    click.echo(f"{store}: sound; {found.done} of {len(found.store)} images done")
+    return 0
+
+
+@click.command()
+@click.argument("store")
+@file_target
+@overwrite_option
+@click.option("--format", "form", type=click.Choice(["zip", "hdf5", *EXPORTS]), help="By default TARGET's name says.")
+@click.option("--with-images", is_flag=True, help="zip, hdf5: let the pictures go along; masks alone by default.")
+@click.option("--licence", default="not stated", help="zip, hdf5: licence of the masks, for the note inside.")
+@click.option("--codec", type=click.Choice(["gzip", "zstd"]), help="hdf5: zstd needs hdf5plugin.  [default: gzip]")
+def export(
+    store: str, target: Path, overwrite: bool, form: str | None, with_images: bool, licence: str, codec: Any
+) -> int:
+    """Write STORE as one file to share (zip, hdf5), or in a format of others.
+
+    A zip (.zip) or HDF5 file (.h5, .hdf5) opens with open_store and trains without unpacking; its SHA-256 goes to
+    TARGET.sha256. coco-instances and coco-results are one JSON file, sa-1b is a folder with one per image; what such a
+    format cannot hold is said.
+    """
+    form = form or {".zip": "zip", ".h5": "hdf5", ".hdf5": "hdf5"}.get(target.suffix)
+    if form is None:
+        raise click.UsageError(f"{target}: name it .zip, .h5 or .hdf5, or give --format")
+    if codec and form != "hdf5":
+        raise click.UsageError("--codec is for HDF5")
+    if form != "sa-1b":
+        check_file(target, overwrite)
+    if form in EXPORTS:
+        if with_images or licence != "not stated":
+            raise click.UsageError(f"--with-images and --licence are for zip and hdf5, not for {form}")
+        opened = open_store(store)
+        with image_bar(len(opened), form) as progress:
+            lost = export_masks(opened, target, form, progress)
+        _say_lost(lost)
+        click.echo(f"{target}: {len(opened.ready_keys)} images as {form}")
+        return 0
+    if form == "hdf5":
+        export_hdf5(Path(store), target, with_images, licence, codec or "gzip")
+    else:
+        export_zip(Path(store), target, with_images, licence)
+    click.echo(f"{target}: {target.stat().st_size / 1e6:.1f} MB; checksum in {target.name}.sha256")
+    return 0
+
+
+@click.command("import")
+@click.argument("source", type=click.Path(path_type=Path))
+@store_target
+@click.option("--format", "form", type=click.Choice(FORMATS), help="By default that of what SOURCE holds.")
+@click.option("--split", required=True, help="Split the masks are of: train, test, ...")
+@click.option("--dataset", help="Name written into the store.  [default: SOURCE's]")
+@click.option("--images", type=click.Path(path_type=Path), help="Folder of the pictures, for sizes and digests.")
+def import_command(
+    source: Path, target: Path, form: str | None, split: str, dataset: str | None, images: Path | None
+) -> int:
+    """Make a store TARGET of masks in other files.
+
+    SOURCE is a COCO file (instances or results), a folder of SA-1B JSON files, or a folder of the grey PNG or grouped
+    npz files of the released SAM-Deblur. What the format did not hold is said.
+    """
+    with image_bar(None, "import") as progress:
+        lost = import_masks(source, target, form, dataset or source.stem, split, images, progress)
+    _say_lost(lost)
+    return _say_made(open_store(target))
+
+
+@click.command("subset")
+@click.argument("store")
+@store_target
+@click.option("--keys", "patterns", multiple=True, metavar="GLOB", help="Names to take, as 'GOPR0384*'; repeatable.")
+@click.option("--keys-from", type=click.File(), help="File with a name per line; - for standard input.")
+def subset_command(store: str, target: Path, patterns: tuple[str, ...], keys_from: Any) -> int:
+    """Write the images of STORE whose names match into a store TARGET."""
+    if not patterns and keys_from is None:
+        raise click.UsageError("say which images: --keys or --keys-from")
+    opened = open_store(store)
+    keys = [key for key in opened.keys if any(fnmatchcase(key, pattern) for pattern in patterns)]
+    for line in keys_from or ():
+        if line.strip() and line.strip() not in opened:
+            raise click.UsageError(f"{keys_from.name}: {opened.path} has no image {line.strip()!r}")
+        keys += [line.strip()] if line.strip() else []
+    if not keys:
+        raise StoreError(f"{opened.path}: no name matches {' '.join(patterns)} (first: {opened.keys[0]})")
+    with image_bar(len(keys), "subset") as progress:
+        return _say_made(subset(opened, target, keys, progress))
+
+
+@click.command("merge")
+@click.argument("stores", nargs=-1, required=True)
+@store_target
+def merge_command(stores: tuple[str, ...], target: Path) -> int:
+    """Write several partial STORES of one dataset and recipe into one store TARGET.
+
+    Of an image in several stores the one that is done is taken; two that are done must be equal.
+    """
+    opened = [open_store(store) for store in stores]
+    if len(opened) < 2:
+        raise click.UsageError("name two stores or more, then the one to write")
+    with image_bar(sum(map(len, opened)), "merge") as progress:
+        return _say_made(merge(opened, target, progress))
+
+
+@click.command("append")
+@click.argument("store")
+@click.argument("more")
+@store_target
+def append_command(store: str, more: str, target: Path) -> int:
+    """Write the images of STORE, then the new ones of the store MORE, into a store TARGET.
+
+    MORE is what `samdeblur-prep run` made of the new images, with the same recipe.
+    """
+    opened, other = open_store(store), open_store(more)
+    with image_bar(len(opened) + len(other), "append") as progress:
+        return _say_made(append(opened, other, target, progress))
+
+
+@click.command("diff")
+@click.argument("first")
+@click.argument("second")
+@click.option("--images/--no-images", default=True, show_default=True, help="Compare the pictures too.")
+def diff_command(first: str, second: str, images: bool) -> int:
+    """Say what two stores differ in, however their files lie. Exit code 1 if anything."""
+    differences = 0
+    for line in store_differences(open_store(first), open_store(second), images):
+        differences += 1
+        click.echo(line)
+    click.echo(f"{differences} differences" if differences else "no differences")
+    return DIFFERENT if differences else 0
+
+
+@click.command("info")
+@click.argument("store")
+@click.option("--json", "as_json", is_flag=True, help="As JSON, for scripts.")
+def info_command(store: str, as_json: bool) -> int:
+    """Say what STORE holds: counts, sizes, bytes, masks per image, recipe."""
+    found = describe(open_store(store))
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+        return 0
+    states = ", ".join(f"{n} {state}" for state, n in found["images"].items())
+    click.echo(f"{found['dataset']} {found['split']}: {states}")
+    click.echo("sizes: " + ", ".join(f"{size} ({n})" for size, n in found["sizes"].items()))
+    for name, column in found["per_image"].items():
+        if column:
+            click.echo(f"{name} per image: {column['mean']:.0f}, at most {column['most']}")
+    if found["bytes"]:
+        done = max(1, found["images"]["done"])
+        click.echo(
+            "bytes: "
+            + ", ".join(f"{name} {size / 1e6:.2f} MB" for name, size in found["bytes"].items())
+            + f"; {found['bytes']['all'] / done / 1e3:.1f} kB per image"
+        )
+    highest = max(1, *found["masks_per_image"].values())
+    click.echo("masks per image:")
+    for label, n in found["masks_per_image"].items():
+        click.echo(f"  {label:>9} {n:>8} {'#' * round(BAR * n / highest)}".rstrip())
+    click.echo(f"recipe {found['fingerprint'][:12]}:")
+    click.echo(json.dumps(found["recipe"], indent=1))
+    return 0
+
+
+@click.command("view")
+@click.argument("store")
+@file_target
+@overwrite_option
+@click.option("--keys", metavar="GLOB", help="Images to show, by name.")
+@click.option("--count", type=click.IntRange(1), default=48, show_default=True, help="Images to show, spread evenly.")
+@click.option("--images", type=click.Path(path_type=Path), help="Folder of the pictures, for a store without.")
+@click.option("--width", type=click.IntRange(32, 4096), default=480, show_default=True, help="Pixels of a card.")
+def view_command(
+    store: str, target: Path, overwrite: bool, keys: str | None, count: int, images: Path | None, width: int
+) -> int:
+    """Write a contact sheet of STORE, TARGET.html: one file that works offline; hover over a mask to see its record."""
+    check_file(target, overwrite)
+    opened = open_store(store)
+    shown = contact_keys(opened, keys, count)
+    with image_bar(len(shown), "view") as progress:
+        write_view(opened, target, shown, images, width, progress)
+    click.echo(f"{target}: {len(shown)} of {len(opened)} images, {target.stat().st_size / 1e6:.1f} MB")
+    return 0
+
+
+@click.command("add-pictures")
+@click.argument("store")
+@click.argument("source")
+@store_target
+@click.option("--layout", default="auto", show_default=True, help="Of SOURCE; as in run.")
+@click.option("--skip-unpaired", is_flag=True, help="As in run, for SOURCE.")
+def add_pictures_command(store: str, source: str, target: Path, layout: str, skip_unpaired: bool) -> int:
+    """Write the masks of STORE, a share without pictures, with those of your copy of the dataset, SOURCE, into TARGET.
+
+    TARGET is then as good to train on as if you had made the masks. Pictures are compared by their digests; an image
+    whose picture is missing or another one is quarantined.
+    """
+    opened = open_store(store)
+    pairs = open_source(source, opened.header.split, layout, skip_unpaired=skip_unpaired)
+    with image_bar(len(opened), "add-pictures") as progress:
+        return _say_made(add_pictures(opened, pairs, target, progress))
+
+
+COMMANDS = (
+    add_pictures_command,
+    verify,
+    export,
+    import_command,
+    info_command,
+    view_command,
+    diff_command,
+    subset_command,
+    merge_command,
+    append_command,
+)
+
+
+def _say_lost(lost: list[str]) -> None:
+    for line in lost:
+        click.echo(f"note: {line}", err=True)
+
+
+def _say_made(store: MaskStore) -> int:
+    quarantined = [store.keys[i] for i in np.flatnonzero(store.states == layout.QUARANTINED)]
+    click.echo(f"{store.path}: {len(store.ready_keys)} of {len(store)} images done, {len(quarantined)} quarantined")
+    for key in quarantined:
+        click.echo(f"  quarantined {key}: {store.error(key)}")
+    return QUARANTINED if quarantined else 0

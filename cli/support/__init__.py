@@ -1,0 +1,1 @@
+"""What several commands share: the sets they are given, job files, progress and summaries."""

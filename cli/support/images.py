@@ -1,0 +1,65 @@
+"""--images: pictures from the folder of a dataset, for stores that hold masks alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import click
+
+from samdeblur.pipeline import open_source
+from samdeblur.pipeline.sources.pictures import with_dataset
+from samdeblur.storage import MaskStore
+
+
+def images_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--images and --images-layout, as the parameters `images`, a tuple of folders, and `images_layout`."""
+    images = click.option(
+        "--images", multiple=True, metavar="FOLDER",
+        help="Dataset to take the pictures from, for a store without; one for each STORE, in their order.",
+    )  # fmt: skip
+    layout = click.option(
+        "--images-layout", metavar="LAYOUT", help="Of --images, as --layout of samdeblur-prep run.  [default: auto]"
+    )
+    return images(layout(command))
+
+
+def with_all_images(stores: Sequence[MaskStore], folders: Sequence[str], layout: str | None = None) -> list[MaskStore]:
+    """Each store with the pictures of the folder at its place; the stores as they are when there are no folders.
+
+    Raises:
+        UsageError: other than one folder per store, or a layout of no folder.
+        FileNotFoundError, SourceError, StoreError: as `with_images`.
+    """
+    if not folders:
+        if layout is not None:
+            raise click.UsageError("--images-layout is for --images")
+        return list(stores)
+    if len(folders) != len(stores):
+        raise click.UsageError(
+            f"--images: one folder for each store, in the same order; {len(folders)} given for {len(stores)}"
+        )
+    return [with_images(store, folder, layout or "auto") for store, folder in zip(stores, folders, strict=True)]
+
+
+def with_images(store: MaskStore, folder: str, layout: str = "auto") -> MaskStore:
+    """The store with the pictures of a dataset in place of any of its own; says on stderr which are not there.
+
+    Args:
+        folder: anything that `samdeblur-prep run` takes as SOURCE; of it the split that the store is of.
+
+    Raises:
+        FileNotFoundError, SourceError: no such folder, or no such split of a dataset in it.
+        StoreError: no image of the store in it, or digests of another kind.
+    """
+    source = open_source(folder, store.header.split, layout, skip_unpaired=True)
+    joined = with_dataset(store, source, folder)
+    ready, there = store.ready_keys, set(joined.ready_keys)
+    missing = [key for key in ready if key not in there]
+    if missing:
+        click.echo(
+            f"{folder}: {len(missing):,} of the {len(ready):,} images ready in {store.path} are not there, such as "
+            f"{missing[0]}; they are left out",
+            err=True,
+        )
+    return joined

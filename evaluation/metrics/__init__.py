@@ -1,0 +1,8 @@
+"""Numbers for one image: PSNR and SSIM, structural similarity, perceptual metrics, alignment before them.
+
+Means over images and how sure they are: `evaluation.tables`.
+"""
+
+from samdeblur.evaluation.metrics.fidelity import mode_collapse_rate, psnr, ssim
+
+__all__ = ["mode_collapse_rate", "psnr", "ssim"]

@@ -1,0 +1,188 @@
+"""Pictures beside a report: a thumbnail of every result, and everything of the images that are shown in full.
+
+Below the folder of the report:
+
+    thumbnails/SET/KEY.jpg                      the result, small
+    pictures/SET/KEY.{blurred,result,sharp}.png as they are, pixel for pixel
+    pictures/SET/KEY.masks.js                   keepMasks({...}), the masks and their records
+
+Pages opened from a disk may show pictures beside them and run scripts beside them, and may not read either. So masks
+are a script that hands over its data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import cv2
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image
+
+from samdeblur.storage import AtomMap
+from samdeblur.storage.files import PARTIAL, fsync_path, write_durably
+from samdeblur.storage.sharing.view import masks_by_atom, rounded_rows
+
+THUMBNAIL_SIDE = 160  # pixels
+THUMBNAIL_QUALITY = 72
+FILES = {"blurred": ".blurred.png", "result": ".result.png", "sharp": ".sharp.png", "masks": ".masks.js"}
+MAX_NAME = 180  # of the 255 bytes that file systems allow
+
+Picture = NDArray[np.uint8]
+
+
+def keep_thumbnail(folder: Path, name: str, key: str, result: Picture) -> None:
+    """Keep a result, (H, W, 3) uint8, as a JPEG of at most THUMBNAIL_SIDE pixels a side.
+
+    Args:
+        folder: of the report.
+        name: of the set.
+    """
+    write_durably(thumbnail_path(folder, name, key), encode_thumbnail(result))
+
+
+def read_thumbnail(folder: Path, name: str, key: str) -> bytes | None:
+    """The bytes of the JPEG; None where there is none."""
+    try:
+        return thumbnail_path(folder, name, key).read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+def keep_pictures(
+    folder: Path,
+    name: str,
+    key: str,
+    blurred: Picture,
+    result: Picture,
+    sharp: Picture | None,
+    atoms: AtomMap | None,
+    records: Mapping[str, ArrayLike] | None,
+) -> None:
+    """Keep all of an image; what an earlier evaluation kept of it is replaced or removed.
+
+    Args:
+        folder: of the report.
+        name: of the set.
+        blurred, result, sharp: (H, W, 3) uint8.
+        atoms: masks of the whole image.
+        records: column -> (M,), what is known of each mask.
+    """
+    contents = {"blurred": encode_png(blurred), "result": encode_png(result)}
+    if sharp is not None:
+        contents["sharp"] = encode_png(sharp)
+    if atoms is not None:
+        contents["masks"] = encode_masks(atoms, records or {})
+    for kind in FILES:
+        path = picture_path(folder, name, key, kind)
+        if kind in contents:
+            write_durably(path, contents[kind])
+        else:
+            path.unlink(missing_ok=True)
+
+
+def kept_pictures(folder: Path, name: str, key: str) -> dict[str, Path]:
+    """Files of an image by the names of FILES; empty unless at least the blurred picture and the result are there."""
+    paths = {kind: picture_path(folder, name, key, kind) for kind in FILES}
+    found = {kind: path for kind, path in paths.items() if path.is_file()}
+    return found if {"blurred", "result"} <= found.keys() else {}
+
+
+def forget_pictures(folder: Path, name: str, pictures: Collection[str], thumbnails: Collection[str]) -> None:
+    """Remove what an earlier evaluation of a set left of other images than these, by key."""
+    wanted = {picture_path(folder, name, key, kind) for key in pictures for kind in FILES}
+    wanted |= {thumbnail_path(folder, name, key) for key in thumbnails}
+    for place in (_pictures_folder(folder, name), thumbnail_path(folder, name, "").parent):
+        for path in place.glob("*"):
+            if path not in wanted:
+                path.unlink(missing_ok=True)
+
+
+def borrow_picture(source: Path, target: Path) -> None:
+    """The same file in another folder: a second name of it where the disk allows, else a copy."""
+    if target.exists() and target.samefile(source):
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(target.name + PARTIAL)
+    partial.unlink(missing_ok=True)
+    try:
+        os.link(source, partial)
+    except OSError:
+        shutil.copyfile(source, partial)
+        fsync_path(partial)
+    os.replace(partial, target)
+
+
+def picture_path(folder: Path, name: str, key: str, kind: str, number: int | None = None) -> Path:
+    """Where a picture of an image is; `kind` one of FILES, `number` that of a network among several."""
+    ending = FILES[kind] if number is None else FILES[kind].replace(kind, f"{kind}-{number}")
+    return _pictures_folder(folder, name) / f"{file_stem(key)}{ending}"
+
+
+def thumbnail_path(folder: Path, name: str, key: str) -> Path:
+    return folder / "thumbnails" / file_stem(name) / f"{file_stem(key)}.jpg"
+
+
+def _pictures_folder(folder: Path, name: str) -> Path:
+    return folder / "pictures" / file_stem(name)
+
+
+def file_stem(text: str) -> str:
+    """Any text as part of a file name: one for each text, and never a folder, hidden, or too long."""
+    data = text.encode(errors="surrogatepass")
+    quoted = quote(data, safe="") or "%"
+    if quoted.startswith("."):
+        quoted = f"%2E{quoted[1:]}"
+    if len(quoted) > MAX_NAME:
+        quoted = f"{quoted[: MAX_NAME - 17]}~{hashlib.sha256(data).hexdigest()[:16]}"
+    return quoted
+
+
+def encode_thumbnail(picture: Picture) -> bytes:
+    image = Image.fromarray(picture)
+    image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=THUMBNAIL_QUALITY, optimize=True)
+    return buffer.getvalue()
+
+
+def encode_png(picture: Picture) -> bytes:
+    """An (H, W, 3) uint8 RGB picture as PNG, fast rather than small."""
+    done, data = cv2.imencode(".png", picture[..., ::-1])
+    if not done:
+        raise ValueError(f"a picture of shape {picture.shape} cannot be encoded as PNG")
+    return data.tobytes()
+
+
+def encode_masks(atoms: AtomMap, records: Mapping[str, ArrayLike]) -> bytes:
+    """The script with the masks of an image, ASCII.
+
+    It calls keepMasks with: `size`, width and height; `runs`, atoms and lengths of the runs of equal pixels in raster
+    order; `atoms`, for each atom 0..K the masks that cover it, the smallest first; `columns`, names of the records;
+    `records`, their values for each mask, null where there is none.
+    """
+    plane = atoms.atoms.ravel()
+    starts = np.concatenate([[0], np.flatnonzero(plane[1:] != plane[:-1]) + 1]) if plane.size else np.zeros(0, int)
+    lengths = np.diff(starts, append=plane.size)
+    table = np.stack([np.asarray(values, float) for values in records.values()], axis=1) if records else None
+    data: dict[str, Any] = {
+        "size": atoms.shape[::-1],
+        "runs": [plane[starts].tolist(), lengths.tolist()],
+        "atoms": masks_by_atom(atoms),
+        "columns": list(records),
+        "records": rounded_rows(table) if table is not None else [[]] * atoms.n_masks,
+    }
+    return f"keepMasks({json.dumps(data, separators=(',', ':'), allow_nan=False)});\n".encode()
+
+
+def address(path: Path, folder: Path) -> str:
+    """A file below a folder as a relative web address."""
+    return "/".join(quote(part, safe="") for part in path.relative_to(folder).parts)

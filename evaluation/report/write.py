@@ -1,0 +1,122 @@
+"""Reports people look at: what one network made of its sets, and several networks side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from samdeblur.evaluation.report.page import ShownImage, ShownResult, ShownSet, render_page
+from samdeblur.evaluation.report.pictures import borrow_picture, kept_pictures, picture_path, read_thumbnail
+from samdeblur.evaluation.results import Conventions, Results, SetResult
+from samdeblur.evaluation.tables.arrangement import distinct_labels
+from samdeblur.evaluation.tables.cells import Table
+from samdeblur.evaluation.tables.text import run_table
+from samdeblur.storage.files import write_durably
+
+REPORT = "report.html"
+
+
+def write_report(folder: Path, results: Results) -> Path:
+    """Write report.html into the folder with the thumbnails and pictures of an evaluation."""
+    sets = []
+    for result in results.sets:
+        images = []
+        for score in result.scores:
+            kept = kept_pictures(folder, result.name, score.key)
+            thumbnail = read_thumbnail(folder, result.name, score.key)
+            shown = ShownResult(score, thumbnail, kept.pop("result", None))
+            images.append(ShownImage(score.key, [shown], kept))
+        sets.append(ShownSet(result.name, [0], [result.collapse_db], _notes(result), images))
+    facts = [f"weights {results.weights}", f"SHA-256 {results.sha256}", _meaning(results.conventions)]
+    if results.environment:
+        facts.append(", ".join(f"{name} {value}" for name, value in results.environment.items()))
+    title = f"{results.method}: deblurring results"
+    html = render_page(folder, title, facts, [run_table(results)], {}, [results.method], sets)
+    return _write(folder, html)
+
+
+def write_comparison(
+    folder: Path,
+    runs: Sequence[Results],
+    run_folders: Sequence[Path],
+    figures: Mapping[str, bytes],
+    tables: Sequence[Table] = (),
+) -> Path:
+    """Write report.html of several evaluations; pictures they kept are linked or copied to below `folder`.
+
+    Args:
+        run_folders: where each evaluation wrote its results.
+        figures: caption -> PNG bytes.
+        tables: what stands at the top.
+    """
+    networks = distinct_labels([_label(run) for run in runs], [str(place) for place in run_folders])
+    sets = []
+    for name in dict.fromkeys(result.name for run in runs for result in run.sets):
+        found = {n: result for n, run in enumerate(runs) for result in run.sets if result.name == name}
+        sets.append(_compared_set(folder, name, found, run_folders, networks))
+    facts = list(dict.fromkeys(_meaning(run.conventions) for run in runs))
+    return _write(folder, render_page(folder, "Deblurring results", facts, tables, figures, networks, sets))
+
+
+def _compared_set(
+    folder: Path, name: str, found: Mapping[int, SetResult], run_folders: Sequence[Path], networks: Sequence[str]
+) -> ShownSet:
+    """The images of a set that any of the networks was run on; `found` by the position of the network."""
+    scores = {n: {score.key: score for score in result.scores} for n, result in found.items()}
+    images = []
+    for key in dict.fromkeys(key for by_key in scores.values() for key in by_key):
+        results: list[ShownResult | None] = []
+        pictures: dict[str, Path] = {}
+        kept = {n: kept_pictures(run_folders[n], name, key) for n in found}
+        worst = min((n for n in found if key in scores[n]), key=lambda n: scores[n][key].gain)
+        for n in found:
+            if key not in scores[n]:
+                results.append(None)
+                continue
+            for kind, source in kept[n].items():
+                target = picture_path(folder, name, key, kind, n + 1 if kind == "result" else None)
+                if kind not in pictures:
+                    borrow_picture(source, target)
+                    pictures[kind] = target
+            picture = pictures.pop("result", None)
+            wanted = n == worst or (picture is None and any(kept.values()))  # in the list, or in place of a picture
+            thumbnail = read_thumbnail(run_folders[n], name, key) if wanted else None
+            results.append(ShownResult(scores[n][key], thumbnail, picture))
+        images.append(ShownImage(key, results, pictures))
+    whose: dict[str, list[str]] = {}
+    for n, result in found.items():
+        for note in _notes(result):
+            whose.setdefault(note, []).append(networks[n])
+    notes = [note if len(of) == len(found) else f"{note} ({', '.join(of)})" for note, of in whose.items()]
+    return ShownSet(name, list(found), [result.collapse_db for result in found.values()], notes, images)
+
+
+def _label(run: Results) -> str:
+    """The method, and how it was run where that is unusual and the same on all sets."""
+    ways = {str(result.inference) for result in run.sets}
+    way = min(ways) if len(ways) == 1 else ""
+    return run.method if not way or run.method.endswith(way) else f"{run.method}, {way}"
+
+
+def _notes(result: SetResult) -> list[str]:
+    """What has to be known of a set."""
+    notes = [f"inference: {result.inference}"] if str(result.inference) else []
+    return notes + ([f"left out, as they could not be used: {result.unready}"] if result.unready else [])
+
+
+def _meaning(conventions: Conventions) -> str:
+    """What the numbers mean."""
+    words = [
+        f"PSNR: {conventions.psnr}",
+        "SSIM (wang): per channel, inside the picture; SSIM (nafnet): as NAFNet's evaluation computes it",
+        f"MCR: share of images that lost more than {conventions.collapse_db:g} dB",
+    ]
+    if conventions.align != "none":
+        words.append(f"Results are aligned with the sharp pictures first ({conventions.align})")
+    return f"{'. '.join(words)}."
+
+
+def _write(folder: Path, html: str) -> Path:
+    path = folder / REPORT
+    write_durably(path, html.encode(errors="replace"))
+    return path

@@ -1,0 +1,4 @@
+"""Whole images through a network: local pooling (TLC), tiles, from pixels to pixels.
+
+Scores are in `samdeblur.evaluation`.
+"""

@@ -1,0 +1,102 @@
+"""Deblurring one picture: from 8-bit pixels to 8-bit pixels, at once or in tiles."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from samdeblur.models.inference.tiles import OVERLAP, forward_in_tiles
+from samdeblur.models.priors.attach import Deblurrer
+from samdeblur.models.priors.pooling import AtomBatch
+from samdeblur.storage import AtomMap
+
+
+class NotFinite(ValueError):
+    """A network gave infinity, or not a number."""
+
+
+class DeviceError(ValueError):
+    """A device that this machine does not have."""
+
+
+class OutOfMemory(torch.OutOfMemoryError):
+    """A picture, or a tile of it, that does not fit into the memory of the GPU."""
+
+
+def pick_device(name: str) -> torch.device:
+    """The device for "cpu", "cuda" or "auto" (a GPU where there is one): the first GPU this process sees.
+
+    Raises:
+        DeviceError: a GPU was asked for and torch sees none.
+    """
+    gpu = torch.cuda.is_available()
+    if name == "cuda" and not gpu:
+        raise DeviceError("device cuda: torch sees no GPU; use cpu or auto")
+    return torch.device("cuda", 0) if gpu and name != "cpu" else torch.device("cpu")
+
+
+@torch.inference_mode()
+def deblur(
+    network: Deblurrer,
+    image: NDArray[np.uint8],
+    atoms: AtomMap | None = None,
+    tile: int | None = None,
+    overlap: int = OVERLAP,
+    precision: str = "float32",
+) -> NDArray[np.uint8]:
+    """Deblur an (H, W, 3) uint8 RGB picture of any size, on the device of the network.
+
+    Args:
+        atoms: the masks of the picture; only a network with a prior looks at them.
+        tile: side of the tiles a larger picture is cut into, so that memory suffices; None takes it whole. See
+            `forward_in_tiles`.
+        overlap: pixels that neighbouring tiles share.
+        precision: "float32", or "bfloat16" or "float16" for mixed precision.
+
+    Returns:
+        (H, W, 3) uint8: clamped to [0, 1], times 255, rounded.
+
+    Raises:
+        NotFinite: the network gave values that are not finite.
+        OutOfMemory: the memory of the GPU does not suffice.
+        TileError: the tiles do not suit the network.
+    """
+    return to_pixels(restore(network, image, atoms, tile, overlap, precision))
+
+
+@torch.inference_mode()
+def restore(
+    network: Deblurrer,
+    image: NDArray[np.uint8],
+    atoms: AtomMap | None = None,
+    tile: int | None = None,
+    overlap: int = OVERLAP,
+    precision: str = "float32",
+) -> Tensor:
+    """As `deblur`, but what the network gives, (3, H, W) on its device, not clamped and not looked at."""
+    weight = next(network.parameters())
+    half = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(precision)
+    try:
+        batch = to_tensor(image, weight)
+        masks = AtomBatch.collate([atoms]).to(weight.device) if atoms is not None else None
+        with torch.autocast(weight.device.type, half, enabled=half is not None):
+            output = network(batch, masks) if tile is None else forward_in_tiles(network, batch, masks, tile, overlap)
+    except torch.OutOfMemoryError as error:
+        height, width = image.shape[:2]
+        how = f"in tiles of {tile}: give smaller ones" if tile else "at once: give a tile size, as in --tile 512"
+        raise OutOfMemory(f"{weight.device} has no memory for a picture of {width}x{height} {how}") from error
+    return output[0].float()
+
+
+def to_tensor(image: NDArray[np.uint8], like: Tensor) -> Tensor:
+    """(H, W, 3) uint8 to (1, 3, H, W) in [0, 1], of the device and type of another tensor."""
+    return torch.from_numpy(image).to(like.device).permute(2, 0, 1)[None].to(like.dtype) / 255
+
+
+def to_pixels(output: Tensor) -> NDArray[np.uint8]:
+    """(3, H, W) to (H, W, 3) uint8: clamped to [0, 1], times 255, rounded. Raises NotFinite."""
+    if not torch.isfinite(output).all():
+        raise NotFinite("the network gave values that are not finite; check the checkpoint against the images")
+    return output.clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).cpu().numpy()

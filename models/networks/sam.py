@@ -1,0 +1,122 @@
+"""Segment Anything models: public ones, whose architecture is read off their weights, and small ones of our own."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+
+from safetensors.torch import save
+from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+from torch import Tensor, nn
+
+from samdeblur.models.networks.encoder import ConvEncoder
+
+METADATA_KEY = "samdeblur"
+PIXEL_MEAN = (123.675, 116.28, 103.53)
+PIXEL_STD = (58.395, 57.12, 57.375)
+
+
+@dataclass(frozen=True)
+class SamConfig:
+    """Sizes of a small Sam: those of `ConvEncoder`, and heads and hidden channels of the decoder."""
+
+    img_size: int = 384
+    widths: Sequence[int] = (32, 64, 128, 192)
+    depths: Sequence[int] = (2, 2, 5, 3)
+    embed_dim: int = 64
+    heads: int = 4
+    mlp_dim: int = 256
+
+
+def build_small_sam(config: SamConfig) -> Sam:
+    """An untrained Sam with a convolutional encoder and segment-anything's prompt encoder and mask decoder."""
+    grid = config.img_size // 16
+    sam = Sam(
+        image_encoder=ConvEncoder(config.img_size, config.widths, config.depths, config.embed_dim),
+        prompt_encoder=PromptEncoder(config.embed_dim, (grid, grid), (config.img_size, config.img_size), 16),
+        mask_decoder=MaskDecoder(
+            transformer_dim=config.embed_dim,
+            transformer=TwoWayTransformer(2, config.embed_dim, config.heads, config.mlp_dim),
+            iou_head_hidden_dim=config.embed_dim,
+        ),
+        pixel_mean=list(PIXEL_MEAN),
+        pixel_std=list(PIXEL_STD),
+    )
+    # A point looks at its own place from the first step when queries and keys project positions alike.
+    transformer = sam.mask_decoder.transformer
+    for attention in (
+        *(layer.cross_attn_token_to_image for layer in transformer.layers),
+        *(layer.cross_attn_image_to_token for layer in transformer.layers),
+        transformer.final_attn_token_to_image,
+    ):
+        nn.init.orthogonal_(attention.q_proj.weight)
+        attention.k_proj.load_state_dict(attention.q_proj.state_dict())
+    return sam
+
+
+def encode_sam(sam: Sam, config: SamConfig) -> bytes:
+    """A small Sam with its sizes as the bytes of a safetensors file, which `load_sam` reads."""
+    state = {key: tensor.detach().cpu().contiguous() for key, tensor in sam.state_dict().items()}
+    return save(state, {METADATA_KEY: json.dumps({"sam": asdict(config)}, sort_keys=True)})
+
+
+def build_sam(state: Mapping[str, Tensor]) -> Sam:
+    """An untrained Sam with the sizes a state dict asks for; the caller loads the weights.
+
+    What weights do not show is taken from the public models: 8 heads in the decoder, the pixel mean and deviation.
+
+    Raises:
+        KeyError: a key every Sam has is missing.
+    """
+    encoder = "image_encoder."
+    dim, _, patch, _ = state[f"{encoder}patch_embed.proj.weight"].shape
+    grid = state[f"{encoder}pos_embed"].shape[1]
+    depth = _count(state, rf"{encoder}blocks\.(\d+)\.")
+    # A block's relative positions reach 2 * size - 1 steps: size is the grid for global attention, else the window.
+    reach = [(len(state[f"{encoder}blocks.{i}.attn.rel_pos_h"]) + 1) // 2 for i in range(depth)]
+    head_dim = state[f"{encoder}blocks.0.attn.rel_pos_h"].shape[1]
+    out_chans = state[f"{encoder}neck.0.weight"].shape[0]
+    token_layer = "mask_decoder.transformer.layers.0."
+    return Sam(
+        image_encoder=ImageEncoderViT(
+            img_size=grid * patch,
+            patch_size=patch,
+            embed_dim=dim,
+            depth=depth,
+            num_heads=dim // head_dim,
+            mlp_ratio=state[f"{encoder}blocks.0.mlp.lin1.weight"].shape[0] / dim,
+            norm_layer=partial(nn.LayerNorm, eps=1e-6),
+            qkv_bias=f"{encoder}blocks.0.attn.qkv.bias" in state,
+            use_rel_pos=True,
+            global_attn_indexes=tuple(i for i, size in enumerate(reach) if size == grid),
+            window_size=min(reach),
+            out_chans=out_chans,
+        ),
+        prompt_encoder=PromptEncoder(
+            embed_dim=out_chans,
+            image_embedding_size=(grid, grid),
+            input_image_size=(grid * patch, grid * patch),
+            mask_in_chans=state["prompt_encoder.mask_downscaling.3.weight"].shape[0],
+        ),
+        mask_decoder=MaskDecoder(
+            num_multimask_outputs=len(state["mask_decoder.mask_tokens.weight"]) - 1,
+            transformer=TwoWayTransformer(
+                depth=_count(state, r"mask_decoder\.transformer\.layers\.(\d+)\."),
+                embedding_dim=out_chans,
+                mlp_dim=state[f"{token_layer}mlp.lin1.weight"].shape[0],
+                num_heads=8,
+            ),
+            transformer_dim=out_chans,
+            iou_head_depth=_count(state, r"mask_decoder\.iou_prediction_head\.layers\.(\d+)\."),
+            iou_head_hidden_dim=state["mask_decoder.iou_prediction_head.layers.0.weight"].shape[0],
+        ),
+        pixel_mean=list(PIXEL_MEAN),
+        pixel_std=list(PIXEL_STD),
+    )
+
+
+def _count(state: Mapping[str, Tensor], pattern: str) -> int:
+    return max((int(match[1]) for key in state if (match := re.match(pattern, key))), default=-1) + 1

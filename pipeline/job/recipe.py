@@ -1,0 +1,122 @@
+"""What a preparation does to its images, as settings, as a recipe to compare stores by, and as models ready to run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from samdeblur.models import CheckpointError, Deblurrer, load_network, load_sam, pick_device
+from samdeblur.models.checkpoints.loading import BUNDLED_NETWORK, BUNDLED_SAM, resolve_checkpoint
+from samdeblur.models.checkpoints.public import known_path
+from samdeblur.pipeline.segmenters.base import Segmenter
+from samdeblur.pipeline.segmenters.mask_generator import EXACT, SAM_SETTINGS
+from samdeblur.pipeline.segmenters.sam import SamSegmenter, sam_recipe
+from samdeblur.pipeline.segmenters.speed import Speed
+from samdeblur.pipeline.segmenters.superpixels import SuperpixelSegmenter
+from samdeblur.storage.files import sha256_file
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A checkpoint file and the SHA-256 (hex) of its bytes, checked again wherever it is loaded."""
+
+    path: str
+    sha256: str
+
+    @classmethod
+    def of_network(cls, path: str) -> Weights:
+        """Of a deblurring network: a file, a run folder, "bundled", or the name of fetched weights.
+
+        Raises FileNotFoundError, WeightsMissing.
+        """
+        return cls._of(resolve_checkpoint(Path(known_path(path) or path), BUNDLED_NETWORK))
+
+    @classmethod
+    def of_sam(cls, path: str) -> Weights:
+        """Of a Segment Anything model: a file, "bundled", or the name of fetched weights.
+
+        Raises FileNotFoundError, WeightsMissing.
+        """
+        return cls._of(resolve_checkpoint(Path(known_path(path) or path), BUNDLED_SAM))
+
+    @classmethod
+    def _of(cls, file: Path) -> Weights:
+        return cls(str(file.resolve()), sha256_file(file).hex())
+
+    def check(self) -> Path:
+        """The path; raises CheckpointError when the file has changed since the job was planned."""
+        path = Path(self.path)
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such checkpoint")
+        if sha256_file(path).hex() != self.sha256:
+            raise CheckpointError(f"{path}: the file changed since the job was planned")
+        return path
+
+
+@dataclass(frozen=True)
+class PrepSettings:
+    """Everything that changes the masks. Small and picklable: workers load the models themselves.
+
+    Attributes:
+        predeblur: network that deblurs each image before it is segmented; None for none.
+        sam: Segment Anything weights; None for superpixels, which need none.
+        true_masks: take the masks the source knows to be true instead of segmenting.
+        channel_order: order in which SAM is fed.
+        sam_settings: settings of MaskGenerator that differ from its defaults.
+        speed: how SAM's network computes; anything but the default changes masks a little.
+        device: "cpu", "cuda" (each worker takes one of the GPUs), or "auto".
+    """
+
+    predeblur: Weights | None = None
+    sam: Weights | None = None
+    true_masks: bool = False
+    channel_order: Literal["rgb", "bgr"] = "rgb"
+    sam_settings: Mapping[str, Any] = field(default_factory=dict)
+    speed: Speed = EXACT
+    device: str = "auto"
+
+    def recipe(self) -> dict[str, Any]:
+        """JSON values; equal recipes give equal masks within one environment."""
+        segmenter: Mapping[str, Any] = SuperpixelSegmenter().recipe()
+        if self.true_masks:
+            segmenter = {"name": "true"}
+        elif self.sam is not None:
+            segmenter = sam_recipe(self.sam.sha256, self.channel_order, SAM_SETTINGS | dict(self.sam_settings))
+        return {
+            "mode": self.speed.recipe() if self.sam is not None else EXACT.recipe(),
+            "predeblur": {"checkpoint": self.predeblur.sha256} if self.predeblur else None,
+            "segmenter": dict(segmenter),
+        }
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The models of a preparation, loaded; no segmenter where the source knows the masks."""
+
+    network: Deblurrer | None
+    segmenter: Segmenter | None
+
+
+def check_runs(settings: PrepSettings) -> None:
+    """Load every checkpoint once and look for the device, before anything is written.
+
+    Raises FileNotFoundError, CheckpointError, SettingsError, DeviceError.
+    """
+    pick_device(settings.device)
+    load_stages(settings, torch.device("cpu"))
+
+
+def load_stages(settings: PrepSettings, device: torch.device) -> Stages:
+    """Load the models onto a torch device. Raises FileNotFoundError, CheckpointError."""
+    if settings.true_masks:
+        return Stages(None, None)
+    network = load_network(settings.predeblur.check()).to(device) if settings.predeblur else None
+    if settings.sam is None:
+        return Stages(network, SuperpixelSegmenter())
+    sam = load_sam(settings.sam.check()).to(device)
+    segmenter = SamSegmenter(sam, settings.sam.sha256, settings.channel_order, settings.speed, **settings.sam_settings)
+    return Stages(network, segmenter)

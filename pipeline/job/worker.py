@@ -1,0 +1,277 @@
+"""One block of work: images in, shards in a staging folder and a small report out."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import platform
+import shutil
+import threading
+import time
+import uuid
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from distributed import get_worker
+from numpy.typing import NDArray
+
+from samdeblur.models import DeviceError, NotFinite, deblur, pick_device
+from samdeblur.pipeline.job.blocks import BlockFailure, BlockReport, BlockTask, Clock, NotShared
+from samdeblur.pipeline.job.recipe import PrepSettings, Stages, load_stages
+from samdeblur.pipeline.segmenters.base import Records
+from samdeblur.pipeline.segmenters.mask_generator import Crop
+from samdeblur.pipeline.segmenters.sam import SamSegmenter
+from samdeblur.pipeline.sources.base import BadImage, ImagePair, SourceLost
+from samdeblur.storage import AtomMap
+from samdeblur.storage.files import write_durably
+from samdeblur.storage.format.layout import DONE, ERROR_BYTES, QUARANTINED, fingerprint
+from samdeblur.storage.writing.commits import (
+    ImageContent,
+    ImageOutcome,
+    StagedBlock,
+    check_caps,
+    geometry_records,
+    stage_block,
+)
+
+WORKING = "working"  # in a staging folder: the key of the image a careful attempt is at
+OUT_OF_MEMORY = "out of GPU memory; a GPU with more of it, or a recipe of fewer points_per_batch, may do"
+
+Read = Callable[[], ImagePair]
+Encode = Callable[[], tuple[AtomMap, Records]]
+Finished = tuple[ImageContent | None, ImageOutcome]
+
+# Blocks of one process take turns with its device; while one is written, the next uses it.
+_device = threading.Lock()
+
+
+def run_block(task: BlockTask) -> BlockReport | BlockFailure:
+    """Read, pre-deblur, segment, encode and stage the images of a block.
+
+    An image that cannot be processed is quarantined with its reason. What concerns no image alone is returned, so that
+    another worker tries (a disk that does not take the shards, a mount that is gone), or raised (a model that does not
+    load). One thread computes, so that results do not depend on how many workers share the machine.
+    """
+    staging = Path(f"{task.staging}-{uuid.uuid4().hex[:12]}")
+    try:
+        if not (Path(task.store) / "zarr.json").is_file():
+            raise NotShared(errno.ENOENT, "not seen from here; workers need the file system of the store", task.store)
+        return _run_block(task, staging)
+    except (OSError, DeviceError) as error:
+        shutil.rmtree(staging, ignore_errors=True)
+        return BlockFailure(worker_address(), error)
+
+
+def _run_block(task: BlockTask, staging: Path) -> BlockReport:
+    clock = Clock()
+    device = pick_device(task.settings.device)
+    keys, read = task.source.keys, task.source.read
+    reads = (partial(read, key) for key in keys) if task.careful else read_ahead(read, keys)
+    with ThreadPoolExecutor(1, "encode") as pool:
+        with _device, one_thread():
+            start = time.perf_counter()
+            with clock("load"):
+                stages = cached_stages(task.settings, device)
+            before = _splits(stages)
+            finished = list(_find_all(task, staging, reads, stages, clock, pool))
+            splits = _splits(stages) - before
+        contents, outcomes = zip(*(future.result() for future in finished), strict=True)
+        with clock("write"):
+            digests = stage_block(Path(task.store), task.header, staging, task.block, contents)
+    staged = StagedBlock(task.block, str(staging), outcomes, digests)
+    wall = time.perf_counter() - start
+    return BlockReport(staged, dict(clock.seconds), wall, dict(clock.image_seconds), environment(device), splits)
+
+
+def read_ahead(read: Callable[[str], ImagePair], keys: Sequence[str]) -> Iterator[Read]:
+    """For each key a function that gives its pair, or raises what reading raised; the next is read meanwhile."""
+    pool = ThreadPoolExecutor(1, "read")
+    first = pool.submit(read, keys[0])
+
+    def reads() -> Generator[Read, None, None]:
+        with pool:
+            ahead = first
+            for following in keys[1:]:
+                now, ahead = ahead, pool.submit(read, following)
+                yield now.result
+            yield ahead.result
+
+    return reads()
+
+
+def _find_all(
+    task: BlockTask, staging: Path, reads: Iterator[Read], stages: Stages, clock: Clock, pool: ThreadPoolExecutor
+) -> Iterator[Future[Finished]]:
+    """The images of a block, their masks becoming atoms in the pool while the next is segmented."""
+    images = zip(task.source.keys, task.shapes, reads, strict=True)
+    while group := list(itertools.islice(images, 1 if task.careful else task.settings.speed.batch)):
+        if task.careful:
+            write_durably(staging / WORKING, group[0][0].encode())
+        opened = [_open(key, shape, read, task.skip.get(key), stages, clock) for key, shape, read in group]
+        for image in _embed_together(opened, stages, clock) if task.settings.speed.batch > 1 else opened:
+            future = pool.submit(_finish, image, _find_masks(image, stages, clock), clock, task.header.images)
+            if task.careful:
+                future.result()
+            yield future
+
+
+def _splits(stages: Stages) -> int:
+    return stages.segmenter.splits if isinstance(stages.segmenter, SamSegmenter) else 0
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An image on its way: read, pre-deblurred, perhaps embedded; or what went wrong with it."""
+
+    key: str
+    pair: ImagePair | None = None
+    picture: NDArray[np.uint8] | None = None
+    embedding: Crop | None = None
+    error: Exception | None = None
+
+
+def _open(key: str, shape: tuple[int, int], read: Read, skip: str | None, stages: Stages, clock: Clock) -> Opened:
+    pair: ImagePair | None = None
+    try:
+        if skip is not None:
+            raise BadImage(skip)
+        with clock("read", key):
+            pair = read()
+            if pair.blurred.shape[:2] != shape:
+                planned = f"{shape[1]}x{shape[0]}" if any(shape) else "unreadable"
+                now = f"{pair.blurred.shape[1]}x{pair.blurred.shape[0]}"
+                raise BadImage(f"{key}: was {planned} when the store was planned and is {now}; --retry-quarantined")
+        if stages.network is None:
+            return Opened(key, pair, pair.blurred)
+        with clock("predeblur", key):
+            return Opened(key, pair, deblur(stages.network, pair.blurred))
+    except SourceLost:
+        raise
+    except Exception as error:  # whatever is wrong with one image must not stop the others
+        return Opened(key, pair, error=_kept(error))
+
+
+def _kept(error: Exception) -> Exception:
+    """Without what it holds on to; a GPU that ran full is emptied of what nothing uses."""
+    if isinstance(error, torch.OutOfMemoryError):
+        torch.cuda.empty_cache()
+    return error.with_traceback(None)
+
+
+def _embed_together(images: list[Opened], stages: Stages, clock: Clock) -> list[Opened]:
+    """Images that went through the image encoder in one batch; each by itself later, when one of them cannot."""
+    pictures = [image.picture for image in images if image.picture is not None]
+    if not isinstance(stages.segmenter, SamSegmenter) or not pictures:
+        return images
+    try:
+        with clock("segment"):
+            embeddings = iter(stages.segmenter.embed(pictures))
+    except (ValueError, torch.OutOfMemoryError) as error:
+        _kept(error)
+        return images
+    return [replace(image, embedding=next(embeddings)) if image.picture is not None else image for image in images]
+
+
+def _find_masks(image: Opened, stages: Stages, clock: Clock) -> Encode:
+    """What is left to do for the masks of an image; it raises what went wrong with it so far."""
+    try:
+        if image.error is not None:
+            raise image.error
+        assert image.pair is not None
+        assert image.picture is not None
+        if stages.segmenter is None:
+            masks = image.pair.masks
+            if masks is None:
+                raise BadImage(f"{image.key}: its source knows no true masks")
+            return lambda: (masks, {})
+        with clock("segment", image.key):
+            if isinstance(stages.segmenter, SamSegmenter):
+                return stages.segmenter.find(image.picture, image.embedding)
+            found = stages.segmenter.segment(image.picture)
+            return lambda: found
+    except Exception as error:  # as above
+        return partial(_fail, _kept(error))
+
+
+def _fail(error: Exception) -> tuple[AtomMap, Records]:
+    raise error
+
+
+def _finish(image: Opened, encode: Encode, clock: Clock, with_pictures: bool) -> Finished:
+    pair = image.pair
+    try:
+        with clock("encode", image.key):
+            atoms, records = encode()
+            check_caps(atoms)
+            records = records | geometry_records(atoms)
+    except Exception as error:  # as above
+        reason = OUT_OF_MEMORY if isinstance(error, torch.OutOfMemoryError) else f"{type(error).__name__}: {error}"
+        if isinstance(error, BadImage | NotFinite):
+            reason = last_bytes(str(error), ERROR_BYTES)  # after a long path comes what is wrong
+        digest = pair.digest if pair is not None else bytes(32)
+        return None, ImageOutcome(QUARANTINED, digest, error=reason)
+    assert pair is not None
+    pictures = (pair.blurred, pair.sharp) if with_pictures else (None, None)
+    counts = (atoms.n_masks, atoms.n_atoms, len(atoms.pairs))
+    return ImageContent(atoms, records, *pictures), ImageOutcome(DONE, pair.digest, counts)
+
+
+_loaded: dict[str, Stages] = {}
+
+
+def cached_stages(settings: PrepSettings, device: torch.device) -> Stages:
+    """The models of a recipe; a process keeps those of the last one."""
+    key = f"{device} {fingerprint(settings.recipe())}"
+    if key not in _loaded:
+        _loaded.clear()
+        _loaded[key] = load_stages(settings, device)
+    return _loaded[key]
+
+
+def last_bytes(text: str, size: int) -> str:
+    """The end of a text when all of it takes more bytes as UTF-8."""
+    raw = text.encode()
+    mark = "..."
+    return text if len(raw) <= size else mark + raw[len(mark) - size :].decode(errors="ignore")
+
+
+def worker_address() -> str:
+    """Of this Dask worker; empty outside one."""
+    try:
+        return str(get_worker().address)
+    except ValueError:
+        return ""
+
+
+def working_on(staging: str) -> list[str]:
+    """The keys that the attempts at a block whose worker died were at, of those that were careful."""
+    path = Path(staging)
+    return [file.read_text() for file in sorted(path.parent.glob(f"{path.name}-*/{WORKING}"))]
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Thread counts change float results, so exact mode fixes them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def environment(device: torch.device) -> dict[str, str]:
+    """Versions and hardware, kept beside the store: within one environment results are the same to the byte."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": name,
+        "machine": platform.machine(),
+    }

@@ -1,0 +1,410 @@
+"""Segment Anything's automatic mask generation: the masks of the reference, in its order, without its waste.
+
+What `segment_anything.SamAutomaticMaskGenerator` spends its time on is not the network: it brings every candidate to
+full size before most are dropped, and takes each through run lengths and back. Here candidates are filtered by their
+predicted IoU first, brought to full size a few at a time, so that they stay in the cache, and kept as bits inside their
+boxes.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from segment_anything import SamAutomaticMaskGenerator
+from segment_anything.modeling import Sam
+from segment_anything.utils import amg
+from segment_anything.utils.transforms import ResizeLongestSide
+from torch import Tensor
+from torchvision.ops.boxes import batched_nms, box_area
+
+from samdeblur.models import NotFinite
+from samdeblur.pipeline.segmenters.base import Records
+from samdeblur.pipeline.segmenters.speed import Speed
+from samdeblur.storage import AtomMap
+from samdeblur.storage.atoms import Piece
+from samdeblur.storage.format.layout import RECORD_COLUMNS
+
+# Settings of SamAutomaticMaskGenerator and their defaults; its output format is not one.
+SAM_SETTINGS: dict[str, Any] = {
+    name: parameter.default
+    for name, parameter in inspect.signature(SamAutomaticMaskGenerator).parameters.items()
+    if name not in ("model", "output_mode")
+}
+
+EXACT = Speed()
+MAX_SIDE = 32767  # pixels; the reference counts those of a row in 16 bits
+MASKS_PER_POINT = 3
+BITS_OF = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axis=1)  # of a byte
+PIXELS_AT_ONCE = {"cpu": 1 << 20, "cuda": 1 << 26}  # of candidates brought to full size together
+
+
+class SettingsError(ValueError):
+    """Settings with which no mask can be generated."""
+
+
+@dataclass(frozen=True)
+class PackedMask:
+    """A mask as bits: those of its box in the image, row by row, eight to a byte.
+
+    Attributes:
+        top, left: of the box, pixels; it begins with a whole byte.
+        width: of the box.
+        bits: (height, ceil(width / 8)) uint8; the first pixel is the highest bit.
+        area: pixels of the mask.
+        box: x0, y0, x1, y1 (inclusive) in the image, exactly around the mask.
+    """
+
+    top: int
+    left: int
+    width: int
+    bits: NDArray[np.uint8]
+    area: int
+    box: tuple[int, int, int, int]
+
+    @classmethod
+    def of(cls, rows: NDArray[np.uint8], origin: Sequence[int] = (0, 0)) -> PackedMask:
+        """Of whole packed rows, (H, ceil(W / 8)), that begin at `origin`, x, y, of the image."""
+        x0, y0, x1, y1 = box = box_of(rows)
+        bits = rows[y0 : y1 + 1, x0 // 8 : x1 // 8 + 1].copy()
+        left = x0 - x0 % 8  # whole bytes
+        area = int(BITS_OF[bits].sum())
+        x, y = origin[:2]
+        return cls(y + y0, x + left, x1 + 1 - left, bits, area, (box[0] + x, box[1] + y, box[2] + x, box[3] + y))
+
+    def piece(self) -> Piece:
+        """What AtomMap takes: where the box begins, and its pixels, (height, width) bool."""
+        return self.top, self.left, np.unpackbits(self.bits, axis=1, count=self.width).view(bool)
+
+    def full(self, height: int, width: int) -> NDArray[np.bool_]:
+        """(height, width) bool of an image."""
+        mask = np.zeros((height, width), bool)
+        mask[self.top : self.top + len(self.bits), self.left : self.left + self.width] = self.piece()[2]
+        return mask
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Masks that passed the filters so far; M each. Scores and boxes are where the model is, the rest on the host.
+
+    Attributes:
+        iou: (M,) float32, predicted.
+        stability: (M,) float32.
+        points: (M, 2) float64 x, y.
+        boxes: (M, 4) int64 x0, y0, x1, y1.
+        crops: (M, 4) int64 x0, y0, x1, y1 of the crop of the image it was found in.
+        masks: M packed masks.
+    """
+
+    iou: Tensor
+    stability: Tensor
+    points: Tensor
+    boxes: Tensor
+    crops: Tensor
+    masks: list[PackedMask]
+
+    def __getitem__(self, kept: Tensor) -> Candidates:
+        """Those at the positions `kept`, (K,) int64."""
+        at = kept.cpu()
+        masks = [self.masks[position] for position in at.tolist()]
+        return Candidates(
+            self.iou[kept], self.stability[kept], self.points[at], self.boxes[kept], self.crops[at], masks
+        )
+
+    @classmethod
+    def join(cls, parts: Sequence[Candidates]) -> Candidates:
+        names = ("iou", "stability", "points", "boxes", "crops")
+        columns = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
+        return cls(**columns, masks=[mask for part in parts for mask in part.masks])
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A crop of the image, x0, y0, x1, y1, and what the model made of it."""
+
+    box: tuple[int, int, int, int]
+    image_size: tuple[int, int]  # (H, W) of the whole image
+    input_size: tuple[int, int]  # (H, W) at the model's size, without padding
+    embedding: Tensor
+    positions: Tensor
+
+    @property
+    def size(self) -> tuple[int, int]:
+        x0, y0, x1, y1 = self.box
+        return y1 - y0, x1 - x0
+
+
+class MaskGenerator:
+    """Segment Anything's automatic mask generation.
+
+    Memory on the host, beside the model's own: PIXELS_AT_ONCE pixels at full size, and the bits of the candidates
+    inside their boxes, at most 3 * points * H * W / 8 bytes whatever is found, and in practice a small part of it.
+    A GPU too small for that many pixels gets fewer at a time, which changes no mask; `splits` counts how often.
+
+    Args:
+        sam: a segment_anything model, on the device it is to run on; changed when `speed` asks for it.
+        speed: how the network computes; by default exactly as segment-anything does.
+        settings: those of SamAutomaticMaskGenerator (`SAM_SETTINGS`), with its defaults.
+
+    Raises:
+        TypeError: a setting SamAutomaticMaskGenerator does not have.
+        SettingsError: a setting out of its range.
+    """
+
+    def __init__(self, sam: Sam, speed: Speed = EXACT, **settings: Any) -> None:
+        unknown = settings.keys() - SAM_SETTINGS.keys()
+        if unknown:
+            raise TypeError(f"unknown settings {', '.join(sorted(unknown))}; known: {', '.join(SAM_SETTINGS)}")
+        self.settings = SAM_SETTINGS | settings
+        check_settings(self.settings)
+        self._sam, self._speed = speed.prepare(sam), speed
+        self.splits = 0
+        self._resize = ResizeLongestSide(sam.image_encoder.img_size)
+        if self.settings["point_grids"] is None:
+            self._grids = amg.build_all_layer_point_grids(
+                self.settings["points_per_side"],
+                self.settings["crop_n_layers"],
+                self.settings["crop_n_points_downscale_factor"],
+            )
+        else:
+            self._grids = [np.asarray(grid, np.float64) for grid in self.settings["point_grids"]]
+
+    @torch.inference_mode()
+    def embed(self, images: Sequence[NDArray[np.uint8]]) -> list[Crop]:
+        """Whole (H, W, 3) uint8 RGB images through the image encoder in one call, for `generate`; not exact.
+
+        Raises:
+            ValueError: as `generate`.
+        """
+        return self._embed([(image, (0, 0, image.shape[1], image.shape[0])) for image in images])
+
+    def generate(self, image: NDArray[np.uint8], whole: Crop | None = None) -> tuple[AtomMap, Records]:
+        """Masks and records of an (H, W, 3) uint8 RGB image, in the order of SamAutomaticMaskGenerator.
+
+        Args:
+            whole: what `embed` gave of this image, if that was called.
+
+        Boxes are x, y, width, height in pixels as it gives them: last minus first pixel, one less than the store's.
+        An image in which nothing is found gives zero masks.
+
+        Raises:
+            ValueError: a side of more than 32,767 pixels, or an image so narrow that nothing is left of it at the
+                size of the model.
+            NotFinite: the model gave scores that are not finite.
+        """
+        return self.find(image, whole)()
+
+    @torch.inference_mode()
+    def find(self, image: NDArray[np.uint8], whole: Crop | None = None) -> Callable[[], tuple[AtomMap, Records]]:
+        """The part of `generate` that needs the model; what it returns does the rest, in another thread if need be."""
+        size = image.shape[0], image.shape[1]
+        found = self._candidates(image, whole)
+        if self.settings["min_mask_region_area"] > 0 and found.masks:
+            nms = max(self.settings["box_nms_thresh"], self.settings["crop_nms_thresh"])
+            found = without_small_regions(found, size, self.settings["min_mask_region_area"], nms)
+        records = _records(found)
+        return lambda: (
+            AtomMap.from_pieces(len(found.masks), lambda number: found.masks[number].piece(), size),
+            records,
+        )
+
+    def _candidates(self, image: NDArray[np.uint8], whole: Crop | None) -> Candidates:
+        boxes, layers = amg.generate_crop_boxes(
+            image.shape[:2], self.settings["crop_n_layers"], self.settings["crop_overlap_ratio"]
+        )
+        parts = []
+        for box, layer in zip(boxes, layers, strict=True):
+            crop = whole if whole is not None and layer == 0 else self._embed([(image, box)])[0]
+            parts.append(self._of_crop(crop, layer))
+        found = Candidates.join(parts)
+        if len(boxes) > 1:  # masks of smaller crops are preferred
+            scores = (1 / box_area(found.crops)).to(found.boxes.device)
+            found = found[_nms(found.boxes, scores, self.settings["crop_nms_thresh"])]
+        return found
+
+    def _of_crop(self, crop: Crop, layer: int) -> Candidates:
+        points = self._grids[layer] * np.array(crop.size)[None, ::-1]
+        step = self.settings["points_per_batch"]
+        found = Candidates.join([self._of_points(crop, points[i : i + step]) for i in range(0, len(points), step)])
+        return found[_nms(found.boxes, found.iou, self.settings["box_nms_thresh"])]
+
+    def _embed(self, pieces: Sequence[tuple[NDArray[np.uint8], Sequence[int]]]) -> list[Crop]:
+        """Boxes x0, y0, x1, y1 of images, through the image encoder together."""
+        inputs, sizes = [], []
+        for image, (x0, y0, x1, y1) in pieces:
+            if max(image.shape[:2]) > MAX_SIDE:
+                raise ValueError(
+                    f"{image.shape[1]}x{image.shape[0]} pixels; masks are generated for sides of at most {MAX_SIDE}"
+                )
+            sizes.append(self._resize.get_preprocess_shape(y1 - y0, x1 - x0, self._resize.target_length))
+            if min(sizes[-1]) < 1:
+                raise ValueError(f"{x1 - x0}x{y1 - y0} pixels are too narrow: nothing is left at the size of the model")
+            resized = torch.as_tensor(self._resize.apply_image(image[y0:y1, x0:x1]), device=self._sam.device)
+            inputs.append(self._sam.preprocess(resized.permute(2, 0, 1).contiguous()[None]))
+        batch = torch.cat(inputs)
+        with self._speed.context(batch.device):
+            embeddings = self._sam.image_encoder(batch).float()
+        positions = self._sam.prompt_encoder.get_dense_pe()
+        return [
+            Crop((x0, y0, x1, y1), (image.shape[0], image.shape[1]), size, embedding[None], positions)
+            for (image, (x0, y0, x1, y1)), size, embedding in zip(pieces, sizes, embeddings, strict=True)
+        ]
+
+    def _of_points(self, crop: Crop, points: NDArray[np.float64]) -> Candidates:
+        """The masks of (N, 2) points x, y of a crop that pass the filters, in the order of points and of the model."""
+        logits, iou = self._decode(crop, points)
+        if not torch.isfinite(iou).all():
+            raise NotFinite("the mask decoder gave values that are not finite; check the checkpoint, or the precision")
+        chosen = torch.arange(len(iou), device=iou.device)
+        if self.settings["pred_iou_thresh"] > 0:
+            chosen = chosen[iou > self.settings["pred_iou_thresh"]]
+        at_once = max(1, PIXELS_AT_ONCE[iou.device.type] // (crop.size[0] * crop.size[1]))
+        kept, stability = [chosen[:0]], [iou[:0]]
+        masks: list[PackedMask] = []
+        while len(chosen):
+            some = chosen[:at_once]
+            try:
+                full = self._full_size(crop, logits, some)
+            except torch.OutOfMemoryError:
+                if len(some) == 1:
+                    raise
+                full = None
+            if full is None:  # outside the handler, where nothing holds on to the memory any more
+                at_once = len(some) // 2
+                self.splits += 1
+                torch.cuda.empty_cache()
+                continue
+            kept.append(full[0])
+            stability.append(full[1])
+            masks += full[2]
+            chosen = chosen[at_once:]
+        positions = torch.cat(kept)
+        offset = torch.tensor([*crop.box[:2], *crop.box[:2]])
+        found = Candidates(
+            iou[positions],
+            torch.cat(stability),
+            torch.as_tensor(points)[(positions // MASKS_PER_POINT).cpu()] + offset[:2],
+            torch.tensor([mask.box for mask in masks], dtype=torch.int64).reshape(-1, 4).to(iou.device),
+            torch.tensor(crop.box).expand(len(masks), 4),
+            masks,
+        )
+        height, width = crop.image_size
+        at_edge = amg.is_box_near_crop_edge(found.boxes - offset.to(iou.device), list(crop.box), [0, 0, width, height])
+        return found[torch.nonzero(~at_edge)[:, 0]]
+
+    def _full_size(self, crop: Crop, logits: Tensor, some: Tensor) -> tuple[Tensor, Tensor, list[PackedMask]]:
+        """Those of the masks `some` that are stable, with their scores and their pixels at the size of the crop."""
+        planes = self._sam.postprocess_masks(logits[some][None], crop.input_size, crop.size)[0]
+        stable = self._stability(planes)
+        if self.settings["stability_score_thresh"] > 0:
+            good = stable >= self.settings["stability_score_thresh"]
+            if not good.all():
+                planes, some, stable = planes[good], some[good], stable[good]
+        packed = pack_above(planes, self._sam.mask_threshold)
+        return some, stable, [PackedMask.of(rows, crop.box) for rows in packed]
+
+    def _decode(self, crop: Crop, points: NDArray[np.float64]) -> tuple[Tensor, Tensor]:
+        """(3 N, h, w) logits at low resolution and (3 N,) predicted IoU of the masks of N points."""
+        at_model_size = torch.as_tensor(self._resize.apply_coords(points, crop.size), device=crop.embedding.device)
+        labels = torch.ones(len(points), dtype=torch.int, device=crop.embedding.device)
+        sparse, dense = self._sam.prompt_encoder((at_model_size[:, None], labels[:, None]), boxes=None, masks=None)
+        with self._speed.context(crop.embedding.device):
+            logits, iou = self._sam.mask_decoder(
+                image_embeddings=crop.embedding,
+                image_pe=crop.positions,
+                sparse_prompt_embeddings=sparse,
+                dense_prompt_embeddings=dense,
+                multimask_output=True,
+            )
+        return logits.float().flatten(0, 1), iou.float().flatten(0, 1)
+
+    def _stability(self, planes: Tensor) -> Tensor:
+        """(n,) float32: pixels above the threshold raised by the offset, over those above it lowered by as much."""
+        threshold, offset = self._sam.mask_threshold, self.settings["stability_score_offset"]
+        return count_above(planes, threshold + offset) / count_above(planes, threshold - offset)
+
+
+def count_above(planes: Tensor, level: float) -> Tensor:
+    """(n,) int32, pixels of (n, H, W) planes that are above a level."""
+    if planes.device.type != "cpu":
+        return (planes > level).flatten(1).sum(1, dtype=torch.int32)
+    counts = [np.count_nonzero(plane > np.float32(level)) for plane in planes.numpy()]
+    return torch.tensor(counts, dtype=torch.int32)
+
+
+def pack_above(planes: Tensor, level: float) -> NDArray[np.uint8]:
+    """(n, H, ceil(W / 8)) uint8 on the host: pixels of (n, H, W) planes above a level, the first in the highest bit."""
+    if planes.device.type == "cpu":
+        return np.packbits(planes.numpy() > np.float32(level), axis=2)
+    masks = torch.nn.functional.pad(planes > level, (0, -planes.shape[2] % 8)).unflatten(2, (-1, 8))
+    weights = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8, device=masks.device)
+    return (masks * weights).sum(3, dtype=torch.uint8).cpu().numpy()
+
+
+def box_of(rows: NDArray[np.uint8]) -> tuple[int, int, int, int]:
+    """x0, y0, x1, y1 (inclusive) around a packed mask, (H, ceil(W / 8)); zeros for one without a pixel."""
+    y = np.flatnonzero(rows.any(axis=1))
+    if not len(y):
+        return 0, 0, 0, 0
+    x = np.flatnonzero(np.unpackbits(np.bitwise_or.reduce(rows[y[0] : y[-1] + 1], axis=0)))
+    return int(x[0]), int(y[0]), int(x[-1]), int(y[-1])
+
+
+def without_small_regions(found: Candidates, size: tuple[int, int], min_area: int, nms_thresh: float) -> Candidates:
+    """Holes and islands of fewer pixels filled and dropped, and of masks that then coincide the unchanged preferred.
+
+    As the reference does, a changed mask keeps its scores, and its box follows only where it changed.
+    """
+    masks, unchanged = [], []
+    for packed in found.masks:
+        mask, filled = amg.remove_small_regions(packed.full(*size), min_area, mode="holes")
+        mask, cleared = amg.remove_small_regions(mask, min_area, mode="islands")
+        masks.append(np.packbits(mask, axis=1) if filled or cleared else None)
+        unchanged.append(float(not filled and not cleared))
+    boxes = found.boxes.cpu().clone()
+    packed_masks = list(found.masks)
+    for number, bits in enumerate(masks):
+        if bits is not None:
+            packed_masks[number] = PackedMask.of(bits)
+            boxes[number] = torch.tensor(packed_masks[number].box)
+    kept = _nms(boxes, torch.tensor(unchanged), nms_thresh)
+    return Candidates(found.iou.cpu(), found.stability.cpu(), found.points, boxes, found.crops, packed_masks)[kept]
+
+
+def _nms(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
+    """Positions of the boxes that stay, by falling score."""
+    return batched_nms(boxes.float(), scores, torch.zeros(len(boxes)), iou_threshold=threshold)
+
+
+def _records(found: Candidates) -> Records:
+    corners, crops = found.boxes.cpu().numpy().astype(float), found.crops.numpy().astype(float)
+    columns = {
+        "area": np.array([mask.area for mask in found.masks], float),
+        "predicted_iou": found.iou.cpu().numpy().astype(float),
+        "stability_score": found.stability.cpu().numpy().astype(float),
+        "point_x": found.points[:, 0].numpy(),
+        "point_y": found.points[:, 1].numpy(),
+    }
+    for name, box in (("bbox", corners), ("crop_box", crops)):
+        sides = (box[:, 0], box[:, 1], box[:, 2] - box[:, 0], box[:, 3] - box[:, 1])
+        columns |= {f"{name}_{side}": values for side, values in zip("xywh", sides, strict=True)}
+    return {name: columns[name] for name in RECORD_COLUMNS}
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Raise SettingsError unless mask generation can run with these settings."""
+    lowest = {"points_per_side": 1, "points_per_batch": 1, "crop_n_layers": 0, "crop_n_points_downscale_factor": 1}
+    for name, low in lowest.items():
+        if settings[name] is not None and settings[name] < low:
+            raise SettingsError(f"{name}: must be at least {low}, is {settings[name]}")
+    if (settings["points_per_side"] is None) == (settings["point_grids"] is None):
+        raise SettingsError("give points_per_side or point_grids, not both")
+    if settings["point_grids"] is not None and len(settings["point_grids"]) != settings["crop_n_layers"] + 1:
+        raise SettingsError(
+            f"point_grids: {len(settings['point_grids'])} grids for {settings['crop_n_layers'] + 1} layers of crops"
+        )

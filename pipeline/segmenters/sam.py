@@ -1,0 +1,75 @@
+"""Segment Anything as a segmenter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from segment_anything.modeling import Sam
+
+from samdeblur.pipeline.segmenters.base import Records
+from samdeblur.pipeline.segmenters.mask_generator import EXACT, Crop, MaskGenerator
+from samdeblur.pipeline.segmenters.speed import Speed
+from samdeblur.storage import AtomMap
+
+# Those that suit the bundled model, by the measurements in its card.
+BUNDLED_SETTINGS: dict[str, Any] = {
+    "points_per_side": 24,
+    "pred_iou_thresh": 0.25,
+    "stability_score_thresh": 0.6,
+    "stability_score_offset": 0.3,
+}
+
+
+class SamSegmenter:
+    """Segment Anything as a stage.
+
+    Args:
+        sam: the model.
+        checkpoint_sha256: hex digest of its weights, for the recipe.
+        channel_order: "rgb" as the model was trained, or "bgr" as the released SAM-Deblur masks were made.
+        speed: how the network computes.
+        settings: those of MaskGenerator.
+    """
+
+    def __init__(
+        self,
+        sam: Sam,
+        checkpoint_sha256: str,
+        channel_order: Literal["rgb", "bgr"] = "rgb",
+        speed: Speed = EXACT,
+        **settings: Any,
+    ) -> None:
+        self._generator = MaskGenerator(sam, speed, **settings)
+        self._checkpoint = checkpoint_sha256
+        self._channel_order = channel_order
+
+    @property
+    def splits(self) -> int:
+        """Times so far that the masks of an image were brought to full size in smaller parts for want of GPU memory."""
+        return self._generator.splits
+
+    def recipe(self) -> Mapping[str, Any]:
+        return sam_recipe(self._checkpoint, self._channel_order, self._generator.settings)
+
+    def segment(self, image: NDArray[np.uint8], embedding: Crop | None = None) -> tuple[AtomMap, Records]:
+        """As any segmenter; with what `embed` gave of the image, if that was called."""
+        return self.find(image, embedding)()
+
+    def find(self, image: NDArray[np.uint8], embedding: Crop | None = None) -> Callable[[], tuple[AtomMap, Records]]:
+        """The part of `segment` that needs the model; what it returns does the rest."""
+        return self._generator.find(self._ordered(image), embedding)
+
+    def embed(self, images: Sequence[NDArray[np.uint8]]) -> list[Crop]:
+        """Images through the image encoder together. Raises ValueError for one that cannot be."""
+        return self._generator.embed([self._ordered(image) for image in images])
+
+    def _ordered(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        return np.ascontiguousarray(image[..., ::-1]) if self._channel_order == "bgr" else image
+
+
+def sam_recipe(checkpoint_sha256: str, channel_order: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe of a SamSegmenter, which needs no model to be written."""
+    return {"name": "sam", "checkpoint": checkpoint_sha256, "channel_order": channel_order, **settings}

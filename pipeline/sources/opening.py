@@ -1,0 +1,71 @@
+"""From what a user names to a source: a folder in a known layout, or a source of this package by name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from samdeblur.pipeline.sources.base import Source, SourceError
+from samdeblur.pipeline.sources.folders import FolderSource
+from samdeblur.pipeline.sources.layouts import LAYOUTS, detect_layout, list_split
+from samdeblur.pipeline.sources.listing import complete_pairs
+from samdeblur.pipeline.sources.sample import SampleSource
+from samdeblur.pipeline.sources.worlds import WorldSource
+from samdeblur.storage.pictures import LOSSY_SUFFIXES, SUFFIXES
+
+# Sources of this package by name: (location, split) -> source.
+EMBEDDED: dict[str, Callable[[str, str], Source]] = {"sample": SampleSource.of, "worlds": WorldSource.of}
+
+
+def embedded(location: str) -> str:
+    """Which source of this package a location names, a key of EMBEDDED, or "" where it is a folder.
+
+    A family, such as worlds-long, gives way to a folder of that name.
+    """
+    name = location.split(":")[0]
+    kind = name.split("-")[0]
+    if kind not in EMBEDDED or (name != kind and os.path.exists(location)):
+        return ""
+    return kind
+
+
+def open_source(
+    location: str, split: str, layout: str = "auto", dataset: str | None = None, skip_unpaired: bool = False
+) -> Source:
+    """The source at a folder, or one of this package for `sample[-FAMILY]` and `worlds[-FAMILY][:COUNT[:SIZE]]`.
+
+    Args:
+        location: a folder, or the name of a source of this package.
+        split: names the split; the native layouts have a folder or a list of this name.
+        layout: a key of LAYOUTS or EMBEDDED, or "auto".
+        dataset: name written into the store; by default that of the layout or the folder.
+        skip_unpaired: leave out images without a counterpart instead of refusing the folder.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        SourceError: no images, unpaired names, unknown layout or split.
+    """
+    kind = embedded(location)
+    if kind and layout in ("auto", kind):
+        return EMBEDDED[kind](location, split)
+    root = Path(os.path.abspath(location))
+    if not root.is_dir():
+        raise FileNotFoundError(f"{location}: no such folder")
+    if not os.listdir(root):
+        raise SourceError(f"{location}: an empty folder; mount the disk of the dataset there, or name another folder")
+    if layout == "auto":
+        layout = detect_layout(root, split)
+    elif layout not in LAYOUTS:
+        raise SourceError(f"unknown layout {layout!r}, choose from {', '.join(['auto', *EMBEDDED, *LAYOUTS])}")
+    pairs = list_split(root, split, layout)
+    if not pairs:
+        raise SourceError(f"{location}: no images ({', '.join(sorted(SUFFIXES))}) in the {layout} layout")
+    files, left_out = complete_pairs(pairs, root, skip_unpaired)
+    name = dataset or LAYOUTS[layout].dataset or root.resolve().name
+    notes = [f"{name} {split}: {left_out}"] if left_out else []
+    published = LAYOUTS[layout].published.get(split, len(files))
+    if len(files) != published:
+        notes.append(f"{name} {split}: {len(files):,} pairs found, the published split has {published:,}")
+    lossy = any(blurred.suffix.lower() in LOSSY_SUFFIXES for blurred, _ in files.values())
+    return FolderSource(name, split, files, "file" if lossy else "pixels", root, tuple(notes))

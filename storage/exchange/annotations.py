@@ -1,0 +1,234 @@
+"""What the formats of other programs have in common: what each gives to an import, and the annotation of a mask.
+
+An annotation is a JSON object: COCO's `segmentation`, `bbox` and `area`, and Segment Anything's `predicted_iou`,
+`stability_score`, `point_coords` [[x, y]] and `crop_box` [x, y, width, height] (its automatic mask generator). Area and
+box follow from the mask: they are written, never read.
+
+Shapes: H W pixels, M masks, K atoms.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from samdeblur.storage.atoms import MAX_ATOMS, AtomMap, TooManyAtoms
+from samdeblur.storage.exchange.rle import (
+    BATCH_BYTES,
+    ExchangeError,
+    brief,
+    check_size,
+    decode_segmentation,
+    encode_masks,
+)
+from samdeblur.storage.format.layout import MAX_RECORDS
+from samdeblur.storage.writing.commits import check_caps
+
+Records = dict[str, NDArray[np.float64]]
+
+# Fields of an annotation and the columns of a store that hold them, by the shape of the value in JSON.
+SCORES = ("predicted_iou", "stability_score")
+POINT = ("point_x", "point_y")
+CROP_BOX = ("crop_box_x", "crop_box_y", "crop_box_w", "crop_box_h")
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a source holds, known before any mask is decoded.
+
+    Attributes:
+        keys: I names, in the order of the store.
+        shapes: I pairs height, width; 0 0 where unknown.
+        read: gives the masks of image number i and their records without area and box; columns may be missing. Raises
+            ExchangeError or TooManyAtoms for an image that cannot be used.
+        problems: position -> why, of images known to be of no use already; `read` is not called for these.
+        digest_kind: what of the pictures is known: "pixels", "file" or "none".
+        digest: gives that of image number i, 32 bytes. Raises ExchangeError as `read`.
+        claims: the recipe that the source says its masks were made by, if any.
+        notes: what the format does not hold, one line each.
+    """
+
+    keys: Sequence[str]
+    shapes: Sequence[tuple[int, int]]
+    read: Callable[[int], tuple[AtomMap, Records]]
+    problems: Mapping[int, str] = field(default_factory=dict)
+    digest_kind: str = "none"
+    digest: Callable[[int], bytes] = lambda position: bytes(32)
+    claims: Any = None
+    notes: Sequence[str] = ()
+
+
+def list_folder(
+    folder: Path,
+    suffix: str,
+    size: Callable[[Path], tuple[int, int]],
+    read: Callable[[Path, tuple[int, int]], tuple[AtomMap, Records]],
+    notes: Sequence[str],
+) -> Listing:
+    """The files in a folder and its folders, sorted by key, which is the relative path without suffix.
+
+    Args:
+        suffix: such as ".png", in any case.
+        size: gives height and width of the image of a file. Raises ExchangeError for a file of no use.
+        read: `Listing.read`, given the file and that size.
+    """
+    found = [path for path in folder.rglob("*") if path.suffix.lower() == suffix and path.is_file()]
+    files = sorted((path.relative_to(folder).as_posix()[: -len(suffix)], path) for path in found)
+    shapes: list[tuple[int, int]] = []
+    problems: dict[int, str] = {}
+    for position, (_, path) in enumerate(files):
+        try:
+            shapes.append(size(path))
+        except ExchangeError as error:
+            shapes.append((0, 0))
+            problems[position] = str(error)
+    keys = [key for key, _ in files]
+    return Listing(keys, shapes, lambda i: read(files[i][1], shapes[i]), problems, notes=notes)
+
+
+def load_json(path: Path) -> Any:
+    """Raises ExchangeError when a file is not JSON, or nested too deeply."""
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise ExchangeError(f"cannot be read ({error.strerror})") from error
+    except RecursionError as error:
+        raise ExchangeError("nested too deeply to be a list of masks") from error
+    except ValueError as error:
+        raise ExchangeError(f"not JSON, or cut off ({error})") from error
+
+
+def fields(value: Any, what: str) -> dict[str, Any]:
+    """The value when it is a JSON object. Raises ExchangeError."""
+    if not isinstance(value, dict):
+        raise ExchangeError(f"{what} is {brief(value)}, not an object")
+    return value
+
+
+def items(value: Any, what: str) -> list[Any]:
+    """The value when it is a JSON list. Raises ExchangeError."""
+    if not isinstance(value, list):
+        raise ExchangeError(f"{what} are not a list")
+    return value
+
+
+def annotations_of(atoms: AtomMap, records: Records) -> Iterator[dict[str, Any]]:
+    """One annotation per mask, in order. Values that are NaN are left out."""
+    areas, boxes = atoms.mask_areas(), atoms.mask_boxes()
+    for mask, rle in enumerate(encode_masks(atoms)):
+        row = {name: _or_none(column[mask]) for name, column in records.items()}
+        annotation: dict[str, Any] = {"segmentation": rle, "bbox": boxes[mask].tolist(), "area": int(areas[mask])}
+        annotation |= {name: row[name] for name in SCORES if row[name] is not None}
+        point, crop_box = [row[name] for name in POINT], [row[name] for name in CROP_BOX]
+        if point != [None] * 2:
+            annotation["point_coords"] = [point]
+        if crop_box != [None] * 4:
+            annotation["crop_box"] = crop_box
+        yield annotation
+
+
+def read_annotations(annotations: Sequence[Any], height: int, width: int) -> tuple[AtomMap, Records]:
+    """Masks and records of the annotations of one image of this size, as `Listing.read` gives them.
+
+    Raises:
+        ExchangeError: an annotation that makes no sense; it is named by its number in the image, from 1 on.
+        TooManyAtoms: more masks or atoms than a store holds.
+    """
+    check_size(height, width)
+    columns = (*SCORES, *POINT, *CROP_BOX)
+    records = {name: np.full(len(annotations), np.nan) for name in columns}
+
+    def masks() -> Iterator[NDArray[np.bool_]]:
+        for number, annotation in enumerate(annotations):
+            try:
+                values = _values(fields(annotation, "it"))
+                for name, value in zip(columns, values, strict=True):
+                    records[name][number] = value
+                yield decode_segmentation(annotation.get("segmentation"), height, width)
+            except ExchangeError as error:
+                raise ExchangeError(f"annotation {number + 1} of {len(annotations)}: {error}") from error
+
+    return stack_masks(masks(), len(annotations), (height, width)), records
+
+
+def stack_masks(masks: Iterable[NDArray[np.bool_]], n_masks: int, shape: tuple[int, int]) -> AtomMap:
+    """`AtomMap.from_masks` of M planes (H, W) that come one by one; a batch of them is dense at a time.
+
+    Raises:
+        TooManyAtoms: more than a row of a store holds.
+    """
+    if n_masks > MAX_RECORDS:
+        raise TooManyAtoms(f"{n_masks} masks; a store holds at most {MAX_RECORDS} per image")
+    size = max(1, BATCH_BYTES // (shape[0] * shape[1]))
+    stacked = AtomMap.empty(shape)
+    batch: list[NDArray[np.bool_]] = []
+    for number, mask in enumerate(masks, start=1):
+        batch.append(mask)
+        if len(batch) == size or number == n_masks:
+            added = AtomMap.from_masks(batch, shape)
+            stacked = _joined(stacked, added) if stacked.n_masks else added
+            check_caps(stacked)
+            batch = []
+    return stacked
+
+
+def _joined(first: AtomMap, second: AtomMap) -> AtomMap:
+    """The map of the masks of two maps of one image, one after the other.
+
+    An atom of it is where an atom of the one meets an atom of the other; it lies in the masks of both.
+    """
+    codes = first.atoms.ravel().astype(np.uint32) * np.uint32(second.n_atoms + 1) + second.atoms.ravel()
+    starts = np.concatenate([[0], np.flatnonzero(codes[1:] != codes[:-1]) + 1])  # runs of equal codes: few
+    found, run, inverse = np.unique(codes[starts], return_index=True, return_inverse=True)
+    covered = np.flatnonzero(found)
+    covered = covered[np.argsort(run[covered])]  # raster order of their first pixels
+    if len(covered) > MAX_ATOMS:
+        raise TooManyAtoms(f"{len(covered)} atoms, at most {MAX_ATOMS} can be stored")
+    number = np.zeros(len(found), np.uint16)
+    number[covered] = np.arange(1, len(covered) + 1)
+    plane = np.repeat(number[inverse], np.diff(starts, append=codes.size)).reshape(first.shape)
+    probes = starts[run[covered]]  # one pixel of each atom
+    tables = [part.mask_table()[part.atoms.ravel()[probes]] for part in (first, second)]
+    rows, masks = np.nonzero(np.concatenate(tables, axis=1))
+    n_masks = first.n_masks + second.n_masks
+    pairs = np.stack([rows + 1, masks], axis=1).astype(np.uint16)
+    return AtomMap(plane, pairs, np.arange(n_masks, dtype=np.int32))
+
+
+def _values(annotation: dict[str, Any]) -> Iterator[float]:
+    """The values of SCORES, POINT and CROP_BOX, NaN where there are none. Raises ExchangeError."""
+    for name in SCORES:
+        yield _number(annotation.get(name), name)
+    points = items(annotation.get("point_coords", []), "point_coords")
+    yield from _row(points[0] if len(points) == 1 else None, "point_coords", len(POINT))  # one is what a store holds
+    yield from _row(annotation.get("crop_box"), "crop_box", len(CROP_BOX))
+
+
+def _row(value: Any, name: str, length: int) -> list[float]:
+    if value is None:
+        return [np.nan] * length
+    if not isinstance(value, list) or len(value) != length:
+        raise ExchangeError(f"its {name} are not {length} numbers")
+    return [_number(item, name) for item in value]
+
+
+def _number(value: Any, name: str) -> float:
+    """A number as float64; NaN for null."""
+    if value is None:
+        return np.nan
+    if type(value) not in (int, float):
+        raise ExchangeError(f"its {name} is {brief(value)}, not a number")
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise ExchangeError(f"its {name} is beyond the numbers a store holds") from error
+
+
+def _or_none(value: np.float64) -> float | None:
+    return None if np.isnan(value) else float(value)

@@ -1,0 +1,245 @@
+"""Masks of other programs into a store, and a store's masks into files that other programs read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from samdeblur.storage.atoms import TooManyAtoms
+from samdeblur.storage.exchange.annotations import CROP_BOX, POINT, SCORES, Listing
+from samdeblur.storage.exchange.coco import Progress, export_instances, export_results, list_instances, list_results
+from samdeblur.storage.exchange.originals import with_pictures
+from samdeblur.storage.exchange.released import list_grey, list_npz
+from samdeblur.storage.exchange.rle import ExchangeError
+from samdeblur.storage.exchange.sa1b import export_folder, list_sa1b
+from samdeblur.storage.files import sha256_file
+from samdeblur.storage.format.layout import (
+    MAX_IMAGES,
+    MAX_KEY_BYTES,
+    MAX_PIXELS,
+    PENDING,
+    QUARANTINED,
+    Header,
+    StoreError,
+)
+from samdeblur.storage.store import MaskStore
+from samdeblur.storage.writing.bulk import BLOCK_SIZE, Row, fill_store, key_bytes, new_extent
+from samdeblur.storage.writing.commits import ImageContent, ImageOutcome, geometry_records
+
+__all__ = ["EXPORTS", "FORMATS", "ExchangeError", "export_masks", "import_masks"]
+
+WRITERS = {"coco-instances": export_instances, "coco-results": export_results, "sa-1b": export_folder}
+READERS: dict[str, Callable[[Path], Listing]] = {
+    "coco-instances": list_instances,
+    "coco-results": list_results,
+    "sa-1b": list_sa1b,
+    "grey-png": list_grey,
+    "npz": list_npz,
+}
+FORMATS = tuple(READERS)
+EXPORTS = tuple(WRITERS)
+FOLDERS = {".json": "sa-1b", ".png": "grey-png", ".npz": "npz"}
+
+MAX_CLAIMS = 1 << 20  # bytes of a recipe that goes along
+MAX_NESTING = 64
+COLUMNS = {name: name for name in SCORES} | {POINT[0]: "point", CROP_BOX[0]: "crop box"}  # what may be missing
+
+
+def export_masks(store: MaskStore, target: Path, format: str, progress: Progress = lambda images: None) -> list[str]:
+    """Write the masks and records of every image that is done.
+
+    Args:
+        target: a file for the formats of COCO, replaced when it is there; a new folder for "sa-1b".
+        format: one of EXPORTS.
+        progress: called with the number of images written since the last call.
+
+    Returns:
+        What the format does not hold of this store, one statement each.
+
+    Raises:
+        StoreError: images are pending.
+        ExchangeError: unknown format, or something that it cannot hold; nothing is written.
+        StoreDamaged: as `MaskStore.atoms`.
+    """
+    if format not in WRITERS:
+        raise ExchangeError(f"unknown format {format!r} to export to, choose from {', '.join(EXPORTS)}")
+    pending = int((store.states == PENDING).sum())
+    if pending:
+        raise StoreError(
+            f"{store.path}: {pending} of {len(store)} images are pending; finish it with samdeblur-prep run"
+        )
+    notes = WRITERS[format](store, target, progress)
+    quarantined = int((store.states == QUARANTINED).sum())
+    if quarantined:
+        notes.append(f"{quarantined} quarantined images are left out")
+    if store.header.images:
+        notes.append(f"{format} holds masks alone: the pictures of {len(store.ready_keys)} images are left out")
+    return notes
+
+
+def import_masks(
+    source: Path,
+    target: Path,
+    format: str | None,
+    dataset: str,
+    split: str,
+    images: Path | None = None,
+    progress: Progress = lambda images: None,
+) -> list[str]:
+    """Make a store of masks that another program wrote; an interrupted import goes on when it is run again.
+
+    An image that cannot be used is quarantined with the reason; the others are imported. COCO's formats are read whole
+    into memory, the others image by image.
+
+    Args:
+        source: a file for the formats of COCO, a folder of one file per image for the others.
+        target: the new store.
+        format: one of FORMATS, or None to tell it from the source.
+        dataset, split: names written into the store.
+        images: a folder of the pictures, named like the keys. Sizes are compared, and digests taken.
+        progress: called with the number of images that came into the store since the last call.
+
+    Returns:
+        What is not in the store or not known of its masks, one statement each.
+
+    Raises:
+        FileNotFoundError: no source, or no folder of pictures.
+        ExchangeError: a source of which nothing can be used.
+        StoreError: another store lies at the target.
+        StoreBusy: another job writes to it.
+    """
+    for path in (source, images):
+        if path is not None and not path.exists():
+            raise FileNotFoundError(f"{path}: no such file or folder")
+    name = format or detect_format(source)
+    if name not in READERS:
+        raise ExchangeError(f"unknown format {name!r} to import, choose from {', '.join(FORMATS)}")
+    expected = "folder" if name in FOLDERS.values() else "file"
+    if source.is_dir() != (expected == "folder"):
+        raise ExchangeError(f"{source}: {name} is a {expected}; name another format")
+    try:
+        listing = READERS[name](source)
+        _check(listing)
+    except ExchangeError as error:
+        raise ExchangeError(f"{source}: cannot be imported as {name}: {error}") from error
+    if images is not None:
+        listing = with_pictures(listing, images)
+
+    lost = _lost_claims(listing.claims)
+    claims = {} if lost or listing.claims is None else {"claims": listing.claims}
+    recipe = {"imported": {"format": name, "sha256": _sha256(source), **claims}}
+    shapes = np.array(listing.shapes, np.int32)
+    sizes = len(listing.keys), new_extent(shapes), key_bytes(listing.keys), BLOCK_SIZE
+    header = Header(dataset, split, recipe, listing.digest_kind, *sizes, images=False)
+    unknown: Counter[str] = Counter()
+    store = fill_store(target, header, listing.keys, shapes, lambda i: _row(listing, i, unknown), progress)
+    return [*listing.notes, *lost, *_unknown(store, unknown)]
+
+
+def detect_format(source: Path) -> str:
+    """The format of a file or a folder, by the names in it. Raises ExchangeError when they do not tell."""
+    if (source / "zarr.json").exists():
+        raise ExchangeError(f"{source}: a store already; use it as it is")
+    if source.is_dir():
+        found = sorted({path.suffix.lower() for path in source.rglob("*")} & set(FOLDERS))
+        if len(found) == 1:
+            return FOLDERS[found[0]]
+        held = f"files of {' and '.join(found)} in it" if found else f"none of {', '.join(FOLDERS)} in it; its files"
+        raise ExchangeError(f"{source}: {held} do not tell its format; name one of {', '.join(FORMATS)}")
+    with open(source, "rb") as file:
+        start = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+    if start not in (b"[", b"{"):
+        raise ExchangeError(f"{source}: not JSON, the form of masks in one file; give a folder for the other formats")
+    return "coco-results" if start == b"[" else "coco-instances"
+
+
+def _row(listing: Listing, position: int, unknown: Counter[str]) -> Row:
+    """An image done or quarantined; `unknown` counts the masks that miss a record."""
+    digest = bytes(32)
+    try:
+        if position in listing.problems:
+            raise ExchangeError(listing.problems[position])
+        digest = listing.digest(position)
+        atoms, records = listing.read(position)
+        row = Row.done(ImageContent(atoms, records | geometry_records(atoms)), digest)
+    except (ExchangeError, TooManyAtoms, RecursionError) as error:
+        return Row(ImageOutcome(QUARANTINED, digest, error=" ".join(str(error).split())))
+    missing = np.full(atoms.n_masks, np.nan)
+    for column, name in COLUMNS.items():
+        unknown[name] += int(np.isnan(records.get(column, missing)).sum())
+    return row
+
+
+def _unknown(store: MaskStore, unknown: Counter[str]) -> list[str]:
+    """What is not known of the masks of a store just made."""
+    notes = []
+    missing = [f"{name} of {count} masks" for name, count in unknown.items() if count]
+    if missing:
+        notes.append(f"not known: {', '.join(missing)}")
+    if store.header.digest == "none":
+        notes.append(
+            f"no digests are known of the pictures of {len(store)} images: give the pictures to have them taken"
+        )
+    quarantined = [store.keys[i] for i in np.flatnonzero(store.states == QUARANTINED).tolist()]
+    if quarantined:
+        first = f"the first is {quarantined[0]}: {store.error(quarantined[0])}"
+        notes.append(f"{len(quarantined)} of {len(store)} images are quarantined; {first}")
+    return notes
+
+
+def _check(listing: Listing) -> None:
+    """Raise ExchangeError for a listing that no store can hold."""
+    keys = listing.keys
+    if not keys:
+        raise ExchangeError("no images in it")
+    if len(keys) > MAX_IMAGES:
+        raise ExchangeError(f"{len(keys)} images, a store holds at most {MAX_IMAGES}")
+    for key, count in Counter(keys).items():
+        if count > 1:
+            raise ExchangeError(f"{count} images are named {key!r}; names must differ")
+        if not key or "\0" in key or not _is_text(key) or len(key.encode()) > MAX_KEY_BYTES:
+            raise ExchangeError(f"{key[:80]!r} cannot be the name of an image")
+        if key.startswith("/") or "\\" in key or ".." in key.split("/"):
+            raise ExchangeError(f"{key[:80]!r} is a name that leads out of its folder")
+    if len(listing.problems) == len(keys):
+        raise ExchangeError(f"no image of {len(keys)} can be used, as {keys[0]}: {listing.problems[0]}")
+    height, width = new_extent(np.array(listing.shapes, np.int32))
+    if height * width > MAX_PIXELS:
+        raise ExchangeError(f"images up to {width} wide and up to {height} high do not fit into one store; divide them")
+
+
+def _lost_claims(claims: Any) -> list[str]:
+    """Whether the recipe in a file is not one that a store can hold."""
+    try:
+        text = json.dumps(claims, ensure_ascii=False, allow_nan=False).encode()
+        if len(text) <= MAX_CLAIMS and _nesting(claims) <= MAX_NESTING:
+            return []
+        reason = "too large, or nested too deeply"
+    except (ValueError, RecursionError) as error:
+        reason = str(error)
+    return [f"the recipe that the file gives is not kept: {reason}"]
+
+
+def _is_text(key: str) -> bool:
+    """Whether it can be written as UTF-8."""
+    return not any("\ud800" <= character <= "\udfff" for character in key)
+
+
+def _nesting(value: Any) -> int:
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + max(map(_nesting, parts), default=0)
+
+
+def _sha256(source: Path) -> str:
+    """SHA-256 (hex) of a file, or of the lines "SHA-256  relative path" of the files in a folder, sorted by path."""
+    if source.is_file():
+        return sha256_file(source).hex()
+    files = sorted((path.relative_to(source).as_posix(), path) for path in source.rglob("*") if path.is_file())
+    lines = (f"{sha256_file(path).hex()}  {name}\n" for name, path in files)
+    return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()

@@ -1,0 +1,65 @@
+"""The pictures that imported masks were made of: their sizes are compared, and their digests go into the store."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from samdeblur.storage.decode import BadImage, image_shape, read_image
+from samdeblur.storage.exchange.annotations import Listing
+from samdeblur.storage.exchange.rle import ExchangeError
+from samdeblur.storage.files import sha256_file
+from samdeblur.storage.format.layout import pixel_digest
+from samdeblur.storage.pictures import LOSSY_SUFFIXES, SUFFIXES
+
+
+def with_pictures(listing: Listing, folder: Path) -> Listing:
+    """The listing with digests of pictures that are named like its keys, with a suffix or as they are.
+
+    Digests are of pixels, or of files when one of the pictures is of a form that decoders disagree on. An image
+    without a picture, of another size, or of another digest than the listing claims, cannot be used.
+
+    Raises:
+        ExchangeError: no picture of any image in this folder, or two of one name.
+    """
+    pictures = _pictures(folder)
+    found = [pictures.get(key) for key in listing.keys]
+    if not any(found):
+        raise ExchangeError(f"{folder}: no picture of any of {len(found)} images, such as {listing.keys[0]}.png")
+    kind = "file" if any(path and path.suffix.lower() in LOSSY_SUFFIXES for path in found) else "pixels"
+
+    def digest(position: int) -> bytes:
+        path = found[position]
+        if path is None:
+            raise ExchangeError(f"{folder}: no picture of this name")
+        taken = _digest(path, kind, listing.shapes[position])
+        if listing.digest_kind == kind and listing.digest(position) != taken:
+            raise ExchangeError(f"{path}: not the picture that the masks were made of")
+        return taken
+
+    return replace(listing, digest_kind=kind, digest=digest)
+
+
+def _pictures(folder: Path) -> dict[str, Path]:
+    """Name -> file of the pictures in a folder and its folders; each has two names, with its suffix and without."""
+    pictures: dict[str, Path] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in SUFFIXES and path.is_file():
+            name = path.relative_to(folder)
+            for key in (name.as_posix(), name.with_suffix("").as_posix()):
+                if pictures.setdefault(key, path) != path:
+                    raise ExchangeError(f"{path}: and {pictures[key].name} have the same name; keep one of them")
+    return pictures
+
+
+def _digest(path: Path, kind: str, shape: tuple[int, int]) -> bytes:
+    """Raises ExchangeError for a file that is no picture of (H, W) pixels."""
+    try:
+        found = image_shape(path)
+        if found != shape:
+            size, masks = f"{found[1]}x{found[0]}", f"{shape[1]}x{shape[0]}"
+            raise ExchangeError(f"{path}: the picture is {size}, its masks are {masks}")
+        picture = read_image(path)
+        return sha256_file(path) if kind == "file" else pixel_digest(picture)
+    except BadImage as error:
+        raise ExchangeError(str(error)) from error

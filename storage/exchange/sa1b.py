@@ -1,0 +1,91 @@
+"""The form of SA-1B, the dataset of Segment Anything: one JSON file per image, with its size and its annotations."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from samdeblur.storage.atoms import AtomMap
+from samdeblur.storage.exchange.annotations import (
+    Listing,
+    Records,
+    annotations_of,
+    fields,
+    items,
+    list_folder,
+    load_json,
+    read_annotations,
+)
+from samdeblur.storage.exchange.coco import Progress
+from samdeblur.storage.exchange.rle import ExchangeError, check_size
+from samdeblur.storage.files import PARTIAL, fsync_path, write_durably
+from samdeblur.storage.store import MaskStore
+
+SUFFIX = ".json"
+
+
+def export_folder(store: MaskStore, target: Path, progress: Progress) -> list[str]:
+    """Write KEY.json for each image of a store that is done. The folder appears whole or not at all.
+
+    Returns:
+        What is lost, one line each.
+
+    Raises:
+        ExchangeError: something lies at the target, or a key is no relative path.
+    """
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise ExchangeError(f"{target}: there already and not an empty folder; choose another name")
+    files = relative_paths(store.ready_keys)
+    partial = target.with_name(target.name + PARTIAL)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        for key, file in files.items():
+            write_durably(partial / file, json.dumps(_document(store, key)).encode())
+            progress(1)
+        partial.rename(target)
+        fsync_path(target.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    notes = ["sa-1b holds no recipe and no digests of the pictures"]
+    if list(files) != sorted(files):
+        notes.append(f"sa-1b has no order of images: these {len(files)} come back sorted by name")
+    return notes
+
+
+def list_sa1b(folder: Path) -> Listing:
+    """Every .json file of a folder, sorted by name."""
+    return list_folder(folder, SUFFIX, _size, _read, ("sa-1b holds no recipe and no digests of the pictures",))
+
+
+def relative_paths(keys: list[str]) -> dict[str, PurePosixPath]:
+    """Key -> the file of that image below the target. Raises ExchangeError for a key that would lead elsewhere."""
+    files = {}
+    for key in keys:
+        if any(part in ("", ".", "..") for part in key.split("/")) or "\\" in key or "\0" in key:
+            raise ExchangeError(
+                f"image {key!r}: its name is not a relative path and cannot be a file; use a coco format"
+            )
+        files[key] = PurePosixPath(key + SUFFIX)
+    for key, file in files.items():
+        if not set(file.parents).isdisjoint(files.values()):
+            raise ExchangeError(f"image {key!r}: another image is named like its folder; use a coco format")
+    return files
+
+
+def _document(store: MaskStore, key: str) -> dict[str, Any]:
+    height, width = store.shape(key)
+    image = {"image_id": store.position(key) + 1, "width": width, "height": height, "file_name": key}
+    annotations = annotations_of(store.atoms(key), store.records(key))
+    return {"image": image, "annotations": [{"id": n} | item for n, item in enumerate(annotations, start=1)]}
+
+
+def _size(path: Path) -> tuple[int, int]:
+    image = fields(fields(load_json(path), "the file").get("image"), "its image")
+    return check_size(image.get("height"), image.get("width"))
+
+
+def _read(path: Path, shape: tuple[int, int]) -> tuple[AtomMap, Records]:
+    return read_annotations(items(fields(load_json(path), "the file").get("annotations"), "annotations"), *shape)

@@ -1,0 +1,188 @@
+"""Sharing a store as one file: a zip that opens as it is, or an HDF5 file for those who have no Zarr."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import h5py
+import numpy as np
+import zarr
+from zarr.storage import MemoryStore
+
+from samdeblur.storage.access.readers import FolderReader
+from samdeblur.storage.files import PARTIAL, fsync_path, sha256_file, write_durably
+from samdeblur.storage.format.layout import (
+    DONE,
+    PENDING,
+    Header,
+    StoreError,
+    create_array,
+    write_all_chunks,
+)
+from samdeblur.storage.sharing.verify import verify_store
+from samdeblur.storage.store import MaskStore, StoreDamaged, open_store
+
+Codec = Literal["gzip", "zstd"]
+SHARD_DIGEST = "index/shard_digest"
+LONG_AGO = (1980, 1, 1, 0, 0, 0)  # the time of every entry, so that equal stores give equal bytes
+
+
+def export_zip(store: Path, target: Path, images: bool = False, licence: str = "not stated") -> None:
+    """Write a store as a zip of stored entries, and its SHA-256 to `TARGET.sha256`. Equal stores give equal bytes.
+
+    Args:
+        store: a folder, every image of it done or quarantined.
+        target: is replaced when it is there.
+        images: whether the pictures go along.
+        licence: of the masks, for the note inside.
+
+    Raises:
+        StoreError: not a folder, images pending, or no pictures to go along.
+        StoreDamaged: anything that verification finds.
+    """
+    source, header = _source(store, images)
+    digests = _digests(source, header)
+    skipped = (SHARD_DIGEST, *(() if images else ("images",)))
+    names = sorted(file.relative_to(store).as_posix() for file in store.rglob("*") if file.is_file())
+    kept = [name for name in names if not any(name.startswith(f"{part}/") for part in skipped)]
+    with _whole(target) as partial, zipfile.ZipFile(partial, "w") as archive:
+        _add(archive, "README.md", note(source, header, target.name, licence).encode())
+        for name in kept:
+            _add(archive, name, store / name)
+        for name, content in digests.items():
+            _add(archive, name, content)
+
+
+def export_hdf5(
+    store: Path, target: Path, images: bool = False, licence: str = "not stated", codec: Codec = "gzip"
+) -> None:
+    """Write a store as an HDF5 file with the same arrays, and its SHA-256 to `TARGET.sha256`. Chunks carry checksums.
+
+    Args:
+        codec: "gzip" is read by every HDF5 library, "zstd" by those with the plugin.
+
+    Otherwise as `export_zip`.
+
+    Raises:
+        StoreError: as `export_zip`, or zstd without hdf5plugin.
+    """
+    source, header = _source(store, images)
+    filters = _filters(codec)
+    with _whole(target) as partial, h5py.File(partial, "w", libver="v110", track_order=False) as file:
+        file.attrs["attributes"] = json.dumps(header.attributes() | {"seal": header.seal}, sort_keys=True)
+        file.attrs["block_size"] = header.block_size
+        file.attrs["readme"] = note(source, header, target.name, licence)
+        for name, spec in (header.index_arrays() | header.data_arrays()).items():
+            array = file.create_dataset(
+                name, spec.shape, spec.dtype, chunks=spec.chunks, fletcher32=True, track_times=False, **filters
+            )
+            array.attrs.update(spec.attributes or {})
+            if name.startswith("index/") and name != SHARD_DIGEST:  # an HDF5 file has no shards
+                array[...] = source.reader.read(name, spec, ...)
+        for position in np.flatnonzero(source.states == DONE):
+            _copy_image(source, header, int(position), file)
+
+
+def _copy_image(source: MaskStore, header: Header, position: int, file: h5py.File) -> None:
+    n_masks, _, n_pairs = (int(count) for count in source.counts[position])
+    height, width = (int(side) for side in source.shapes[position])
+    used = {"pairs": (slice(0, n_pairs),), "records": (slice(0, n_masks),)}
+    for name, spec in header.data_arrays().items():
+        where = (position, *used.get(name, (slice(0, height), slice(0, width))))
+        file[name][where] = source.reader.read(name, spec, where)
+
+
+def _filters(codec: Codec) -> dict[str, Any]:
+    if codec == "gzip":
+        return {"compression": "gzip", "compression_opts": 6, "shuffle": True}
+    try:
+        import hdf5plugin
+    except ImportError as error:
+        raise StoreError("HDF5 with zstd needs hdf5plugin: pip install hdf5plugin") from error
+    return dict(hdf5plugin.Zstd(clevel=9))
+
+
+def _source(store: Path, images: bool) -> tuple[MaskStore, Header]:
+    """The store opened, and the header of what is to be exported of it."""
+    source = open_store(store)
+    if not isinstance(source.reader, FolderReader):
+        raise StoreError(f"{store}: not a folder; export from the store it was made of, or copy the file")
+    pending = int((source.states == PENDING).sum())
+    if pending:
+        raise StoreError(f"{store}: {pending} of {len(source)} images are pending; finish it with samdeblur-prep run")
+    if images:
+        source.require_images()
+    for problem in verify_store(store):
+        raise StoreDamaged(f"{problem}; a damaged store is not shared, see samdeblur-prep verify")
+    return source, replace(source.header, images=images)
+
+
+def _digests(source: MaskStore, header: Header) -> dict[str, bytes]:
+    """Files of the index of shard digests, which has a column for each array that goes along."""
+    memory: dict[str, Any] = {}
+    group = zarr.create_group(MemoryStore(memory))
+    with write_all_chunks():
+        array = create_array(group, SHARD_DIGEST, header.index_arrays()[SHARD_DIGEST])
+        array[...] = source.shard_digests[:, : len(header.data_arrays())]
+    return {name: value.to_bytes() for name, value in sorted(memory.items()) if name.startswith(f"{SHARD_DIGEST}/")}
+
+
+def note(source: MaskStore, header: Header, name: str, licence: str) -> str:
+    """What a share says of itself."""
+    done = source.states == DONE
+    masks = source.counts[done, 0].mean() if done.any() else 0
+    pictures = "blurred and sharp pictures included" if header.images else "masks only, without pictures"
+    return f"""# Masks of {header.dataset} {header.split}
+
+{int(done.sum())} of {len(source)} images, {masks:.0f} masks per image, {pictures}.
+Licence: {licence}.
+
+A mask store of format 1, written by samdeblur. It opens as it is:
+
+    from samdeblur.storage import open_store
+    store = open_store("{name}")
+    store.atoms(store.ready_keys[0]).to_masks()    # (M, H, W) bool
+    store.records(store.ready_keys[0])             # columns, one value per mask
+
+Recipe {header.fingerprint}:
+
+    {json.dumps(dict(header.recipe), indent=2, sort_keys=True).replace(chr(10), chr(10) + "    ")}
+"""
+
+
+@contextmanager
+def _whole(target: Path) -> Iterator[Path]:
+    """A path to write to, which becomes the target when all is written, with its SHA-256 beside it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(target.name + PARTIAL)
+    try:
+        yield partial
+        with open(partial, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, target)
+        fsync_path(target.parent)
+        write_durably(
+            target.with_name(target.name + ".sha256"), f"{sha256_file(target).hex()}  {target.name}\n".encode()
+        )
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _add(archive: zipfile.ZipFile, name: str, content: bytes | Path) -> None:
+    info = zipfile.ZipInfo(name, LONG_AGO)
+    info.external_attr = 0o644 << 16
+    info.create_system = 3  # or the bytes depend on the system they are written on
+    if isinstance(content, bytes):
+        archive.writestr(info, content, zipfile.ZIP_STORED)
+        return
+    info.file_size = content.stat().st_size
+    with open(content, "rb") as file, archive.open(info, "w") as entry:
+        shutil.copyfileobj(file, entry, 1 << 20)

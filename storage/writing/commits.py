@@ -1,0 +1,289 @@
+"""How blocks enter a store: a worker stages the shards of a block, the coordinator alone moves and indexes them.
+
+A kill at any point loses at most blocks that were not committed; `index/state` is written last, so what it calls done
+is complete and on the disk.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from samdeblur.storage.access.header import read_header
+from samdeblur.storage.atoms import AtomMap, TooManyAtoms
+from samdeblur.storage.files import PARTIAL, DurableStore, fsync_path, write_durably
+from samdeblur.storage.format.layout import (
+    ERROR_BYTES,
+    IMAGE_NAMES,
+    MAX_PAIRS,
+    MAX_RECORDS,
+    NO_SHARD,
+    PENDING,
+    RECORD_COLUMNS,
+    Header,
+    finish_shard,
+    pack_text,
+    round_up,
+    seal,
+    write_all_chunks,
+)
+from samdeblur.storage.writing.lease import Lease
+
+RESIZING = "resizing.json"  # in the run folder: row -> height and width about to be written
+
+
+@dataclass(frozen=True)
+class ImageContent:
+    """What is stored of one image.
+
+    Attributes:
+        atoms: the masks.
+        records: column name -> (M,) float64; missing columns are stored as NaN.
+        blurred, sharp: (H, W, 3) uint8 RGB, or None in a store without images.
+    """
+
+    atoms: AtomMap
+    records: Mapping[str, NDArray[np.float64]]
+    blurred: NDArray[np.uint8] | None = None
+    sharp: NDArray[np.uint8] | None = None
+
+
+@dataclass(frozen=True)
+class ImageOutcome:
+    """One row of the index."""
+
+    state: int
+    digest: bytes = bytes(32)
+    counts: tuple[int, int, int] = (0, 0, 0)  # masks, atoms, pairs
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class StagedBlock:
+    """A block whose shards lie, flushed, in a staging folder."""
+
+    block: int
+    staging: str
+    outcomes: tuple[ImageOutcome, ...]
+    shard_digests: tuple[bytes, ...]  # per data array; NO_SHARD where nothing was written
+
+
+def run_folder(store: Path) -> Path:
+    """Where a job keeps what does not belong in the store: staging, lease, logs."""
+    return store.with_name(store.name + ".run")
+
+
+def check_caps(atoms: AtomMap) -> None:
+    """Raise TooManyAtoms when a map does not fit into a row of the store."""
+    if len(atoms.pairs) > MAX_PAIRS or atoms.n_masks > MAX_RECORDS:
+        raise TooManyAtoms(
+            f"{atoms.n_masks} masks and {len(atoms.pairs)} (atom, mask) pairs; a store holds at most {MAX_RECORDS} "
+            f"and {MAX_PAIRS} per image"
+        )
+
+
+def geometry_records(atoms: AtomMap) -> dict[str, NDArray[np.float64]]:
+    """Columns that follow from the masks alone: area and box, in pixels."""
+    boxes = atoms.mask_boxes().astype(np.float64)
+    return {"area": atoms.mask_areas().astype(np.float64)} | {f"bbox_{n}": boxes[:, i] for i, n in enumerate("xywh")}
+
+
+def pack_records(records: Mapping[str, NDArray[np.float64]], n_masks: int) -> NDArray[np.float64]:
+    """(M, F) float64 in the order of RECORD_COLUMNS."""
+    missing = np.full(n_masks, np.nan)
+    return np.stack([records.get(name, missing) for name in RECORD_COLUMNS], axis=1)
+
+
+def stage_block(
+    store: Path, header: Header, staging: Path, block: int, contents: Sequence[ImageContent | None]
+) -> tuple[bytes, ...]:
+    """Write the shards of a block into a staging folder and flush them.
+
+    Args:
+        store: the store the block is for; only its array metadata is read.
+        header: the header of that store.
+        staging: an empty or missing folder owned by this attempt alone.
+        contents: one per image of the block; None for a quarantined image.
+
+    Returns:
+        The digest each shard ends in, in the order of `header.data_arrays()`.
+    """
+    images = header.block_range(block)
+    building = staging / "building"
+    digests = []
+    for name, spec in header.data_arrays().items():
+        stored = {at: _values(name, content) for at, content in enumerate(contents) if content is not None}
+        used = round_up(max((len(values) for values in stored.values()), default=0), spec.chunks[1])
+        rows = np.zeros((len(images), min(used, spec.shape[1]), *spec.shape[2:]), spec.dtype)
+        for at, values in stored.items():
+            rows[at][tuple(slice(side) for side in values.shape)] = values
+        target = building / name
+        target.mkdir(parents=True)
+        shutil.copyfile(store / name / "zarr.json", target / "zarr.json")
+        array = zarr.open_array(DurableStore(target), mode="r+")
+        array[images.start : images.stop, : rows.shape[1]] = rows  # chunks beyond are empty, and not written
+        shard = target / spec.part_path(block)
+        if not shard.exists():
+            digests.append(NO_SHARD)
+            continue
+        digests.append(finish_shard(shard))
+        os.rename(target / "c" / str(block), staged_shard(staging, name))
+        fsync_path(staged_shard(staging, name))
+    shutil.rmtree(building)  # here, where several work, and not where one commits
+    return tuple(digests)
+
+
+def staged_shard(staging: Path, name: str) -> Path:
+    """The folder of the shard of an array in a staging folder; it becomes that of the block in the store."""
+    return staging / name.replace("/", "-")
+
+
+def _values(name: str, content: ImageContent) -> NDArray[Any]:
+    """What a data array holds of an image."""
+    if name == "atoms":
+        return content.atoms.atoms
+    if name == "pairs":
+        return content.atoms.pairs
+    if name == "records":
+        return pack_records(content.records, content.atoms.n_masks)
+    return {f"images/{n}": getattr(content, n) for n in IMAGE_NAMES}[name]
+
+
+class Committer:
+    """The one writer of a store's shards and index.
+
+    Raises:
+        StoreBusy: another job holds the store.
+        StoreError, FileNotFoundError: no store there.
+    """
+
+    def __init__(self, store: Path) -> None:
+        self.header = read_header(store)
+        self._store = store
+        self._folder = run_folder(store)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self.lease = Lease(self._folder)
+        shutil.rmtree(self._folder / "staging", ignore_errors=True)
+        for leftover in (store / "index").rglob(f"*{PARTIAL}"):
+            leftover.unlink()
+        self._finish_resizing()
+
+    def staging(self, block: int) -> Path:
+        """The staging folder of this job's attempt at a block; several attempts each add a name of their own."""
+        return self._folder / "staging" / f"{block}-{self.lease.token}"
+
+    def pending_blocks(self) -> list[int]:
+        """Blocks with an image that was not committed yet."""
+        state = self._array("index/state")[:]
+        return np.unique(np.flatnonzero(state == PENDING) // self.header.block_size).tolist()
+
+    def reopen(self, rows: Sequence[int], shapes: NDArray[np.int32]) -> None:
+        """Make the blocks of these images pending again, and write down what sizes the images have by now.
+
+        Args:
+            rows: positions of images.
+            shapes: (len(rows), 2) int32, height and width; one that does not fit the extents of the store is left.
+
+        Raises:
+            StoreBusy: another job took the store over.
+        """
+        self.lease.check()
+        known = np.asarray(self._array("index/shape")[:])
+        fits = (shapes <= self.header.extent).all(axis=1) & (shapes > 0).all(axis=1)
+        changed = fits & (shapes != known[list(rows)]).any(axis=1)
+        if changed.any():  # written down before anything is undone, so that a job that is killed here is finished
+            new = {int(row): shape.tolist() for row, shape, yes in zip(rows, shapes, changed, strict=True) if yes}
+            write_durably(self._folder / RESIZING, json.dumps(new).encode())
+        blocks = sorted({row // self.header.block_size for row in rows})
+        again = np.concatenate([self.header.block_range(block) for block in blocks])
+        self._write("index/state", again, [PENDING] * len(again))
+        self._finish_resizing()
+
+    def _finish_resizing(self) -> None:
+        """Sizes and the seal over them change together: what is to become of them is written down first."""
+        plan = self._folder / RESIZING
+        if not plan.exists():
+            return
+        new = json.loads(plan.read_bytes())
+        self._write("index/shape", np.array([int(row) for row in new]), list(new.values()))
+        root = self._store / "zarr.json"
+        document = json.loads(root.read_bytes())
+        keys, shapes = (np.asarray(self._array(f"index/{name}")[:]) for name in ("key", "shape"))
+        document["attributes"]["seal"] = seal(self.header.attributes(), keys, shapes)
+        write_durably(root, json.dumps(document, indent=2).encode())
+        plan.unlink()
+        self.header = read_header(self._store)
+
+    def commit(self, blocks: Sequence[StagedBlock]) -> None:
+        """Move staged shards into place, index them, then call them done; each step is on the disk before the next.
+
+        Raises:
+            StoreBusy: another job took the store over; nothing was written.
+        """
+        if not blocks:
+            return
+        self.lease.check()
+        folders: set[Path] = set()
+        for block in blocks:
+            folders |= self._move_in(block)
+        for folder in folders:
+            fsync_path(folder)
+
+        rows = np.concatenate([self.header.block_range(block.block) for block in blocks])
+        outcomes = [outcome for block in blocks for outcome in block.outcomes]
+        self._write("index/digest", rows, [np.frombuffer(o.digest, np.uint8) for o in outcomes])
+        self._write("index/counts", rows, [o.counts for o in outcomes])
+        self._write("index/error", rows, [pack_text(o.error, ERROR_BYTES) for o in outcomes])
+        self._write(
+            "index/shard_digest",
+            np.array([block.block for block in blocks]),
+            [[np.frombuffer(d, np.uint8) for d in block.shard_digests] for block in blocks],
+        )
+        self._write("index/state", rows, [o.state for o in outcomes])
+        for block in blocks:  # the attempts that came second, too
+            for attempt in (self._folder / "staging").glob(f"{block.block}-*"):
+                shutil.rmtree(attempt, ignore_errors=True)
+
+    def close(self) -> None:
+        """Let the store go; what this job staged and did not commit is dropped."""
+        for folder in (self._folder / "staging").glob(f"*-{self.lease.token}*"):
+            shutil.rmtree(folder, ignore_errors=True)
+        self.lease.release()
+        for folder in (self._folder / "staging", self._folder):
+            with suppress(OSError):  # missing, or not empty: another job's
+                folder.rmdir()
+
+    def _array(self, name: str) -> zarr.Array:
+        with write_all_chunks():
+            return zarr.open_array(DurableStore(self._store / name), mode="r+")
+
+    def _write(self, name: str, rows: NDArray[np.int64], values: Sequence[Any]) -> None:
+        array = self._array(name)
+        array.oindex[rows] = np.asarray(values, array.dtype)
+
+    def _move_in(self, block: StagedBlock) -> set[Path]:
+        """Returns the folders whose entries changed. A shard moves with the folder it has to itself."""
+        changed = set()
+        for name, digest in zip(self.header.data_arrays(), block.shard_digests, strict=True):
+            chunks = self._store / name / "c"
+            target = chunks / str(block.block)
+            if target.exists():  # left by a killed job
+                shutil.rmtree(target)
+            if digest == NO_SHARD:
+                continue
+            if not chunks.exists():
+                chunks.mkdir()
+                changed.add(chunks.parent)
+            os.rename(staged_shard(Path(block.staging), name), target)
+            changed.add(chunks)
+        return changed

@@ -1,0 +1,219 @@
+"""benchmarks/study: its plan, its intervals, and the whole at its smallest size."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import runpy
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from places import ROOT
+from scipy import stats
+
+from samdeblur.storage import AtomMap
+
+STUDY = ROOT / "benchmarks" / "study"
+
+
+@pytest.fixture(scope="module")
+def study():
+    """The modules of the study."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(STUDY))
+        names = ("plan", "intervals", "summary", "quality", "oracle")
+        yield SimpleNamespace(**{name: importlib.import_module(name) for name in names})
+
+
+def run(*arguments):
+    return subprocess.run([sys.executable, STUDY, *map(str, arguments)], capture_output=True, text=True, timeout=900)
+
+
+@pytest.fixture(scope="module")
+def command():
+    """The command, in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(STUDY))
+        return runpy.run_path(str(STUDY / "__main__.py"))["main"]
+
+
+@pytest.mark.parametrize("size", ["small", "full"])
+def test_the_plan_has_every_row_and_every_family(study, size):
+    plan, size = study.plan, study.plan.SIZES[size]
+    names = [variant.name for variant in plan.variants(size.masks)]
+    assert len(set(names)) == len({variant.place for variant in plan.variants(size.masks)}) == len(names)
+    assert {f"{method}, {masks}" for method in ("map", "map-dropout") for masks in plan.MASKS} < set(names)
+    assert {f"cat, {masks}" for masks in plan.MASKS if masks != "true-displaced"} < set(names)
+    settings = [variant.settings for variant in plan.variants(size.masks)]
+    assert {given["semantics"] for given in settings if "semantics" in given} == {"released"}
+    assert {given["aggregate"] for given in settings if "aggregate" in given} == {"mean", "smallest"}
+    assert len({given["mask_dropout"] for given in settings if "mask_dropout" in given}) > 1
+    assert len({given["prior_channels"] for given in settings if "prior_channels" in given}) > 1
+    assert size.seeds >= 5
+    assert size.families[0] == "worlds"
+    assert len(size.families) > 3
+    assert len(list(plan.cells(size))) == sum(variant.seeds for variant in plan.variants(size.masks))
+    tested = {store.images for store in plan.test_sets(size, "true")}
+    assert tested == set(plan.WORLDS)  # photographs have no true masks
+    assert {store.masks for store in plan.stores(size)} == set(plan.MASKS)
+
+
+def test_the_plan_is_printed_and_nothing_else_is_done(command, tmp_path):
+    done = CliRunner().invoke(command, ["--size", "small", "--out", str(tmp_path / "study"), "--plan"])
+    assert done.exit_code == 0, done.output
+    assert "134 trainings, up to 5 seeds of:" in done.output
+    assert "map-dropout released misrotated, sam" in done.stdout
+    assert not (tmp_path / "study").exists()
+
+
+def test_a_row_that_is_not_there_is_refused_with_those_that_are(command, tmp_path):
+    done = CliRunner().invoke(command, ["--size", "smoke", "--out", str(tmp_path), "--row", "map, samm"])
+    assert done.exit_code == 2
+    assert "no row 'map, samm', choose from none; cat, superpixels;" in done.output
+
+
+@pytest.mark.parametrize("n", [3, 5])
+@pytest.mark.parametrize(
+    ("of_seeds", "of_images", "of_both"), [(1, 1, 1), (1, 0.2, 0.2), (0.2, 1, 1), (0, 0, 1)], ids=str
+)
+def test_intervals_hold_the_truth_as_often_as_they_say(study, of_seeds, of_images, of_both, n):
+    rng = np.random.default_rng(0)
+    held = []
+    for _ in range(600):
+        values = rng.normal(0, of_seeds, (n, 1)) + rng.normal(0, of_images, (1, 24)) + rng.normal(0, of_both, (n, 24))
+        interval = study.intervals.of_means(values)
+        held.append(interval.low <= 0 <= interval.high)
+        assert held[-1] == (interval.p >= 0.05)
+    assert np.mean(held) >= (0.93 if n == 5 else 0.9)  # 0.95, and chance; few seeds say less of their variance
+
+
+def test_of_one_seed_intervals_are_students_over_images(study):
+    values = np.array([[1.0, 2.0, 4.0, 8.0]])
+    expected = stats.ttest_1samp(values[0], 0)
+    interval = study.intervals.of_means(values)
+    assert interval.mean == 3.75
+    assert (interval.low, interval.high) == pytest.approx(tuple(expected.confidence_interval()))
+    assert interval.p == pytest.approx(expected.pvalue)
+
+
+def test_rates_of_0_leave_doubt_as_their_images_do(study):
+    few, many = (study.intervals.of_rates(np.zeros((5, images))) for images in (7, 70))
+    assert few.mean == few.low == many.mean == 0
+    assert 0.3 < few.high < 0.4
+    assert 0.03 < many.high < 0.06
+    alike = np.tile([1.0, 0, 0, 0], (5, 6))
+    apart = np.stack([np.roll(row, seed) for seed, row in enumerate(alike)])
+    alike_, apart_ = (study.intervals.of_rates(values) for values in (alike, apart))
+    assert alike_.mean == apart_.mean == 0.25
+    assert apart_.high - apart_.low < 0.7 * (alike_.high - alike_.low)  # seeds that fail alike say less
+
+
+def test_p_values_are_corrected_as_holm_does(study):
+    corrected = study.intervals.holm(np.array([0.01, 0.04, 0.03, 0.005]))
+    assert corrected == pytest.approx([0.03, 0.06, 0.06, 0.02])
+
+
+def test_differences_are_of_the_same_seed_and_image(study):
+    rng = np.random.default_rng(1)
+    base = rng.normal(25, 5, (5, 12))
+    better = base + 0.1 + rng.normal(0, 0.01, base.shape)
+    none, ours = (
+        study.summary.Scores((0, 1, 2, 3, 4), psnr, psnr / 50, (psnr < 20).astype(float)) for psnr in (base, better)
+    )
+    rows = study.summary.summarise({"none": {"worlds": none}, "map": {"worlds": ours}})
+    (row,) = (row for row in rows if row.variant == "map")
+    assert row.over["psnr"].mean == pytest.approx(0.1, abs=0.01)
+    assert 0 < row.over["psnr"].low < row.over["psnr"].high < 0.15
+    assert row.psnr.high - row.psnr.low > 3
+    assert row.p < 0.001
+    assert row.psnr_of_seeds == pytest.approx(better.mean(axis=1), abs=1e-3)
+
+
+def test_seeds_that_one_of_two_lacks_are_left_out(study):
+    def scores(*seeds):
+        values = np.array([[10.0 * seed, 10.0 * seed + 1] for seed in seeds])
+        return study.summary.Scores(seeds, values, values, np.zeros_like(values))
+
+    found = study.summary.differences(scores(0, 1, 4), scores(0, 4, 7))
+    assert np.array_equal(found["psnr"], np.zeros((2, 2)))
+    assert study.summary.differences(scores(0), scores(1)) == {}
+    assert study.summary.summarise({"none": {"worlds": scores(0)}, "map": {"worlds": scores(1)}})[1].over == {}
+
+
+def test_a_column_is_the_mean_over_families_scene_by_scene(study):
+    sets = {
+        name: study.summary.Scores((0, 1), *[np.full((2, 3), float(place))] * 3)
+        for place, name in enumerate(study.plan.WORLDS)
+    }
+    found = {"none": sets, "map": {name: sets[name] for name in study.plan.WORLDS[:3]}}
+    means = study.summary.pooled(found, study.summary.POOLED)
+    assert means["none"]["worlds, other families"].psnr.tolist() == [[3.5] * 3] * 2
+    assert set(means["map"]) == {"worlds"}  # the other column would be of other families than the baseline's
+
+
+def test_the_quality_of_masks_is_the_best_iou_of_every_true_one(study):
+    truth, found = np.zeros((2, 8, 8), bool), np.zeros((3, 8, 8), bool)
+    truth[0, :4], truth[1, 4:, :4] = True, True
+    found[0, :4, :6], found[1, :4, 6:], found[2, 4:, :4] = True, True, True
+    atoms = [AtomMap.from_masks(masks) for masks in (truth, found)]
+    assert study.quality.best_ious(*atoms).tolist() == [0.75, 1.0]
+    assert study.quality.best_ious(atoms[0], AtomMap.from_masks([], (8, 8))).tolist() == [0, 0]
+
+
+def test_displaced_masks_are_the_true_ones_three_pixels_off(study):
+    true = np.zeros((30, 24, 32), bool)
+    true[:, 8:14, 10:20] = True
+    moved = study.oracle.displaced(AtomMap.from_masks(true), np.random.default_rng(0)).to_masks()
+    assert len(moved) == 30
+    corners = np.array([np.argwhere(mask)[0] for mask in moved]) - (8, 10)
+    assert (moved.sum(axis=(1, 2)) == 60).all()
+    assert np.abs(np.hypot(*corners.T) - 3).max() < 0.8
+    assert len({tuple(corner) for corner in corners}) > 8
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """The whole study at its smallest size: its folder, and what it said."""
+    out = tmp_path_factory.mktemp("study") / "smoke"
+    done = run("--size", "smoke", "--out", out)
+    assert done.returncode == 0, done.stderr
+    return out, done.stdout
+
+
+def test_the_smallest_study_ends_with_tables_figures_and_pictures(study, smoke):
+    out, said = smoke
+    size = study.plan.SIZES["smoke"]
+    names = {variant.name for variant in study.plan.variants(size.masks)}
+    rows = json.loads((out / "summary.json").read_text())
+    assert {row["variant"] for row in rows} == names
+    assert {row["images"] for row in rows} >= {*size.families, "worlds-no-masks", "worlds-other-masks"}
+    assert {path.parents[1].name for path in (out / "in-practice").glob("*/*/results.json")} == {
+        variant.place for variant in study.plan.variants(size.masks) if variant.masks == "true"
+    }
+    assert {row["seeds"] for row in rows} == {size.seeds}
+    assert all(row["psnr"]["low"] <= row["psnr"]["mean"] <= row["psnr"]["high"] for row in rows)
+    text = (out / "summary.md").read_text()
+    assert text.strip() in said
+    assert "paper: ReLoBlur" in text
+    for name in ("differences.png", "curves.png", "pictures-map-dropout-superpixels.jpg"):
+        assert min(cv2.imread(str(out / name)).shape[:2]) > 100
+
+
+def test_a_finished_study_is_not_done_again_and_one_that_lost_a_piece_does_that_piece_alone(smoke):
+    out, said = smoke
+    results = sorted((out / "results").glob("*/*/results.json"))
+    before = {path: path.stat().st_mtime_ns for path in results}
+    lost = results[3]
+    text = json.loads(lost.read_text())
+    lost.unlink()
+    done = run("--size", "smoke", "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert {path for path in results if path.stat().st_mtime_ns != before[path]} == {lost}
+    again = json.loads(lost.read_text())
+    assert [of_set["summary"] for of_set in again["sets"]] == [of_set["summary"] for of_set in text["sets"]]
+    assert (out / "summary.md").read_text().strip() in said

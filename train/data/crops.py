@@ -1,0 +1,271 @@
+"""Aligned random crops of blurred, sharp and masks, streamed from a store.
+
+A crop, and the masks its dropout takes, are a function of the seed and its global sample number alone, so training can
+stop and go on anywhere, with any number of processes.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from samdeblur.models import AtomBatch
+from samdeblur.storage import AtomMap, ImageNotReady, MaskStore, StoreError
+from samdeblur.storage.access.location import Unreachable
+from samdeblur.storage.store import Window
+from samdeblur.train.data.cache import PictureCache
+from samdeblur.train.stopping import SIGNALS
+
+
+class Crop(NamedTuple):
+    """A training sample: images (h, w, 3) uint8 RGB and the masks of the same window, None when not asked for."""
+
+    blurred: NDArray[np.uint8]
+    sharp: NDArray[np.uint8]
+    atoms: AtomMap | None
+    dropout_seed: int
+
+
+class Batch(NamedTuple):
+    """Samples of one size: images (B, 3, h, w) uint8, masks numbered through."""
+
+    blurred: Tensor
+    sharp: Tensor
+    atoms: AtomBatch | None
+
+    def to(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Batch:
+        """On a device, with images as `dtype` in [0, 1]."""
+        blurred, sharp = (image.to(device, non_blocking=True).to(dtype) / 255 for image in (self.blurred, self.sharp))
+        return Batch(blurred, sharp, self.atoms.to(device, non_blocking=True) if self.atoms is not None else None)
+
+
+@dataclass(frozen=True)
+class Cutting:
+    """How crops are cut.
+
+    Attributes:
+        size: side of the square crops, pixels. Smaller images are continued by reflection, below and at the right.
+        subimage: windows lie in one of the tiles of this side that start half a side apart, the last where the image
+            ends; 0: anywhere.
+        per_image: samples in a row that are of one image.
+        misrotated: transpose images but rotate their masks, as the released code does.
+    """
+
+    size: int
+    subimage: int = 0
+    per_image: int = 1
+    misrotated: bool = False
+
+
+class CropDataset(Dataset[Crop]):
+    """Random crops by global sample number: every image gives one (or `per_image`) before any gives another.
+
+    Args:
+        store: a mask store with images.
+        keys: images to draw from, all ready.
+        cutting: how crops are cut.
+        seed: of the order, the windows, the flips and the mask dropout.
+        with_atoms: whether masks are read.
+        cache_bytes: memory for decoded pictures, see `PictureCache`.
+
+    Raises:
+        StoreError: no images to draw from, or every one is smaller than the crop.
+    """
+
+    def __init__(
+        self,
+        store: MaskStore,
+        keys: Sequence[str],
+        cutting: Cutting,
+        seed: int,
+        with_atoms: bool,
+        cache_bytes: int = 0,
+    ) -> None:
+        if not keys:
+            raise StoreError(f"{store.path}: no image is ready to train on")
+        self.store, self.keys, self.cutting, self.seed, self.with_atoms = store, list(keys), cutting, seed, with_atoms
+        shapes = store.shapes[[store.position(key) for key in self.keys]]
+        sides = shapes.min(axis=1)
+        if sides.max() < cutting.size:
+            height, width = (int(side) for side in shapes[sides.argmax()])
+            raise StoreError(
+                f"{store.path}: all images are smaller than the crop of {cutting.size} (the largest has "
+                f"{width}x{height}); set crop_size to at most {sides.max()}"
+            )
+        self.n_small = int((sides < cutting.size).sum())
+        self.cache = PictureCache(store, self.keys, cache_bytes)
+
+    def __getitem__(self, sample: int) -> Crop:
+        epoch, place = divmod(sample // self.cutting.per_image, len(self.keys))
+        key = self.keys[_order(self.seed, epoch, len(self.keys))[place]]
+        rng = np.random.default_rng((self.seed, 1, sample))
+        window = self._window(self.store.shape(key), rng)
+        turn = int(rng.integers(8))
+        blurred, sharp = (
+            orient(self._filled(self.cache.image(name, key, window)), turn) for name in ("blurred", "sharp")
+        )
+        atoms = None
+        if self.with_atoms:
+            atoms = self.store.atoms(key, window)
+            atoms = AtomMap(self._filled(atoms.atoms), atoms.pairs, atoms.mask_ids)
+            atoms = misrotate_atoms(atoms, turn) if self.cutting.misrotated else orient_atoms(atoms, turn)
+        return Crop(blurred, sharp, atoms, int(rng.integers(-(1 << 63), (1 << 63) - 1)))
+
+    def _window(self, shape: tuple[int, int], rng: np.random.Generator) -> Window:
+        """A random window, as large as the crop where the image is."""
+        starts, lengths = [], []
+        for side in shape:
+            first, room = 0, side
+            if self.cutting.subimage:
+                tiles = tile_starts(side, self.cutting.subimage)
+                first, room = int(rng.choice(tiles)), min(side, self.cutting.subimage)
+            length = min(self.cutting.size, room)
+            starts.append(first + int(rng.integers(room - length + 1)))
+            lengths.append(length)
+        return starts[0], starts[1], lengths[0], lengths[1]
+
+    def _filled(self, plane: NDArray[Any]) -> NDArray[Any]:
+        """Continued by reflection to the size of the crop."""
+        missing = [(0, self.cutting.size - side) for side in plane.shape[:2]]
+        if missing == [(0, 0), (0, 0)]:
+            return plane
+        return np.pad(plane, [*missing, *[(0, 0)] * (plane.ndim - 2)], mode="reflect")
+
+
+@lru_cache(maxsize=4)
+def _order(seed: int, epoch: int, n_images: int) -> NDArray[np.int64]:
+    """The order of the images in an epoch."""
+    return np.random.default_rng((seed, 0, epoch)).permutation(n_images)
+
+
+def tile_starts(side: int, tile: int) -> list[int]:
+    """Where tiles start along a side: every half tile, and so that one ends where the side does."""
+    last = max(side - tile, 0)
+    starts = list(range(0, last + 1, max(tile // 2, 1)))
+    return starts if starts[-1] == last else [*starts, last]
+
+
+def orient(plane: NDArray[Any], turn: int) -> NDArray[Any]:
+    """One of the eight flips and rotations of (H, W, ...): bits of `turn` flip rows, flip columns, transpose.
+
+    OpenCV copies pixels several times faster than numpy when they do not lie in a row.
+    """
+    if plane.dtype not in (np.uint8, np.uint16) or turn < 2:
+        plane = plane[::-1] if turn & 1 else plane
+        plane = plane[:, ::-1] if turn & 2 else plane
+        return plane.swapaxes(0, 1) if turn & 4 else plane
+    if turn & 3:
+        plane = cv2.flip(plane, _FLIPS[turn & 3])
+    return cv2.transpose(plane) if turn & 4 else plane
+
+
+_FLIPS = {1: 0, 2: 1, 3: -1}  # as OpenCV calls them
+
+
+def orient_atoms(atoms: AtomMap, turn: int) -> AtomMap:
+    """The masks flipped and rotated like the pictures; only the label plane moves, so atoms keep their numbers."""
+    return AtomMap(orient(atoms.atoms, turn), atoms.pairs, atoms.mask_ids)
+
+
+def misrotate_atoms(atoms: AtomMap, turn: int) -> AtomMap:
+    """The mistake of the released code: where pictures are transposed, masks are rotated by 90 degrees."""
+    plane = orient(atoms.atoms, turn & 3)
+    return AtomMap(np.rot90(plane) if turn & 4 else plane, atoms.pairs, atoms.mask_ids)
+
+
+def collate(crops: Sequence[Crop]) -> Batch:
+    """Join samples of one size; masks may be any number per sample."""
+
+    def images(arrays: Sequence[NDArray[np.uint8]]) -> Tensor:
+        return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
+
+    maps = [crop.atoms for crop in crops if crop.atoms is not None]
+    return Batch(
+        images([crop.blurred for crop in crops]),
+        images([crop.sharp for crop in crops]),
+        AtomBatch.collate(maps, [crop.dropout_seed for crop in crops]) if maps else None,
+    )
+
+
+@dataclass(frozen=True)
+class Share(Sampler[list[int]]):
+    """The sample numbers of one process, a list for each part of each step.
+
+    Step n has the samples from (n - 1) * batch_size on, parts are consecutive stretches of it, and process r of W takes
+    every W-th sample of each.
+    """
+
+    batch_size: int
+    first_step: int  # steps are counted from 1
+    last_step: int
+    parts: int = 1
+    rank: int = 0
+    world: int = 1
+
+    def __iter__(self) -> Iterator[list[int]]:
+        size = self.batch_size // self.parts
+        for step in range(self.first_step, self.last_step + 1):
+            for part in range(self.parts):
+                start = (step - 1) * self.batch_size + part * size
+                yield list(range(start + self.rank, start + size, self.world))
+
+    def __len__(self) -> int:
+        return max(0, self.last_step + 1 - self.first_step) * self.parts
+
+
+def crop_loader(dataset: CropDataset, share: Share, workers: int) -> Iterator[Batch]:
+    """The batches of a process; its workers are started afresh, since TensorStore does not survive a fork.
+
+    A signal that asks the run to stop may come to all its processes; workers leave it to the process they work for.
+
+    Raises what reading a crop raises, also in a worker.
+    """
+    forkserver = multiprocessing.get_context("forkserver")
+    forkserver.set_forkserver_preload([__name__])  # libraries are imported once, not by every worker
+    loader = DataLoader(
+        _Told(dataset),
+        batch_sampler=share,
+        collate_fn=_collate_told,
+        num_workers=workers,
+        multiprocessing_context=forkserver if workers else None,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_ignore_signals,
+    )
+    for batch in loader:
+        if isinstance(batch, Exception):
+            raise batch
+        yield batch
+
+
+def _ignore_signals(worker: int) -> None:
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+@dataclass(frozen=True)
+class _Told(Dataset[Any]):
+    """Crops, or the error of reading one: torch would wrap it in the traceback of a worker."""
+
+    crops: CropDataset
+
+    def __getitem__(self, sample: int) -> Crop | Exception:
+        try:
+            return self.crops[sample]
+        except (StoreError, ImageNotReady, Unreachable, OSError) as error:
+            return error
+
+
+def _collate_told(crops: Sequence[Crop | Exception]) -> Batch | Exception:
+    errors = [crop for crop in crops if isinstance(crop, Exception)]
+    return errors[0] if errors else collate(crops)  # type: ignore[arg-type]

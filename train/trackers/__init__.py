@@ -1,0 +1,1 @@
+"""Where a training reports to, beside its own log: one file per tracker."""
