@@ -5,7 +5,6 @@ A reader knows arrays by their names ("atoms", "index/key") and specifications, 
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import zipfile
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 
 from samdeblur.storage.access.location import TIMEOUT, Files, Location, answering
 from samdeblur.storage.access.zips import Zip
-from samdeblur.storage.format.chunks import decode_chunk, decode_index, index_bytes, put, read_shard
+from samdeblur.storage.format.chunks import decode_chunk, decode_index, put, read_shard, shard_digest, tail_bytes
 from samdeblur.storage.format.layout import DIGEST_BYTES, ArraySpec
 
 CACHE_BYTES = 64 << 20  # decoded chunks kept by a reader of a folder
@@ -35,18 +34,18 @@ Where = Any  # ..., or a position, or a position and slices with start and stop
 class Reader(Protocol):
     """Read access to one store. What is damaged raises ValueError, a silent server Unreachable."""
 
-    has_shards: bool  # files of their own, each ending in its digest
+    has_shards: bool  # files of their own, each with its digest in it
 
     def documents(self, names: Sequence[str]) -> dict[str, Any]:
         """The Zarr metadata, by name, of arrays and groups ("" for the root); without those that are not there."""
         ...
 
     def trailer(self, name: str, part: int, spec: ArraySpec) -> bytes | None:
-        """The last 32 bytes of a shard; None when the shard is not there."""
+        """The digest in a shard; None when the shard is not there."""
         ...
 
     def digest(self, name: str, part: int, spec: ArraySpec) -> bytes:
-        """SHA-256 of a shard that is there, without its last 32 bytes."""
+        """SHA-256 of a shard that is there, without the digest in it."""
         ...
 
     def read(self, name: str, spec: ArraySpec, where: Where) -> NDArray[Any]:
@@ -102,11 +101,11 @@ class FolderReader:
         return _parse(dict(zip(names, contents, strict=True)))
 
     def trailer(self, name: str, part: int, spec: ArraySpec) -> bytes | None:
-        return self._files.get(f"{name}/{spec.part_path(part)}", slice(-DIGEST_BYTES, None))
+        tail = self._files.get(f"{name}/{spec.part_path(part)}", slice(-tail_bytes(spec), None))
+        return None if tail is None else tail[:DIGEST_BYTES]
 
     def digest(self, name: str, part: int, spec: ArraySpec) -> bytes:
-        content = self._files.get(f"{name}/{spec.part_path(part)}") or b""
-        return hashlib.sha256(content[:-DIGEST_BYTES]).digest()
+        return shard_digest(self._files.get(f"{name}/{spec.part_path(part)}") or b"", spec)
 
     def read(self, name: str, spec: ArraySpec, where: Where) -> NDArray[Any]:
         with answering(self._location, name):
@@ -148,6 +147,7 @@ class ZipReader:
 
     def __init__(self, location: Location) -> None:
         self._zip = Zip(location)
+        self._tail = lru_cache(CACHED_INDICES)(self._read_tail)
         self._index = lru_cache(CACHED_INDICES)(self._read_index)
         self._rows = lru_cache(CACHED_ROWS)(self._read_rows)
         self._specs: dict[str, ArraySpec] = {}
@@ -162,12 +162,12 @@ class ZipReader:
         entry = f"{name}/{spec.part_path(part)}"
         if entry not in self._zip:
             return None
-        size = self._zip.size(entry)
-        return self._zip.read([(entry, max(0, size - DIGEST_BYTES), size)])[0]
+        self._specs[name] = spec
+        return self._tail(name, part)[:DIGEST_BYTES]
 
     def digest(self, name: str, part: int, spec: ArraySpec) -> bytes:
         (content,) = self._zip.contents([f"{name}/{spec.part_path(part)}"])
-        return hashlib.sha256(content[:-DIGEST_BYTES]).digest()
+        return shard_digest(content, spec)
 
     def read(self, name: str, spec: ArraySpec, where: Where) -> NDArray[Any]:
         self._specs[name] = spec
@@ -209,9 +209,15 @@ class ZipReader:
         return read_shard(spec, self._index(name, part), fetch, start, stop)
 
     def _read_index(self, name: str, part: int) -> NDArray[np.uint64]:
+        return decode_index(self._tail(name, part)[DIGEST_BYTES:], self._specs[name])
+
+    def _read_tail(self, name: str, part: int) -> bytes:
+        """The digest and the index that a shard ends in; nothing of a shard that is shorter."""
         spec = self._specs[name]
-        (content,) = self._zip.read([(f"{name}/{spec.part_path(part)}", 0, index_bytes(spec))])
-        return decode_index(content, spec)
+        entry = f"{name}/{spec.part_path(part)}"
+        size = self._zip.size(entry)
+        first = size - tail_bytes(spec)
+        return self._zip.read([(entry, first, size)])[0] if first >= 0 else b""
 
 
 class Hdf5Reader:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,10 +12,9 @@ import numpy as np
 from numcodecs.zstd import decompress
 from numpy.typing import NDArray
 
-from samdeblur.storage.format.layout import ArraySpec
+from samdeblur.storage.format.layout import CRC_BYTES, DIGEST_BYTES, ArraySpec
 
 ABSENT = np.uint64(2**64 - 1)
-CRC_BYTES = 4
 
 Span = tuple[int, int]
 Fetch = Callable[[Sequence[Span]], Sequence[bytes]]  # byte ranges of one file, all at once
@@ -43,17 +43,23 @@ def checked(content: bytes) -> bytes:
     return body
 
 
-def index_bytes(spec: ArraySpec) -> int:
-    """Size of the index a shard begins with."""
-    assert spec.shards is not None
-    chunks = np.prod([shard // chunk for shard, chunk in zip(spec.shards, spec.chunks, strict=True)])
-    return int(chunks) * 16 + CRC_BYTES
+def tail_bytes(spec: ArraySpec) -> int:
+    """Size of what a shard ends in: its digest, and its index."""
+    return DIGEST_BYTES + spec.index_bytes
+
+
+def shard_digest(content: bytes, spec: ArraySpec) -> bytes:
+    """SHA-256 of a whole shard without the digest in it."""
+    end = max(0, len(content) - spec.index_bytes)
+    digest = hashlib.sha256(content[: max(0, end - DIGEST_BYTES)])
+    digest.update(content[end:])
+    return digest.digest()
 
 
 def decode_index(content: bytes, spec: ArraySpec) -> NDArray[np.uint64]:
     """(chunks of the shard by axis..., 2): offset and size. Raises ValueError."""
     assert spec.shards is not None
-    if len(content) != index_bytes(spec):
+    if len(content) != spec.index_bytes:
         raise ValueError("the index of a shard is cut off")
     grid = [shard // chunk for shard, chunk in zip(spec.shards, spec.chunks, strict=True)]
     return np.frombuffer(checked(content), "<u8").reshape(*grid, 2)

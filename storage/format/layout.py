@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,8 +20,7 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.codecs import Crc32cCodec, ShardingCodecIndexLocation, TransposeCodec, ZstdCodec
-from zarr.core.array import ShardsConfigParam
+from zarr.codecs import Crc32cCodec, TransposeCodec, ZstdCodec
 
 from samdeblur.storage.files import DurableStore, fsync_path, sha256_file
 
@@ -33,6 +33,7 @@ INDEX_ROWS = 8192  # rows of a chunk of an index array
 MASK_LEVEL = 15  # of zstd: a quarter smaller than level 3, for a tenth of a second more per image (benchmarks/store.py)
 IMAGE_LEVEL = 3  # photographs gain little from more
 DIGEST_BYTES = 32
+CRC_BYTES = 4
 NO_SHARD = bytes(DIGEST_BYTES)  # in place of the digest of a shard without any chunk, which is not written
 
 # What a reader takes on trust at most: a share that claims more is refused before anything is allocated for it.
@@ -73,6 +74,7 @@ class ArraySpec:
     """One Zarr array.
 
     Attributes:
+        dims: names of the axes.
         chunks: shape of the pieces that are compressed, each by itself.
         shards: shape of a file of many chunks; None for the index arrays, whose chunks are files.
         order: of the axes of a chunk as it is stored; None for their own.
@@ -80,6 +82,7 @@ class ArraySpec:
     """
 
     shape: tuple[int, ...]
+    dims: tuple[str, ...]
     dtype: str
     chunks: tuple[int, ...]
     shards: tuple[int, ...] | None = None
@@ -96,6 +99,12 @@ class ArraySpec:
     def n_parts(self) -> int:
         return -(-self.shape[0] // self.part_rows)
 
+    @property
+    def index_bytes(self) -> int:
+        """Size of the index that a shard ends in: offset and size of every chunk, and a CRC-32C."""
+        assert self.shards is not None
+        return math.prod(shard // chunk for shard, chunk in zip(self.shards, self.chunks, strict=True)) * 16 + CRC_BYTES
+
     def part_path(self, part: int) -> str:
         """Path of a file inside its array; only the first axis has more than one."""
         return "/".join(["c", str(part), *["0"] * (len(self.shape) - 1)])
@@ -109,6 +118,7 @@ class ArraySpec:
             "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
             "fill_value": 0,
             "codecs": self._codecs(),
+            "dimension_names": list(self.dims),
             "attributes": dict(self.attributes or {}),
             "zarr_format": 3,
             "node_type": "array",
@@ -130,7 +140,7 @@ class ArraySpec:
             "chunk_shape": list(self.chunks),
             "codecs": plain,
             "index_codecs": [little, {"name": "crc32c"}],
-            "index_location": "start",
+            "index_location": "end",
         }
         return [{"name": "sharding_indexed", "configuration": sharding}]
 
@@ -171,6 +181,7 @@ class Header:
         def plane(dtype: str, *channels: int, level: int = MASK_LEVEL) -> ArraySpec:
             return ArraySpec(
                 (images, height, width, *channels),
+                ("image", "y", "x", "channel")[: 3 + len(channels)],
                 dtype,
                 (1, CHUNK, CHUNK, *channels),
                 (block, height, width, *channels),
@@ -179,9 +190,17 @@ class Header:
 
         arrays = {
             "atoms": plane("uint16"),
-            "pairs": ArraySpec((images, MAX_PAIRS, 2), "uint16", (1, 2048, 2), (block, MAX_PAIRS, 2), (0, 2, 1)),
+            "pairs": ArraySpec(
+                (images, MAX_PAIRS, 2),
+                ("image", "pair", "side"),
+                "uint16",
+                (1, 2048, 2),
+                (block, MAX_PAIRS, 2),
+                (0, 2, 1),
+            ),
             "records": ArraySpec(
                 (images, MAX_RECORDS, columns),
+                ("image", "mask", "column"),
                 "float64",
                 (1, 128, columns),
                 (block, MAX_RECORDS, columns),
@@ -196,17 +215,19 @@ class Header:
     def index_arrays(self) -> dict[str, ArraySpec]:
         """The arrays that say what there is, one row per image (or block)."""
 
-        def rows(dtype: str, *row: int, count: int = self.n_images) -> ArraySpec:
-            return ArraySpec((count, *row), dtype, (max(1, min(INDEX_ROWS, count)), *row))
+        def rows(dtype: str, row: Mapping[str, int], per: str = "image", count: int = self.n_images) -> ArraySpec:
+            sizes = tuple(row.values())
+            return ArraySpec((count, *sizes), (per, *row), dtype, (max(1, min(INDEX_ROWS, count)), *sizes))
 
+        arrays = len(self.data_arrays())
         return {
-            "index/key": rows("uint8", self.key_bytes),
-            "index/shape": rows("int32", 2),
-            "index/digest": rows("uint8", DIGEST_BYTES),
-            "index/counts": rows("int32", 3),
-            "index/state": rows("uint8"),
-            "index/error": rows("uint8", ERROR_BYTES),
-            "index/shard_digest": rows("uint8", len(self.data_arrays()), DIGEST_BYTES, count=self.n_blocks),
+            "index/key": rows("uint8", {"key_byte": self.key_bytes}),
+            "index/shape": rows("int32", {"side": 2}),
+            "index/digest": rows("uint8", {"digest_byte": DIGEST_BYTES}),
+            "index/counts": rows("int32", {"count": 3}),
+            "index/state": rows("uint8", {}),
+            "index/error": rows("uint8", {"error_byte": ERROR_BYTES}),
+            "index/shard_digest": rows("uint8", {"array": arrays, "digest_byte": DIGEST_BYTES}, "block", self.n_blocks),
         }
 
     @cached_property
@@ -314,25 +335,28 @@ def create_array(group: zarr.Group, name: str, spec: ArraySpec) -> zarr.Array[An
         shape=spec.shape,
         dtype=spec.dtype,
         chunks=spec.chunks,
-        shards=ShardsConfigParam(shape=spec.shards, index_location=ShardingCodecIndexLocation.start)
-        if spec.shards
-        else None,
+        shards=spec.shards,
         filters=[TransposeCodec(order=spec.order)] if spec.order else None,
         compressors=[ZstdCodec(level=spec.level), Crc32cCodec()],
         fill_value=0,
         attributes=dict(spec.attributes or {}),
+        dimension_names=spec.dims,
     )
 
 
-def finish_shard(shard: Path) -> bytes:
-    """Append to a shard file the SHA-256 of what is in it, and return that.
+def finish_shard(shard: Path, spec: ArraySpec) -> bytes:
+    """Put into a shard file, before the index it ends in, the SHA-256 of what is in it, and return that.
 
-    A reader compares these last 32 bytes with the index before it takes anything from a shard: a whole shard from
-    another place is then as recognisable as a damaged one, for the price of 32 bytes. Zarr ignores them.
+    A reader compares these 32 bytes with the store's index before it takes anything from a shard: a whole shard from
+    another place is then as recognisable as a damaged one, for 32 bytes beside the index that it reads anyway. Zarr
+    goes by the offsets in the shard's index, and does not see them.
     """
     digest = sha256_file(shard)
-    with open(shard, "ab") as file:
-        file.write(digest)
+    with open(shard, "r+b") as file:
+        file.seek(-spec.index_bytes, os.SEEK_END)
+        index = file.read()
+        file.seek(-spec.index_bytes, os.SEEK_END)
+        file.write(digest + index)
         file.flush()
         os.fsync(file.fileno())
     return digest

@@ -116,7 +116,7 @@ def stage_block(
         contents: one per image of the block; None for a quarantined image.
 
     Returns:
-        The digest each shard ends in, in the order of `header.data_arrays()`.
+        The digest in each shard, in the order of `header.data_arrays()`.
     """
     images = header.block_range(block)
     building = staging / "building"
@@ -136,7 +136,7 @@ def stage_block(
         if not shard.exists():
             digests.append(NO_SHARD)
             continue
-        digests.append(finish_shard(shard))
+        digests.append(finish_shard(shard, spec))
         os.rename(target / "c" / str(block), staged_shard(staging, name))
         fsync_path(staged_shard(staging, name))
     shutil.rmtree(building)  # here, where several work, and not where one commits

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import multiprocessing
 import pickle
 from concurrent.futures import ProcessPoolExecutor
@@ -372,6 +373,20 @@ def test_a_store_can_be_sent_to_a_spawned_process(finished_store):
 
 
 _I, _F, _BLOCKS = 9, 13, 5  # images, record columns, blocks of two
+_AXES = {  # names of the axes; xarray asks for them
+    "atoms": ("image", "y", "x"),
+    "pairs": ("image", "pair", "side"),
+    "records": ("image", "mask", "column"),
+    "images/blurred": ("image", "y", "x", "channel"),
+    "images/sharp": ("image", "y", "x", "channel"),
+    "index/key": ("image", "key_byte"),
+    "index/shape": ("image", "side"),
+    "index/digest": ("image", "digest_byte"),
+    "index/counts": ("image", "count"),
+    "index/state": ("image",),
+    "index/error": ("image", "error_byte"),
+    "index/shard_digest": ("block", "array", "digest_byte"),
+}
 _FORMAT_1 = {  # array: dtype, shape, inner chunk, shard
     "atoms": ("uint16", (_I, 512, 512), (1, 256, 256), (2, 512, 512)),
     "pairs": ("uint16", (_I, 65536, 2), (1, 2048, 2), (2, 65536, 2)),
@@ -395,11 +410,13 @@ def test_arrays_have_the_documented_grids_and_portable_checked_codecs(finished_s
     assert (str(array.dtype), array.shape, array.chunks, array.shards) == _FORMAT_1[name]
     metadata = json.loads((finished_store.path / name / "zarr.json").read_text())
     assert (metadata["zarr_format"], metadata["fill_value"]) == (3, 0)
+    assert metadata["dimension_names"] == list(_AXES[name])
     codecs = metadata["codecs"]
     if array.shards:
         (sharding,) = codecs
         assert sharding["name"] == "sharding_indexed"
         assert sharding["configuration"]["index_codecs"][-1]["name"] == "crc32c"
+        assert sharding["configuration"]["index_location"] == "end"
         codecs = sharding["configuration"]["codecs"]
     assert codecs[-1]["name"] == "crc32c"
     assert {codec["name"] for codec in codecs} <= _PORTABLE
@@ -429,9 +446,13 @@ def test_zarr_python_alone_reads_the_store(finished_store):
     for block, digests in enumerate(group["index/shard_digest"][:]):
         for name, digest in zip(DATA_ARRAYS, digests, strict=True):
             shard = finished_store.path / _shard(name, block)
-            content = shard.read_bytes() if shard.exists() else bytes(64)
-            assert bytes(digest) == content[-32:]
-            assert not shard.exists() or bytes(digest) == hashlib.sha256(content[:-32]).digest()
+            if not shard.exists():
+                assert bytes(digest) == bytes(32)
+                continue
+            (_, _, inner, whole), content = _FORMAT_1[name], shard.read_bytes()
+            index = len(content) - 16 * math.prod(whole) // math.prod(inner) - 4
+            assert bytes(digest) == content[index - 32 : index]
+            assert bytes(digest) == hashlib.sha256(content[: index - 32] + content[index:]).digest()
 
 
 def test_attributes_say_what_the_store_is(finished_store):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from samdeblur.storage import ImageNotReady, StoreError, open_store
-from samdeblur.storage.format.chunks import ABSENT, decode_index, index_bytes
+from samdeblur.storage.format.chunks import ABSENT, decode_index
 from samdeblur.storage.sharing.export import export_hdf5, export_zip
 from samdeblur.storage.sharing.verify import verify_store
 
@@ -118,7 +118,7 @@ def test_a_flipped_byte_is_reported_with_the_image_it_hits(copy, name):
     spec = store.header.arrays[name]
     file = copy / name / spec.part_path(0)
     content = file.read_bytes()
-    index = decode_index(content[: index_bytes(spec)], spec)
+    index = decode_index(content[-spec.index_bytes :], spec)
     for position, key in enumerate(store.keys[:2]):
         chunks = index[position].reshape(-1, 2)
         start, size = (int(number) for number in chunks[chunks[:, 0] != ABSENT][0])

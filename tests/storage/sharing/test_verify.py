@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import zarr
 
-from samdeblur.storage import files
+from samdeblur.storage import files, open_store
 from samdeblur.storage.format.layout import finish_shard
 from samdeblur.storage.sharing.verify import verify_store
 from samdeblur.storage.writing.commits import Committer
@@ -104,13 +104,14 @@ def test_a_shard_the_index_does_not_know_is_named_unless_the_block_is_pending(st
 
 def _change(case, name, where, change) -> None:
     """Write values with zarr-python and sign the shards anew: what a faulty writer would leave."""
+    spec = open_store(case.path).header.arrays[name]
     group = zarr.open_group(case.path, mode="r+")
     array = group[name]
     array[where] = np.asarray(change(array[where]), array.dtype)
     if name in DATA_ARRAYS:
         block = (where[0] if isinstance(where, tuple) else where) // 2
         shard = case.path / next(shard for shard in SHARDS if shard.startswith(f"{name}/c/{block}/"))
-        digest = np.frombuffer(finish_shard(shard), np.uint8)
+        digest = np.frombuffer(finish_shard(shard, spec), np.uint8)
         group["index/shard_digest"][block, DATA_ARRAYS.index(name)] = digest
 
 
