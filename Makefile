@@ -28,6 +28,7 @@ test: lint types unit wheel
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
 
 types: $(READY)
 	$(BIN)/mypy
@@ -40,17 +41,17 @@ wheel: $(READY)
 	BIN="$(CURDIR)/$(BIN)" bash tests/wheel.sh
 
 # Those that need no data and no cluster; the others say at their top what to give them, and how long they take.
-BENCHMARKS := codecs inference loader masks pooling scale worlds
+BENCHMARKS := storage.codecs storage.scale models.inference models.pooling pipeline.masks pipeline.worlds train.loader
 bench: $(READY)
-	for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py; done
+	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name; done
 
 # Jobs that are killed, starved and lied to: some twenty minutes; a slice of it is in make test.
 faults: $(READY)
-	$(BIN)/python benchmarks/faults.py
+	$(BIN)/python -m benchmarks.pipeline.faults
 
 # The bundled weights again, from nothing: some two hours on two cores. Their cards name the figures.
 weights: $(READY)
-	PATH="$(CURDIR)/$(BIN):$$PATH" bash benchmarks/weights.sh weights
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash benchmarks/bundled/weights.sh weights
 
 clean:
 	rm -rf $(VENV) .venv-wheel build dist demo *.egg-info

@@ -1,4 +1,4 @@
-"""benchmarks/table1.py on miniature trees in the layouts of the four datasets."""
+"""benchmarks/evaluation/table1.py on miniature trees in the layouts of the four datasets."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from places import ROOT
 
-SCRIPT = ROOT / "benchmarks/table1.py"
+SCRIPT = ROOT / "benchmarks/evaluation/table1.py"
 INNER = "RealBlur-J_ECC_IMCORR_centroid_itensity_ref"
 TREES = {
     "gopro": [

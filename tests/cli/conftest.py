@@ -2,53 +2,20 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from programs import Result, samdeblur
 
-from samdeblur.cli import eval as eval_command
-from samdeblur.cli import prep, train
+__all__ = ["samdeblur"]
 
-PROGRAMS = {"prep": prep.main, "train": train.main, "eval": eval_command.main}
 TINY = [
     *("--config", "tiny", "--set", "width=4", "--set", "enc_blk_nums=[1]", "--set", "dec_blk_nums=[1]"),
     *("--set", "middle_blk_num=1", "--set", "crop_size=32", "--set", "batch_size=2", "--steps", "2"),
 ]
-
-
-@dataclass(frozen=True)
-class Result:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def error(self) -> str:
-        """The one line of an error; fails when there is more than that on stderr."""
-        lines = self.err.splitlines()
-        assert len(lines) == 1, self.err
-        assert lines[0].startswith("error: "), self.err
-        return lines[0]
-
-
-@pytest.fixture
-def samdeblur(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Result]:
-    """samdeblur("prep", "run", ...) -> Result, as the console script would end."""
-
-    def call(program: str, *arguments: object) -> Result:
-        monkeypatch.setattr(sys, "argv", [f"samdeblur-{program}", *map(str, arguments)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            PROGRAMS[program]()
-        out, err = capfd.readouterr()
-        return Result(int(ended.value.code or 0), out, err)
-
-    return call
 
 
 @pytest.fixture

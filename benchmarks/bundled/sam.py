@@ -1,7 +1,7 @@
 """What the bundled Segment Anything model can do: the figures of its card, and overlays on photographs to look at.
 
-python benchmarks/bundled_sam.py                   # the bundled weights -> benchmarks/results/bundled_sam.json
-python benchmarks/bundled_sam.py --weights FILE --scenes 20 --out FOLDER
+python -m benchmarks.bundled.sam                   # the bundled weights -> benchmarks/results/bundled_sam.json
+python -m benchmarks.bundled.sam --weights FILE --scenes 20 --out FOLDER
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch
 from segment_anything import SamPredictor
 from skimage.segmentation import slic
 
+from benchmarks.common.figures import RESULTS
 from samdeblur.models import load_sam
 from samdeblur.pipeline import BUNDLED_SETTINGS, MaskGenerator
 from samdeblur.pipeline.sources.worlds import WorldSource
@@ -116,7 +117,7 @@ def _tile(image: np.ndarray) -> np.ndarray:
 @click.option("--weights", default="bundled")
 @click.option("--scenes", "count", default=16, show_default=True)
 @click.option("--set", "assignments", multiple=True, metavar="NAME=VALUE", help="Setting of the generator.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path(__file__).parent / "results" / "bundled_sam")
+@click.option("--out", type=click.Path(path_type=Path), default=RESULTS / "bundled_sam")
 def main(weights: str, count: int, assignments: tuple[str, ...], out: Path) -> None:
     """Measure a model and write OUT.json and overlays in OUT/."""
     sam = load_sam(weights)

@@ -1,8 +1,8 @@
 """Table 1 of arXiv 2309.02270 in one command: masks of all sets, four trainings, four evaluations, the table.
 
-python benchmarks/table1.py --gopro GOPRO_Large --realblur-j RealBlur --reds REDS --reloblur ReLoBlur --out table1
-python benchmarks/table1.py ... --plan             # print the commands
-python benchmarks/table1.py ... --processes 8      # with torchrun, on eight GPUs
+python -m benchmarks.evaluation.table1 --gopro GOPRO_Large --realblur-j RealBlur --reds REDS --reloblur RELO --out OUT
+python -m benchmarks.evaluation.table1 ... --plan             # print the commands
+python -m benchmarks.evaluation.table1 ... --processes 8      # with torchrun, on eight GPUs
 
 Run the same command again and it goes on where it stopped. A set that is not given is left out. docs/table1.md says
 what the real thing takes.

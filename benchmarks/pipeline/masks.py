@@ -1,9 +1,10 @@
 """Mask generation against SamAutomaticMaskGenerator: seconds, memory and where they go, the same masks in one run.
 
-python benchmarks/masks.py [--checkpoint sam_vit_b.pth] [--device cuda]
+python -m benchmarks.pipeline.masks [--checkpoint sam_vit_b.pth] [--device cuda]
 
 The bundled model unless a checkpoint is named, one thread on a CPU, photographs of scikit-image at 1280x720, 32x32
-points. Each measurement is a process of its own, whose peak memory is read. Prints a table, writes results/masks.json.
+points. Each measurement is a process of its own, whose peak memory is read. Prints a table,
+writes benchmarks/results/masks.json.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import skimage.data
 import torch
 from segment_anything import SamAutomaticMaskGenerator, automatic_mask_generator
 
+from benchmarks.common.figures import RESULTS
 from samdeblur.models import load_sam
 from samdeblur.pipeline import BUNDLED_SETTINGS, MaskGenerator
 from samdeblur.pipeline.segmenters import mask_generator as masks
@@ -164,7 +166,7 @@ def main() -> None:
     for settings in SETTINGS:
         row: dict[str, Any] = {}
         for way in WAYS:
-            command = [sys.executable, __file__, *common, "--only", way, settings]
+            command = [sys.executable, "-m", "benchmarks.pipeline.masks", *common, "--only", way, settings]
             out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
             row[way] = json.loads(out.splitlines()[-1])
         assert row["ours"]["masks"] == row["reference"]["masks"]
@@ -177,7 +179,7 @@ def main() -> None:
             print(f"  {way:10} {found['seconds']:7} s/image, {found['memory MB']:6} MB: {parts}", flush=True)
     device = torch.cuda.get_device_name() if options.device == "cuda" else f"{platform.machine()} CPU, one thread"
     name = "masks" if options.checkpoint == "bundled" and options.device == "cpu" else f"masks_{options.device}"
-    out_file = Path(__file__).parent / "results" / f"{name}.json"
+    out_file = RESULTS / f"{name}.json"
     out_file.write_text(json.dumps({"device": device, "checkpoint": options.checkpoint, "rows": rows}, indent=1) + "\n")
 
 

@@ -1,6 +1,6 @@
 """The files that loader.py reads: the same pictures and masks as stores, and as the released recipe keeps them.
 
-python benchmarks/loader_files.py FOLDER [--pairs FOLDER]     # write them ahead, for loader.py --data FOLDER
+python -m benchmarks.train.loader_files FOLDER [--pairs FOLDER]     # write them ahead, for loader.py --data FOLDER
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 import skimage
-from dense_masks import dense_masks
 from numpy.typing import NDArray
-from store import fake_records, size_of
 
+from benchmarks.common.dense_masks import dense_masks, fake_records
+from benchmarks.common.figures import size_of
 from samdeblur.pipeline import open_source
 from samdeblur.pipeline.sources.camera import Sensor, decode, random_path
 from samdeblur.storage import AtomMap

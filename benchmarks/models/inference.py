@@ -1,7 +1,7 @@
 """Whole pictures, local means (TLC) and tiles: time, memory, and how far the results differ.
 
-python benchmarks/inference.py      # -> benchmarks/results/inference.json; some ten minutes on two cores
-python benchmarks/inference.py --weights RUN --train-size 256 --picture PATH
+python -m benchmarks.models.inference      # -> benchmarks/results/inference.json; some ten minutes on two cores
+python -m benchmarks.models.inference --weights RUN --train-size 256 --picture PATH
 
 Each row is measured in a process of its own, on one thread. Time is processor time; memory is the highest resident size
 during the call less that before it.
@@ -26,6 +26,7 @@ from skimage import data
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.common.figures import RESULTS
 from samdeblur.models import AtomBatch, MAPUnit, forward_in_tiles, load_network, local_pooling, with_prior
 from samdeblur.models.inference.tlc import local_mean
 from samdeblur.storage import AtomMap
@@ -136,7 +137,10 @@ def measure_means(way: str, channels: int, height: int, width: int, kernel: int)
 def in_own_process(*arguments: object) -> dict[str, float]:
     """This script with --child, on one thread; what it prints."""
     done = subprocess.run(
-        [sys.executable, __file__, "--child", json.dumps(arguments)], check=True, capture_output=True, text=True
+        [sys.executable, "-m", "benchmarks.models.inference", "--child", json.dumps(arguments)],
+        check=True,
+        capture_output=True,
+        text=True,
     )
     return json.loads(done.stdout)
 
@@ -145,7 +149,7 @@ def in_own_process(*arguments: object) -> dict[str, float]:
 @click.option("--weights", default="bundled", show_default=True)
 @click.option("--train-size", default=96, show_default=True, help="Side of the crops they were trained on.")
 @click.option("--picture", "path", type=click.Path(exists=True), help="A picture of yours.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path(__file__).parent / "results/inference.json")
+@click.option("--out", type=click.Path(path_type=Path), default=RESULTS / "inference.json")
 @click.option("--child", hidden=True)
 def main(weights: str, train_size: int, path: str | None, out: Path, child: str | None) -> None:
     """Measure inference on a whole picture, with local means, and in tiles."""

@@ -1,6 +1,6 @@
 """Training samples per second and core: the store against the files that the released recipe reads, in one run.
 
-python benchmarks/loader.py [--pairs FOLDER] [--data FOLDER]
+python -m benchmarks.train.loader [--pairs FOLDER] [--data FOLDER]
 
 A sample is a random 256 px crop of a blurred and a sharp picture and of all masks, turned at random and joined into
 batches of 8 that are float32 in [0, 1]; the store's come from the trainer's own loader. The released recipe keeps
@@ -14,8 +14,8 @@ or every fourth. The store holds each four times, so that hardly a chunk is foun
 All files lie in the page cache. The process is bound to one core, TensorStore's threads too; ways take turns, and a
 rate is a median over the turns of samples per second of the processor time of all threads, a ratio a median of those of
 each turn. DataLoader workers, and the share of a training step that is spent waiting for samples, are measured on the
-clock with all cores. Prints Markdown tables, writes results/loader.json. The files are those of loader_files.py; with
---data they are kept, and used again.
+clock with all cores. Prints Markdown tables, writes benchmarks/results/loader.json. The files are those of
+loader_files.py; with --data they are kept, and used again.
 """
 
 from __future__ import annotations
@@ -38,11 +38,12 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from loader_files import COPIES, DISTINCT, HEIGHT, OURS, THEIRS, TILE, WIDTH, write_sets
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from benchmarks.common.figures import RESULTS
+from benchmarks.train.loader_files import COPIES, DISTINCT, HEIGHT, OURS, THEIRS, TILE, WIDTH, write_sets
 from samdeblur.pipeline import open_source
 from samdeblur.pipeline.sources.pictures import with_dataset
 from samdeblur.storage import MaskStore, open_store
@@ -334,7 +335,7 @@ PARTS: dict[str, Callable[[Path], Any]] = {"set": measure, "workers": rates_with
 
 def in_own_process(part: str, folder: Path) -> Any:
     """What a part finds, in a process that has not read anything."""
-    command = [sys.executable, __file__, "--part", part, "--data", str(folder)]
+    command = [sys.executable, "-m", "benchmarks.train.loader", "--part", part, "--data", str(folder)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout)
 
@@ -362,7 +363,7 @@ def main() -> None:
         print(f"\n{part}, all cores:")
         print_table(list(rows[0]), [list(row.values()) for row in rows])
     machine = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
-    out = Path(__file__).parent / "results" / "loader.json"
+    out = RESULTS / "loader.json"
     result = {"machine": machine, "turns": TURNS, "batch": BATCH, "crop": SIDE, "sets": sets, **others}
     out.write_text(json.dumps(result, indent=1) + "\n")
 

@@ -1,7 +1,7 @@
 """Evaluation, side by side with what others do, in one run.
 
-python benchmarks/evaluate.py      # -> benchmarks/results/evaluate.json; some eight minutes
-python benchmarks/evaluate.py --part metrics
+python -m benchmarks.evaluation.evaluate      # -> benchmarks/results/evaluate.json; some eight minutes
+python -m benchmarks.evaluation.evaluate --part metrics
 
 `metrics`: PSNR and SSIM of photographs at 1280x720 on one thread, against scikit-image. It has no SSIM as NAFNet
 computes it, so that one is compared with the formula in SciPy. The ways take turns; milliseconds are processor time of
@@ -42,6 +42,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import correlate1d
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
+from benchmarks.common.figures import RESULTS
 from samdeblur.evaluation.evaluate import Evaluation, evaluate
 from samdeblur.evaluation.metrics.fidelity import compare, psnr, ssim
 from samdeblur.evaluation.ranks import Ranks
@@ -243,7 +244,7 @@ def memory() -> dict[str, Any]:
     """Highest resident size of an evaluation of one large picture, less what was there before."""
     rows = {}
     for name in MEMORY:
-        command = [sys.executable, __file__, "--child", name]
+        command = [sys.executable, "-m", "benchmarks.evaluation.evaluate", "--child", name]
         rows[name] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     print("\nmemory, 2152x1436:")
     print_table(("way", *rows["whole"]), [[name, *row.values()] for name, row in rows.items()])
@@ -281,7 +282,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", choices=PARTS, action="append", help="all of them unless named")
     parser.add_argument("--child", choices=MEMORY, help=argparse.SUPPRESS)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "evaluate.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "evaluate.json")
     options = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)

@@ -1,23 +1,20 @@
 """The pictures of the docs: worlds, families, and the bundled Segment Anything model on photographs.
 
-python benchmarks/pictures.py      # -> worlds.jpg, families.jpg and sam.jpg in docs/images
+python -m benchmarks.bundled.pictures      # -> worlds.jpg, families.jpg and sam.jpg in docs/images
 """
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import cv2
 import numpy as np
 import skimage
 
+from benchmarks.common.figures import IMAGES
 from samdeblur.models import load_sam
 from samdeblur.pipeline import BUNDLED_SETTINGS, MaskGenerator, open_source
 from samdeblur.pipeline.sources.sample import FAMILIES
 from samdeblur.pipeline.sources.worlds import WorldSource
 from samdeblur.storage.sharing.paint import paint_masks
-
-IMAGES = Path(__file__).parents[1] / "docs" / "images"
 
 
 def save(name: str, rows: list[np.ndarray]) -> None:

@@ -1,8 +1,8 @@
 """A store of a million images, nearly all pending: opening it, finding a key, listing what is to be done, committing.
 
-python benchmarks/scale.py
+python -m benchmarks.storage.scale
 
-Each is timed in a fresh process. Prints a table, writes results/scale.json.
+Each is timed in a fresh process. Prints a table, writes benchmarks/results/scale.json.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.common.figures import RESULTS
 from samdeblur.storage import AtomMap, open_store
 from samdeblur.storage.format.layout import DONE, Header, create_store
 from samdeblur.storage.writing.commits import (
@@ -102,7 +103,12 @@ def main() -> None:
         per_block = commit(path)
         runs = []
         for _ in range(REPEATS):
-            out = subprocess.run([sys.executable, __file__, str(path)], check=True, capture_output=True, text=True)
+            out = subprocess.run(
+                [sys.executable, "-m", "benchmarks.storage.scale", str(path)],
+                check=True,
+                capture_output=True,
+                text=True,
+            )
             runs.append(json.loads(out.stdout))
         size = sum(file.stat().st_size for file in (path / "index").rglob("*") if file.is_file())
     rows: dict[str, Any] = {name: round(statistics.median(run[name] for run in runs), 2) for name in runs[0]}
@@ -113,7 +119,7 @@ def main() -> None:
     }
     for name, value in rows.items():
         print(f"{name:24} {value:>10}")
-    out_file = Path(__file__).parent / "results" / "scale.json"
+    out_file = RESULTS / "scale.json"
     out_file.write_text(json.dumps({"images": IMAGES, "machine": platform.machine(), **rows}, indent=1) + "\n")
 
 

@@ -1,6 +1,6 @@
 """How fast procedural worlds are rendered, and read back from a store. Prints a table and writes JSON.
 
-python benchmarks/worlds.py
+python -m benchmarks.pipeline.worlds
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from benchmarks.common.figures import RESULTS
 from samdeblur.pipeline import PrepSettings, open_source, prepare
 from samdeblur.pipeline.sources.worlds import MODEL
 from samdeblur.storage import open_store
@@ -45,7 +46,7 @@ def main() -> None:
         rows["from a store, 256 px crops with masks"] = _rate(crop)
     for name, rate in rows.items():
         print(f"{name:40} {rate:8.1f} scenes/s and core")
-    out = Path(__file__).parent / "results" / "worlds.json"
+    out = RESULTS / "worlds.json"
     out.write_text(json.dumps({"scenes per second and core": rows, "machine": platform.machine()}, indent=1) + "\n")
 
 

@@ -1,6 +1,6 @@
 """Preparation on Dask: how it scales with workers, what overlaps, and whether 100,000 blocks cost memory.
 
-python benchmarks/cluster.py [--blocks 100000] [--only PART]
+python -m benchmarks.pipeline.cluster [--blocks 100000] [--only PART]
 
 1. Wall time with 1, 2 and 4 worker processes and a simulated GPU stage, a sleep of constant time per image; all else
    (reading, encoding, writing, committing) is real. Workers are warm: a first job has started them.
@@ -9,7 +9,7 @@ python benchmarks/cluster.py [--blocks 100000] [--only PART]
    of commits per block. Dask's own cost per task is that of empty tasks.
 4. A folder of 10,000 pairs: how long listing it, and a dry run, take.
 
-Prints tables, writes results/cluster.json.
+Prints tables, writes benchmarks/results/cluster.json.
 """
 
 from __future__ import annotations
@@ -31,16 +31,17 @@ import cv2
 import numpy as np
 import psutil
 
+from benchmarks.common.figures import RESULTS, ROOT
 from samdeblur.pipeline import (
     PrepSettings,
     Resources,
     StoreOptions,
     Workers,
-    coordinator,
     make_plan,
     open_source,
     prepare,
 )
+from samdeblur.pipeline.job import coordinator
 from samdeblur.pipeline.job.blocks import BlockReport, BlockTask
 from samdeblur.pipeline.job.cluster import Feed, OnDask
 from samdeblur.storage.format.layout import DONE
@@ -276,7 +277,7 @@ def main() -> None:
         "10,000 pairs": lambda folder: folder_of_pairs(folder, 10_000),
         "many blocks": lambda folder: many_blocks(folder, options.blocks),
     }
-    out = Path(__file__).parent / "results" / "cluster.json"
+    out = RESULTS / "cluster.json"
     results: dict[str, Any] = json.loads(out.read_text()) if options.only else {}
     results |= {"machine": platform.machine(), "device stage, s per image": STAGE}
     for name, part in parts.items():
@@ -289,8 +290,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    here = str(Path(__file__).parent)
-    os.environ["PYTHONPATH"] = os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])])
-    import cluster  # under its name, by which workers import it, as they import the package
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    from benchmarks.pipeline import cluster  # under its name, by which workers import it
 
     cluster.main()

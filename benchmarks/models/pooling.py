@@ -1,7 +1,7 @@
 """Mask average pooling on atoms against dense masks: the released loop, a loop over masks, and einsum.
 
-Usage: python benchmarks/pooling.py. One thread; times are medians of the processor time of calls that take turns, so
-that other programs on the machine count little. Prints a table and writes benchmarks/results/pooling.json.
+Usage: python -m benchmarks.models.pooling. One thread; times are medians of the processor time of calls that take
+turns, so that other programs on the machine count little. Prints a table and writes benchmarks/results/pooling.json.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.common.figures import RESULTS
 from samdeblur.models import AtomBatch, MAPUnit, NAFNet, mask_average_pool, with_prior
 from samdeblur.storage import AtomMap
 
@@ -243,7 +244,7 @@ def main() -> None:
     network = network_step(2, 128, 7)
     print(json.dumps(network, indent=1))
     machine = f"{platform.machine()} CPU, 1 thread, torch {torch.__version__}, processor time"
-    result = Path(__file__).parent / "results" / "pooling.json"
+    result = RESULTS / "pooling.json"
     content = {"machine": machine, "repeats": REPEATS, "peer_repeats": PEER_REPEATS, "rows": rows, "network": network}
     result.write_text(json.dumps(content, indent=1) + "\n")
 

@@ -1,6 +1,6 @@
 """Several hosts and links that fail: a worker that is cut off in the middle of a block, goes on, and comes back late.
 
-python benchmarks/hosts.py
+python -m benchmarks.pipeline.hosts
 
 A scheduler, two workers and a client, each in a network and with a host name and a folder of its own, connected by a
 switch; the disk is shared. Links are cut and mended as one pulls a cable. Whatever a worker wrote that was given up
@@ -11,7 +11,7 @@ results/hosts.json, and ends with 1 when anything was wrong. Needs Linux and the
 
 from __future__ import annotations
 
-import faults  # isort: skip  (first, for it sets thread counts before numpy is there)
+from benchmarks.pipeline import faults  # isort: skip  (first, for it sets thread counts before numpy is there)
 
 import argparse
 import asyncio
@@ -36,6 +36,7 @@ import dask
 from distributed import Future, Scheduler, Worker
 from distributed.diagnostics.plugin import SchedulerPlugin
 
+from benchmarks.common.figures import RESULTS
 from samdeblur.pipeline.job import worker
 from samdeblur.storage.writing.commits import Committer
 
@@ -526,7 +527,7 @@ TRIALS: list[tuple[str, float, float, Callable[[Trial], None]]] = [  # seconds: 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help="trials whose name has this in it")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "hosts.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "hosts.json")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))
     assert threading.active_count() == 1  # or forks would be unsafe

@@ -1,10 +1,10 @@
 """The store against the other ways of keeping overlapping masks: bytes, encoding, decoding, random crops, in one run.
 
-python benchmarks/store.py [--masks FOLDER]
+python -m benchmarks.storage.store [--masks FOLDER]
 
 The scenes are those of dense_masks.py. With --masks, also real model masks: a folder with `sav_000001_auto.json` (an
 example of SA-V) and `coco_fakesegm100.json` (of cocoapi). Files lie in the page cache for all of them. Prints medians
-and ratios, writes results/store.json.
+and ratios, writes benchmarks/results/store.json.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from typing import Any
 import cv2
 import numpy as np
 import zarr
-from dense_masks import dense_masks
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 from zarr.codecs import ZstdCodec
 
+from benchmarks.common.dense_masks import dense_masks, fake_records
+from benchmarks.common.figures import RESULTS, size_of
 from samdeblur.storage import AtomMap, open_store
 from samdeblur.storage.access import readers
 from samdeblur.storage.format.layout import Header
@@ -243,21 +244,6 @@ def measure_store(
     ]
 
 
-def fake_records(rng: np.random.Generator, masks: Masks) -> dict[str, NDArray[np.float64]]:
-    """Scores as Segment Anything gives them: float32 values, as float64; points on its 32x32 grid."""
-    n, (height, width) = len(masks), masks[0].shape
-    records = {
-        name: rng.uniform(0.88, 1.0, n).astype(np.float32).astype(float)
-        for name in ("predicted_iou", "stability_score")
-    }
-    records |= {
-        f"point_{axis}": (rng.integers(0, 32, n) + 0.5) / 32 * side for axis, side in (("x", width), ("y", height))
-    }
-    return records | {
-        f"crop_box_{n_}": np.full(n, float(v)) for n_, v in zip("xywh", (0, 0, width, height), strict=True)
-    }
-
-
 def random_window(rng: np.random.Generator, shape: tuple[int, int]) -> Window:
     top, left = (int(rng.integers(0, max(1, side - SIDE + 1))) for side in shape)
     return top, left, min(SIDE, shape[0]), min(SIDE, shape[1])
@@ -281,10 +267,6 @@ def timed(work: Callable[..., Any], *arguments: Any) -> float:
     start = time.perf_counter()
     work(*arguments)
     return time.perf_counter() - start
-
-
-def size_of(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def real_scenes(folder: Path) -> Iterator[tuple[str, list[Masks]]]:
@@ -317,7 +299,7 @@ def main() -> None:
         for found in results[name]:
             print(f"{found['way']:28}" + "".join(f"{found[column]:>17}" for column in columns))
         print(f"store, bytes per image by array: {first['bytes by array']}")
-    out = Path(__file__).parent / "results" / "store.json"
+    out = RESULTS / "store.json"
     out.write_text(json.dumps({"machine": f"{platform.machine()}, one core", "sets": results}, indent=1) + "\n")
 
 

@@ -1,7 +1,7 @@
 """What the bundled NAFNet can do: the figures of its card.
 
-python benchmarks/bundled_nafnet.py                       # -> benchmarks/results/bundled_nafnet.json
-python benchmarks/bundled_nafnet.py --pairs FOLDER        # and on your pairs: FOLDER/blur, FOLDER/sharp
+python -m benchmarks.bundled.nafnet                       # -> benchmarks/results/bundled_nafnet.json
+python -m benchmarks.bundled.nafnet --pairs FOLDER        # and on your pairs: FOLDER/blur, FOLDER/sharp
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import click
 import numpy as np
 import torch
 
+from benchmarks.common.figures import RESULTS
 from samdeblur.evaluation.metrics.fidelity import psnr, ssim
 from samdeblur.models import deblur, load_network
 from samdeblur.pipeline import Source, open_source
@@ -54,7 +55,7 @@ def measure(network: torch.nn.Module, source: Source) -> dict[str, float]:
 @click.option("--weights", default="bundled")
 @click.option("--pairs", type=click.Path(exists=True), help="A folder of pairs to measure as well.")
 @click.option("--split", default="test", show_default=True, help="Split of --pairs.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path(__file__).parent / "results/bundled_nafnet.json")
+@click.option("--out", type=click.Path(path_type=Path), default=RESULTS / "bundled_nafnet.json")
 def main(weights: str, pairs: str | None, split: str, out: Path) -> None:
     """Measure a network on held-out blur."""
     network = load_network(weights)

@@ -1,13 +1,13 @@
 """How pictures are best kept in a store: codecs and chunks of Zarr by bytes, writing time and random crops per second.
 
-python benchmarks/image_codecs.py [--pairs FOLDER]
+python -m benchmarks.storage.image_codecs [--pairs FOLDER]
 
 Each way is an array as the format has it (sharded, blocks of 8 images, crc32c last) with other codecs or chunks. It is
 written by zarr-python as a worker does and read by the package's own reader, both on one core. The pictures: those of
 the embedded sample that have colours, side by side in one picture of 1024x512, and with --pairs the pairs of a folder,
 such as one of GoPro. Pictures and shards repeat until there are 2048 images, so that hardly a chunk is found in the
 reader's cache; the files lie in the page cache. The ways take turns, times are those of the processor, and reads
-during which another program had the core do not count. Prints tables, writes results/image_codecs.json.
+during which another program had the core do not count. Prints tables, writes benchmarks/results/image_codecs.json.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ import zarr
 from numpy.typing import NDArray
 from PIL import Image
 
+from benchmarks.common.figures import RESULTS
 from samdeblur.pipeline import open_source
 from samdeblur.storage.access.location import Location
 from samdeblur.storage.access.readers import FolderReader
@@ -347,7 +348,7 @@ def main() -> None:
     print("\nbetter than the present way on every set:")
     for win in wins:
         print(f"  {win['way']:48} bytes {win['bytes']}, speed {win['speed']}")
-    out = Path(__file__).parent / "results" / "image_codecs.json"
+    out = RESULTS / "image_codecs.json"
     result = {"machine": f"{platform.machine()}, one core", "present": label(sets["sample"][0]), "better": wins}
     out.write_text(json.dumps(result | {"sets": sets}, indent=1) + "\n")
 

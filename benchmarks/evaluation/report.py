@@ -1,7 +1,7 @@
 """How long the report of many images takes to open in a browser, and how large it is. And a picture of one for docs.
 
-python benchmarks/report.py             # -> benchmarks/results/report.json; two minutes
-python benchmarks/report.py --picture   # -> docs/images/report.png; some six minutes
+python -m benchmarks.evaluation.report             # -> benchmarks/results/report.json; two minutes
+python -m benchmarks.evaluation.report --picture   # -> docs/images/report.png; some six minutes
 
 Needs Chromium or Chrome. Images are the photographs of scikit-image and windows of them.
 """
@@ -27,6 +27,7 @@ import skimage
 from numpy.typing import NDArray
 from PIL import Image
 
+from benchmarks.common.figures import ROOT
 from samdeblur.evaluation.metrics.fidelity import psnr, ssim
 from samdeblur.evaluation.report.pictures import keep_pictures, keep_thumbnail
 from samdeblur.evaluation.report.write import write_comparison, write_report
@@ -37,9 +38,8 @@ from samdeblur.pipeline import BUNDLED_SETTINGS, MaskGenerator
 from samdeblur.pipeline.sources.sample import MODEL
 from samdeblur.storage import AtomMap
 
-ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
-from browser import PROGRAM, Browser  # noqa: E402
+from browser import PROGRAM, Browser
 
 PHOTOS = ("astronaut", "chelsea", "coffee", "rocket", "hubble_deep_field", "retina")
 KEPT = 24  # images with originals, the default of samdeblur-eval run

@@ -1,9 +1,9 @@
 """How far masks of faster arithmetic agree with the exact ones.
 
-python benchmarks/agreement.py [--checkpoint sam_vit_b.pth] [--device cuda]
+python -m benchmarks.pipeline.agreement [--checkpoint sam_vit_b.pth] [--device cuda]
 
 Share of the exact masks that have a counterpart of IoU 0.9 or more, the mean of the best IoU, and how many masks there
-are, over photographs of scikit-image and procedural scenes. Prints a table, writes results/agreement.json.
+are, over photographs of scikit-image and procedural scenes. Prints a table, writes benchmarks/results/agreement.json.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import argparse
 import json
 import platform
 import time
-from pathlib import Path
 
 import cv2
 import numpy as np
 import skimage.data
 import torch
 
+from benchmarks.common.figures import RESULTS
 from samdeblur.models import load_sam
 from samdeblur.pipeline import BUNDLED_SETTINGS, MaskGenerator
 from samdeblur.pipeline.segmenters.speed import Speed
@@ -53,7 +53,7 @@ def main() -> None:
     images += [source.read(key).blurred for key in source.keys]
     settings = BUNDLED_SETTINGS if options.checkpoint == "bundled" else {}
     modes = MODES if options.device == "cuda" else {name: mode for name, mode in MODES.items() if not mode.compile}
-    out = Path(__file__).parent / "results" / ("agreement.json" if options.device == "cpu" else "agreement_cuda.json")
+    out = RESULTS / ("agreement.json" if options.device == "cpu" else "agreement_cuda.json")
     if options.modes:
         modes = {name: MODES[name] for name in ("exact", *options.modes)}
     exact, rows = [], {}

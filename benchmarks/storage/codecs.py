@@ -1,9 +1,9 @@
 """What could make atoms smaller with portable codecs of Zarr: chunks, numbering of the atoms, levels, shuffles.
 
-python benchmarks/codecs.py
+python -m benchmarks.storage.codecs
 
 Bytes per image and encoding time of the label planes and tables of dense_masks.py, and the time to decode the chunks of
-a 256 px crop. Prints a table, writes results/codecs.json. The store's own choice is marked.
+a 256 px crop. Prints a table, writes benchmarks/results/codecs.json. The store's own choice is marked.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from dense_masks import dense_masks
 from numcodecs import Blosc, GZip, Zstd
 from numpy.typing import NDArray
 
+from benchmarks.common.dense_masks import dense_masks
+from benchmarks.common.figures import RESULTS
 from samdeblur.storage import AtomMap
 
 SCENES = 4
@@ -126,7 +126,7 @@ def main() -> None:
         row["chosen"] = row["what"] in chosen
         mark = "*" if row["chosen"] else " "
         print(f"{mark} {row['what']:48}" + "".join(f"{value:>12}" for value in list(row.values())[1:4]))
-    out = Path(__file__).parent / "results" / "codecs.json"
+    out = RESULTS / "codecs.json"
     out.write_text(json.dumps({"machine": f"{platform.machine()}, one core", "rows": rows}, indent=1) + "\n")
 
 

@@ -1,6 +1,6 @@
 """Dense scenes of nested masks, as Segment Anything gives them: parts in objects in groups, each with its own border.
 
-python benchmarks/dense_masks.py [dense.png]    # counts of one, and a picture of it
+python -m benchmarks.common.dense_masks [dense.png]    # counts of one, and a picture of it
 """
 
 from __future__ import annotations
@@ -77,3 +77,18 @@ if __name__ == "__main__":
     if len(sys.argv) > 1:
         grey = np.full((*atoms.shape, 3), 128, np.uint8)
         cv2.imwrite(sys.argv[1], paint_masks(grey, atoms)[..., ::-1])
+
+
+def fake_records(rng: np.random.Generator, masks: list[NDArray[np.bool_]]) -> dict[str, NDArray[np.float64]]:
+    """Scores as Segment Anything gives them: float32 values, as float64; points on its 32x32 grid."""
+    n, (height, width) = len(masks), masks[0].shape
+    records = {
+        name: rng.uniform(0.88, 1.0, n).astype(np.float32).astype(float)
+        for name in ("predicted_iou", "stability_score")
+    }
+    records |= {
+        f"point_{axis}": (rng.integers(0, 32, n) + 0.5) / 32 * side for axis, side in (("x", width), ("y", height))
+    }
+    return records | {
+        f"crop_box_{n_}": np.full(n, float(v)) for n_, v in zip("xywh", (0, 0, width, height), strict=True)
+    }

@@ -1,6 +1,6 @@
 """How well the guard tells collapsed results: limits from some networks and images, figures from others.
 
-python benchmarks/guard.py --cache FOLDER      # -> benchmarks/results/guard.json
+python -m benchmarks.evaluation.guard --cache FOLDER      # -> benchmarks/results/guard.json
 
 FOLDER keeps the nine small networks this trains. Without them it takes some 10 minutes of one core, with them some 5.
 """
@@ -20,9 +20,10 @@ from typing import Any
 import click
 import numpy as np
 import torch
-from collapses import BROKEN, IDEAL, Case, Picture, cases, to_picture, to_tensor
 from torch import Tensor
 
+from benchmarks.common.figures import RESULTS
+from benchmarks.evaluation.collapses import BROKEN, IDEAL, Case, Picture, cases, to_picture, to_tensor
 from samdeblur.evaluation.guard import LIMITS, Findings, Limits, flags, inspect, rescue
 from samdeblur.evaluation.metrics.fidelity import COLLAPSE_DB, mode_collapse_rate, psnr
 from samdeblur.evaluation.tables.bootstrap import wilson
@@ -246,7 +247,7 @@ def figures(rows: Sequence[Row], limits: Limits) -> dict[str, Any]:
 @click.command()
 @click.option("--cache", "folder", required=True, type=click.Path(path_type=Path), help="Where trained networks stay.")
 @click.option("--thin", default=1, show_default=True, help="Only every so many pictures, for a quick look.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path(__file__).parent / "results/guard.json")
+@click.option("--out", type=click.Path(path_type=Path), default=RESULTS / "guard.json")
 def main(folder: Path, thin: int, out: Path) -> None:
     """Fix limits on one side, measure on the other."""
     torch.set_num_threads(1)

@@ -1,6 +1,6 @@
 """Jobs that are killed, starved and lied to, at random moments: whatever happens, a later run ends with the same bytes.
 
-python benchmarks/faults.py [--kills 120] [--seed 0] [--slice]
+python -m benchmarks.pipeline.faults [--kills 120] [--seed 0] [--slice]
 
 Small jobs run on a scheduler, two workers and a client, each a process of its own with a folder of its own. After
 every fault the store is opened and verified: what it calls done must equal an undisturbed store, and never gets less.
@@ -42,6 +42,7 @@ import numpy as np
 from distributed import Scheduler, Worker
 from PIL import Image
 
+from benchmarks.common.figures import RESULTS
 from samdeblur.cli import prep
 from samdeblur.pipeline.job import coordinator, worker
 from samdeblur.storage import files, open_store
@@ -554,7 +555,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--slice", action="store_true", help="stop after so many; not every kind gets its turn")
     parser.add_argument("--only", default="", help="kinds whose name holds this; the others keep their results")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "faults.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "faults.json")
     options = parser.parse_args()
     assert threading.active_count() == 1  # or forks would be unsafe
     with tempfile.TemporaryDirectory() as folder:

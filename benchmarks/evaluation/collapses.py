@@ -1,4 +1,4 @@
-"""Networks and pictures that make deblurring collapse, and others beside them: what benchmarks/guard.py measures on.
+"""Networks and pictures that make deblurring collapse, and others beside them: what guard.py measures on.
 
 Two sides that share no network, no sharp picture and no way of going wrong: limits are fixed on "fit", and "test" says
 how good they are.
