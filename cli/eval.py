@@ -16,7 +16,7 @@ from samdeblur.cli.messages import QUARANTINED, progress_bar, run_command
 from samdeblur.cli.support.images import images_options
 from samdeblur.cli.support.sets import Loose, open_sets
 from samdeblur.evaluation.evaluate import Evaluation, evaluate
-from samdeblur.evaluation.metrics.fidelity import COLLAPSE_DB
+from samdeblur.evaluation.metrics.mode_collapse import COLLAPSE_DB
 from samdeblur.evaluation.metrics.perceptual import perceptual_metrics
 from samdeblur.evaluation.ranks import Ranks, is_first, joined
 from samdeblur.evaluation.report.write import write_report

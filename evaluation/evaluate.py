@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from samdeblur.evaluation.journal import Journal
 from samdeblur.evaluation.metrics.alignment import aligned_scores
-from samdeblur.evaluation.metrics.fidelity import FIDELITY, compare
 from samdeblur.evaluation.metrics.perceptual import PerceptualMetrics
+from samdeblur.evaluation.metrics.psnr_ssim import FIDELITY, compare
 from samdeblur.evaluation.ranks import Ranks
 from samdeblur.evaluation.report.pictures import forget_pictures, keep_pictures, keep_thumbnail
 from samdeblur.evaluation.restore import Restored, Restorer

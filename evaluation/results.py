@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from samdeblur.evaluation.metrics.fidelity import COLLAPSE_DB, mode_collapse_rate
+from samdeblur.evaluation.metrics.mode_collapse import COLLAPSE_DB, mode_collapse_rate
 from samdeblur.storage.files import write_durably
 
 RESULTS, TABLE = "results.json", "results.csv"

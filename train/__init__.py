@@ -5,7 +5,8 @@ The loop and its settings are here; rooms: `data` (crops), `trackers`, `sam` (th
 """
 
 from samdeblur.evaluation.evaluate import score_images
-from samdeblur.evaluation.metrics.fidelity import mode_collapse_rate, psnr, ssim
+from samdeblur.evaluation.metrics.mode_collapse import mode_collapse_rate
+from samdeblur.evaluation.metrics.psnr_ssim import psnr, ssim
 from samdeblur.evaluation.results import Results, Score, read_results, summarise
 from samdeblur.train.config import ConfigError, TrainConfig, read_config
 from samdeblur.train.loop import Diverged, train

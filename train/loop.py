@@ -24,6 +24,7 @@ from samdeblur.storage import MaskStore
 from samdeblur.train.config import ConfigError, TrainConfig
 from samdeblur.train.data.crops import Batch, CropDataset, Cutting, Share, crop_loader
 from samdeblur.train.losses import LOSSES, in_decibels
+from samdeblur.train.schedules import learning_rate
 from samdeblur.train.start import Validation, build_network, choose_images, resolved, run_facts
 from samdeblur.train.state import Row, add_to_log, read_run, save_state, write_facts, write_log
 from samdeblur.train.stopping import Stopped, StopRequest
@@ -37,12 +38,6 @@ HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 class Diverged(RuntimeError):
     """The loss is not a finite number any more, or far worse than it was."""
-
-
-def learning_rate(step: int, config: TrainConfig) -> float:
-    """Cosine annealing from learning_rate to min_learning_rate over the run."""
-    low, high = config.min_learning_rate, config.learning_rate
-    return low + (high - low) * (1 + math.cos(math.pi * step / config.steps)) / 2
 
 
 def train(

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from benchmarks.common.figures import RESULTS
-from samdeblur.evaluation.metrics.fidelity import psnr, ssim
+from samdeblur.evaluation.metrics.psnr_ssim import psnr, ssim
 from samdeblur.models import deblur, load_network
 from samdeblur.pipeline import Source, open_source
 

@@ -44,7 +44,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from benchmarks.common.figures import RESULTS
 from samdeblur.evaluation.evaluate import Evaluation, evaluate
-from samdeblur.evaluation.metrics.fidelity import compare, psnr, ssim
+from samdeblur.evaluation.metrics.psnr_ssim import compare, psnr, ssim
 from samdeblur.evaluation.ranks import Ranks
 from samdeblur.evaluation.report.write import write_report
 from samdeblur.evaluation.results import Conventions, Inference, Results

@@ -25,7 +25,8 @@ from torch import Tensor
 from benchmarks.common.figures import RESULTS
 from benchmarks.evaluation.collapses import BROKEN, IDEAL, Case, Picture, cases, to_picture, to_tensor
 from samdeblur.evaluation.guard import LIMITS, Findings, Limits, flags, inspect, rescue
-from samdeblur.evaluation.metrics.fidelity import COLLAPSE_DB, mode_collapse_rate, psnr
+from samdeblur.evaluation.metrics.mode_collapse import COLLAPSE_DB, mode_collapse_rate
+from samdeblur.evaluation.metrics.psnr_ssim import psnr
 from samdeblur.evaluation.tables.bootstrap import wilson
 from samdeblur.models import NAFNet, forward_in_tiles, local_pooling
 

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.common.figures import ROOT
-from samdeblur.evaluation.metrics.fidelity import psnr, ssim
+from samdeblur.evaluation.metrics.psnr_ssim import psnr, ssim
 from samdeblur.evaluation.report.pictures import keep_pictures, keep_thumbnail
 from samdeblur.evaluation.report.write import write_comparison, write_report
 from samdeblur.evaluation.results import Results, Score, SetResult

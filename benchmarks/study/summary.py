@@ -11,7 +11,7 @@ import numpy as np
 from intervals import Interval, Values, holm, of_means, of_rates
 from plan import CONTROLS, PHOTOGRAPHS, WORLDS, Size, best_masks, cells, variants
 
-from samdeblur.evaluation.metrics.fidelity import COLLAPSE_DB
+from samdeblur.evaluation.metrics.mode_collapse import COLLAPSE_DB
 from samdeblur.evaluation.results import RESULTS, read_results
 from samdeblur.evaluation.tables import published
 

@@ -25,7 +25,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from samdeblur.evaluation.metrics.fidelity import Convention, Picture, check_pictures, masked_psnr, masked_ssim
+from samdeblur.evaluation.metrics.psnr_ssim import Convention, Picture, check_pictures, masked_psnr, masked_ssim
 
 STEPS, TOLERANCE, SMOOTHING = 100, 1e-8, 5
 LEAST_VALID = 0.5  # share of the pixels; a homography that leaves fewer has not found the scene

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from samdeblur.evaluation.metrics.fidelity import Picture, check_pictures
+from samdeblur.evaluation.metrics.psnr_ssim import Picture, check_pictures
 
 # name -> class of torchmetrics.image, its options, whether lower is better
 TORCHMETRICS: dict[str, tuple[str, dict[str, Any], bool]] = {

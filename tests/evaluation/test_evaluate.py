@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from samdeblur.evaluation.evaluate import Evaluation, evaluate, restored_path, worst_first
-from samdeblur.evaluation.metrics import fidelity as metrics
+from samdeblur.evaluation.metrics import psnr_ssim as metrics
 from samdeblur.evaluation.metrics.alignment import aligned_scores
 from samdeblur.evaluation.metrics.perceptual import PerceptualMetric, PerceptualMetrics
 from samdeblur.evaluation.ranks import Ranks

@@ -10,7 +10,7 @@ from skimage.metrics import structural_similarity
 
 from samdeblur.evaluation.metrics import alignment
 from samdeblur.evaluation.metrics.alignment import Warp, align, aligned_scores, find_warp
-from samdeblur.evaluation.metrics.fidelity import psnr, ssim
+from samdeblur.evaluation.metrics.psnr_ssim import psnr, ssim
 
 # From pixels of the sharp picture to those of the result.
 HOMOGRAPHIES = {

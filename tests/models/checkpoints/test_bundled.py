@@ -10,7 +10,7 @@ import pytest
 from places import ROOT
 from segment_anything import SamPredictor
 
-from samdeblur.evaluation.metrics.fidelity import psnr
+from samdeblur.evaluation.metrics.psnr_ssim import psnr
 from samdeblur.models import deblur, load_network, load_sam
 from samdeblur.models.checkpoints.loading import BUNDLED
 from samdeblur.pipeline import BUNDLED_SETTINGS, MaskGenerator, open_source

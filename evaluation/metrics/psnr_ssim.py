@@ -1,4 +1,4 @@
-"""PSNR, SSIM in the two conventions in use, and the mode collapse rate."""
+"""PSNR, and SSIM in the two conventions in use."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from typing import Any, Literal, TypeAlias
 import cv2
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from torch import Tensor
 
-from samdeblur.evaluation.metrics.similarity import BORDERS, OnCPU, OnGPU, similarities
+from samdeblur.evaluation.metrics.structural_similarity import BORDERS, OnCPU, OnGPU, similarities
 
 Picture: TypeAlias = NDArray[np.uint8]
 Convention: TypeAlias = Literal["wang", "nafnet"]
 
-COLLAPSE_DB = 3.0
 FIDELITY = ("psnr", "ssim_wang", "ssim_nafnet")
 
 
@@ -109,26 +108,6 @@ def masked_ssim(
     _check_mask(image, reference, valid, BORDERS[convention])
     x, y = (np.where(valid[..., None], picture, 0).astype(np.float64) for picture in (image, reference))
     return float(similarities(y, [x], [convention], OnCPU(), valid)[0][convention])
-
-
-def mode_collapse_rate(blurred: ArrayLike, deblurred: ArrayLike, threshold: float = COLLAPSE_DB) -> float:
-    """Share of images that deblurring makes worse by more than 3 dB (arXiv 2309.02270, section 3).
-
-    Args:
-        blurred, deblurred: PSNR against the sharp image, dB, one value per image.
-        threshold: dB that may be lost.
-
-    Raises:
-        ValueError: no images, not as many of one as of the other, or a PSNR that is not a number.
-    """
-    before, after = np.asarray(blurred, float), np.asarray(deblurred, float)
-    if before.shape != after.shape or before.size == 0:
-        raise ValueError(f"the mode collapse rate needs two PSNR per image, got {before.size} and {after.size}")
-    if np.isnan(before).any() or np.isnan(after).any():
-        raise ValueError("the mode collapse rate needs PSNR that are numbers, got nan")
-    # An image that is perfect before and after has lost nothing, though inf - inf is not a number.
-    with np.errstate(invalid="ignore"):
-        return float(np.mean(before - after > threshold))
 
 
 def _decibel(squared_error: float, count: int) -> float:

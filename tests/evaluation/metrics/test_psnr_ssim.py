@@ -12,17 +12,10 @@ import torch
 from scipy.ndimage import correlate1d
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from samdeblur.evaluation.metrics import fidelity as metrics
-from samdeblur.evaluation.metrics.fidelity import (
-    FIDELITY,
-    compare,
-    masked_psnr,
-    masked_ssim,
-    mode_collapse_rate,
-    psnr,
-    ssim,
-)
-from samdeblur.evaluation.metrics.similarity import OnGPU
+from samdeblur.evaluation.metrics import psnr_ssim as metrics
+from samdeblur.evaluation.metrics.mode_collapse import mode_collapse_rate
+from samdeblur.evaluation.metrics.psnr_ssim import FIDELITY, compare, masked_psnr, masked_ssim, psnr, ssim
+from samdeblur.evaluation.metrics.structural_similarity import OnGPU
 
 # Heights around the strips that the CPU works in, and the borders that "wang" leaves out of them.
 SHAPES = [
