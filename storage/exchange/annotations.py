@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +45,10 @@ class Listing:
     Attributes:
         keys: I names, in the order of the store.
         shapes: I pairs height, width; 0 0 where unknown.
-        read: gives the masks of image number i and their records without area and box; columns may be missing. Raises
-            ExchangeError or TooManyAtoms for an image that cannot be used.
         problems: position -> why, of images known to be of no use already; `read` is not called for these.
+        sizeless: position -> why nothing says how large an image is; of no use either, until its picture says it.
+        read: gives, of the number of an image and its height and width, the masks and their records without area and
+            box; columns may be missing. Raises ExchangeError or TooManyAtoms for an image that cannot be used.
         digest_kind: what of the pictures is known: "pixels", "file" or "none".
         digest: gives that of image number i, 32 bytes. Raises ExchangeError as `read`.
         claims: the recipe that the source says its masks were made by, if any.
@@ -56,8 +57,9 @@ class Listing:
 
     keys: Sequence[str]
     shapes: Sequence[tuple[int, int]]
-    read: Callable[[int], tuple[AtomMap, Records]]
-    problems: Mapping[int, str] = field(default_factory=dict)
+    problems: Mapping[int, str]
+    sizeless: Mapping[int, str]
+    read: Callable[[int, tuple[int, int]], tuple[AtomMap, Records]]
     digest_kind: str = "none"
     digest: Callable[[int], bytes] = lambda position: bytes(32)
     claims: Any = None
@@ -71,25 +73,59 @@ def list_folder(
     read: Callable[[Path, tuple[int, int]], tuple[AtomMap, Records]],
     notes: Sequence[str],
 ) -> Listing:
-    """The files in a folder and its folders, sorted by key, which is the relative path without suffix.
+    """The files in a folder and its folders, with a suffix such as ".png", in any case; otherwise as `list_files`."""
+    found = [path for path in folder.rglob("*") if path.suffix.lower() == suffix and path.is_file()]
+    return list_files({path.relative_to(folder).as_posix()[: -len(suffix)]: path for path in found}, size, read, notes)
+
+
+def list_files(
+    files: Mapping[str, Path],
+    size: Callable[[Path], tuple[int, int]],
+    read: Callable[[Path, tuple[int, int]], tuple[AtomMap, Records]],
+    notes: Sequence[str],
+) -> Listing:
+    """Images that are a file, or a folder, each, sorted by key.
 
     Args:
-        suffix: such as ".png", in any case.
-        size: gives height and width of the image of a file. Raises ExchangeError for a file of no use.
-        read: `Listing.read`, given the file and that size.
+        files: key -> path.
+        size: gives height and width of the image of a file. Raises ExchangeError for a file of no use, LookupError for
+            one that does not say how large its image is.
+        read: `Listing.read`, given the file in place of its position.
     """
-    found = [path for path in folder.rglob("*") if path.suffix.lower() == suffix and path.is_file()]
-    files = sorted((path.relative_to(folder).as_posix()[: -len(suffix)], path) for path in found)
+    keys = sorted(files)
+    return Listing(
+        keys,
+        *sizes_of(len(keys), lambda position: size(files[keys[position]])),
+        lambda position, shape: read(files[keys[position]], shape),
+        notes=notes,
+    )
+
+
+Sizes = tuple[list[tuple[int, int]], dict[int, str], dict[int, str]]
+
+
+def sizes_of(count: int, size: Callable[[int], tuple[int, int]]) -> Sizes:
+    """`Listing.shapes`, `problems` and `sizeless` of images of which `size` gives height and width, or raises."""
     shapes: list[tuple[int, int]] = []
     problems: dict[int, str] = {}
-    for position, (_, path) in enumerate(files):
+    sizeless: dict[int, str] = {}
+    for position in range(count):
         try:
-            shapes.append(size(path))
-        except ExchangeError as error:
+            shapes.append(size(position))
+        except (ExchangeError, LookupError) as error:
             shapes.append((0, 0))
-            problems[position] = str(error)
-    keys = [key for key, _ in files]
-    return Listing(keys, shapes, lambda i: read(files[i][1], shapes[i]), problems, notes=notes)
+            (problems if isinstance(error, ExchangeError) else sizeless)[position] = str(error)
+    return shapes, problems, sizeless
+
+
+def rle_size(annotations: Sequence[Any]) -> tuple[int, int]:
+    """What the first mask in RLE says of the size of its image. Raises ExchangeError, or LookupError without any."""
+    for annotation in annotations:
+        segmentation = annotation.get("segmentation") if isinstance(annotation, dict) else None
+        size = segmentation.get("size") if isinstance(segmentation, dict) else None
+        if isinstance(size, list) and len(size) == 2:
+            return check_size(*size)
+    raise LookupError("no mask in RLE, which alone says how large its image is")
 
 
 def load_json(path: Path) -> Any:

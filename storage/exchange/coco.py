@@ -15,15 +15,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from samdeblur.storage.atoms import AtomMap
 from samdeblur.storage.exchange.annotations import (
     Listing,
-    Records,
     annotations_of,
     fields,
     items,
     load_json,
     read_annotations,
+    rle_size,
+    sizes_of,
 )
 from samdeblur.storage.exchange.rle import ExchangeError, brief, check_size
 from samdeblur.storage.files import PARTIAL, fsync_path
@@ -89,10 +89,11 @@ def list_instances(path: Path) -> Listing:
     about = about if isinstance(about, dict) else {}
     digests = [_digest(image.get("digest")) for image in images]
     known = about.get("digest") in ("pixels", "file") and all(digests)
-    return _listing(
+    by_image = list(groups.values())
+    return Listing(
         [_key(image, image["id"]) for image in images],
-        list(groups.values()),
-        lambda position: (images[position].get("height"), images[position].get("width")),
+        *sizes_of(len(images), lambda position: _size(images[position], by_image[position])),
+        lambda position, shape: read_annotations(by_image[position], *shape),
         digest_kind=about["digest"] if known else "none",
         digest=digests.__getitem__ if known else lambda position: bytes(32),
         claims=about.get("recipe"),
@@ -114,25 +115,18 @@ def list_results(path: Path) -> Listing:
         keys += names
     notes = ["coco-results lists no images: those without masks are not in the store", *_lost(results)]
     by_image = list(groups.values())
-    return _listing(keys, by_image, lambda position: _rle_size(by_image[position]), notes=notes)
+    return Listing(
+        keys,
+        *sizes_of(len(keys), lambda position: rle_size(by_image[position])),
+        lambda position, shape: read_annotations(by_image[position], *shape),
+        notes=notes,
+    )
 
 
-def _listing(
-    keys: list[str], groups: list[list[dict[str, Any]]], size: Callable[[int], tuple[Any, Any]], **about: Any
-) -> Listing:
-    shapes: list[tuple[int, int]] = []
-    problems: dict[int, str] = {}
-    for position in range(len(keys)):
-        try:
-            shapes.append(check_size(*size(position)))
-        except ExchangeError as error:
-            shapes.append((0, 0))
-            problems[position] = str(error)
-
-    def read(position: int) -> tuple[AtomMap, Records]:
-        return read_annotations(groups[position], *shapes[position])
-
-    return Listing(keys, shapes, read, problems, **about)
+def _size(image: dict[str, Any], annotations: list[dict[str, Any]]) -> tuple[int, int]:
+    """Height and width as the image says them, or else its masks."""
+    height, width = image.get("height"), image.get("width")
+    return rle_size(annotations) if height is None and width is None else check_size(height, width)
 
 
 def _image(store: MaskStore, key: str) -> dict[str, Any]:
@@ -198,16 +192,6 @@ def _digest(value: Any) -> bytes:
     except (TypeError, ValueError):
         return b""
     return digest if len(digest) == 32 else b""
-
-
-def _rle_size(results: list[dict[str, Any]]) -> tuple[Any, Any]:
-    """What the first mask in RLE says of the size of its image; polygons and boxes say nothing of it."""
-    for result in results:
-        segmentation = result.get("segmentation")
-        size = segmentation.get("size") if isinstance(segmentation, dict) else None
-        if isinstance(size, list) and len(size) == 2:
-            return size[0], size[1]
-    raise ExchangeError("no mask in RLE, which alone says how large its image is")
 
 
 def _lost(annotations: list[dict[str, Any]]) -> list[str]:

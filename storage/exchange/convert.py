@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from samdeblur.storage.atoms import TooManyAtoms
+from samdeblur.storage.exchange.amg import TABLE, is_list, is_table, list_amg, numbered
 from samdeblur.storage.exchange.annotations import CROP_BOX, POINT, SCORES, Listing
 from samdeblur.storage.exchange.coco import Progress, export_instances, export_results, list_instances, list_results
 from samdeblur.storage.exchange.originals import with_pictures
@@ -39,11 +40,13 @@ READERS: dict[str, Callable[[Path], Listing]] = {
     "coco-instances": list_instances,
     "coco-results": list_results,
     "sa-1b": list_sa1b,
+    "amg": list_amg,
     "grey-png": list_grey,
     "npz": list_npz,
 }
 FORMATS = tuple(READERS)
 EXPORTS = tuple(WRITERS)
+FILES = ("coco-instances", "coco-results")
 FOLDERS = {".json": "sa-1b", ".png": "grey-png", ".npz": "npz"}
 
 MAX_CLAIMS = 1 << 20  # bytes of a recipe that goes along
@@ -120,16 +123,16 @@ def import_masks(
     name = format or detect_format(source)
     if name not in READERS:
         raise ExchangeError(f"unknown format {name!r} to import, choose from {', '.join(FORMATS)}")
-    expected = "folder" if name in FOLDERS.values() else "file"
+    expected = "file" if name in FILES else "folder"
     if source.is_dir() != (expected == "folder"):
         raise ExchangeError(f"{source}: {name} is a {expected}; name another format")
     try:
         listing = READERS[name](source)
+        if images is not None:
+            listing = with_pictures(listing, images)
         _check(listing)
     except ExchangeError as error:
         raise ExchangeError(f"{source}: cannot be imported as {name}: {error}") from error
-    if images is not None:
-        listing = with_pictures(listing, images)
 
     lost = _lost_claims(listing.claims)
     claims = {} if lost or listing.claims is None else {"claims": listing.claims}
@@ -147,6 +150,8 @@ def detect_format(source: Path) -> str:
     if (source / "zarr.json").exists():
         raise ExchangeError(f"{source}: a store already; use it as it is")
     if source.is_dir():
+        if form := _amg(source):
+            return form
         found = sorted({path.suffix.lower() for path in source.rglob("*")} & set(FOLDERS))
         if len(found) == 1:
             return FOLDERS[found[0]]
@@ -159,14 +164,32 @@ def detect_format(source: Path) -> str:
     return "coco-results" if start == b"[" else "coco-instances"
 
 
+def _amg(source: Path) -> str:
+    """The format of a folder that `scripts/amg.py` wrote, where each image is a folder of masks or a JSON list."""
+    if any(is_table(path) for path in source.rglob(TABLE)):
+        return "amg"
+    first = next(
+        (path for path in sorted(source.rglob("*")) if path.suffix.lower() == ".json" and path.is_file()), None
+    )
+    if first is not None and is_list(first):
+        return "amg"
+    for folder in sorted({path.parent for path in source.rglob("0.png")} - {source}):
+        if numbered(folder):
+            raise ExchangeError(
+                f"{source}: {folder.name} holds 0.png and so on, which may be the masks of one image (amg, whose "
+                "metadata.csv is missing) or the images of a sequence (grey-png); say which by --format"
+            )
+    return ""
+
+
 def _row(listing: Listing, position: int, unknown: Counter[str]) -> Row:
     """An image done or quarantined; `unknown` counts the masks that miss a record."""
     digest = bytes(32)
     try:
-        if position in listing.problems:
-            raise ExchangeError(listing.problems[position])
+        if problem := listing.problems.get(position, listing.sizeless.get(position)):
+            raise ExchangeError(problem)
         digest = listing.digest(position)
-        atoms, records = listing.read(position)
+        atoms, records = listing.read(position, listing.shapes[position])
         row = Row.done(ImageContent(atoms, records | geometry_records(atoms)), digest)
     except (ExchangeError, TooManyAtoms, RecursionError) as error:
         return Row(ImageOutcome(QUARANTINED, digest, error=" ".join(str(error).split())))
@@ -207,8 +230,10 @@ def _check(listing: Listing) -> None:
             raise ExchangeError(f"{key[:80]!r} cannot be the name of an image")
         if key.startswith("/") or "\\" in key or ".." in key.split("/"):
             raise ExchangeError(f"{key[:80]!r} is a name that leads out of its folder")
-    if len(listing.problems) == len(keys):
-        raise ExchangeError(f"no image of {len(keys)} can be used, as {keys[0]}: {listing.problems[0]}")
+    problems = {**listing.sizeless, **listing.problems}
+    if len(problems) == len(keys):
+        advice = "; give --images, the folder of the pictures" if len(listing.problems) < len(keys) else ""
+        raise ExchangeError(f"no image of {len(keys)} can be used, as {keys[0]}: {problems[0]}{advice}")
     height, width = new_extent(np.array(listing.shapes, np.int32))
     if height * width > MAX_PIXELS:
         raise ExchangeError(f"images up to {width} wide and up to {height} high do not fit into one store; divide them")

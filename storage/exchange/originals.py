@@ -16,8 +16,9 @@ from samdeblur.storage.pictures import LOSSY_SUFFIXES, SUFFIXES
 def with_pictures(listing: Listing, folder: Path) -> Listing:
     """The listing with digests of pictures that are named like its keys, with a suffix or as they are.
 
-    Digests are of pixels, or of files when one of the pictures is of a form that decoders disagree on. An image
-    without a picture, of another size, or of another digest than the listing claims, cannot be used.
+    They also say how large an image is where the source does not. Digests are of pixels, or of files when one of the
+    pictures is of a form that decoders disagree on. An image without a picture, of another size, or of another digest
+    than the listing claims, cannot be used.
 
     Raises:
         ExchangeError: no picture of any image in this folder, or two of one name.
@@ -26,18 +27,26 @@ def with_pictures(listing: Listing, folder: Path) -> Listing:
     found = [pictures.get(key) for key in listing.keys]
     if not any(found):
         raise ExchangeError(f"{folder}: no picture of any of {len(found)} images, such as {listing.keys[0]}.png")
+    shapes, problems = list(listing.shapes), dict(listing.problems)
+    for position in listing.sizeless:
+        path = found[position]
+        try:
+            shapes[position] = (0, 0) if path is None else image_shape(path)
+        except BadImage as error:
+            problems[position] = str(error)
+    sizeless = {position: why for position, why in listing.sizeless.items() if shapes[position] == (0, 0)}
     kind = "file" if any(path and path.suffix.lower() in LOSSY_SUFFIXES for path in found) else "pixels"
 
     def digest(position: int) -> bytes:
         path = found[position]
         if path is None:
             raise ExchangeError(f"{folder}: no picture of this name")
-        taken = _digest(path, kind, listing.shapes[position])
+        taken = _digest(path, kind, shapes[position])
         if listing.digest_kind == kind and listing.digest(position) != taken:
             raise ExchangeError(f"{path}: not the picture that the masks were made of")
         return taken
 
-    return replace(listing, digest_kind=kind, digest=digest)
+    return replace(listing, shapes=shapes, problems=problems, sizeless=sizeless, digest_kind=kind, digest=digest)
 
 
 def _pictures(folder: Path) -> dict[str, Path]:

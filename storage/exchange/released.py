@@ -42,12 +42,12 @@ def list_npz(folder: Path) -> Listing:
 
 
 def _grey_size(path: Path) -> tuple[int, int]:
-    with _open_grey(path) as image:
+    with open_grey(path) as image:
         return check_size(image.height, image.width)
 
 
 def _read_grey(path: Path, shape: tuple[int, int]) -> tuple[AtomMap, Records]:
-    with _open_grey(path) as image:
+    with open_grey(path) as image:
         try:
             plane = np.array(image)
         except (OSError, SyntaxError, ValueError) as error:
@@ -56,12 +56,13 @@ def _read_grey(path: Path, shape: tuple[int, int]) -> tuple[AtomMap, Records]:
     return stack_masks((plane == value for value in values), len(values), shape), {}
 
 
-def _open_grey(path: Path) -> Image.Image:
+def open_grey(path: Path, modes: tuple[str, ...] = ("L",)) -> Image.Image:
+    """A PNG of one of Pillow's modes for grey pictures. Raises ExchangeError."""
     try:
         image = Image.open(path, formats=["PNG"])
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ExchangeError("not a PNG file that can be read") from error
-    if image.mode != "L":
+    if image.mode not in modes:
         image.close()
         raise ExchangeError(f"a PNG of pixel format {image.mode}, not 8-bit grey")
     return image
