@@ -146,7 +146,8 @@ def import_command(
     """Make a store TARGET of masks in other files.
 
     SOURCE is a COCO file (instances or results), the output folder of Segment Anything's scripts/amg.py, a folder of
-    SA-1B JSON files, or a folder of the grey PNG or grouped npz files of the released SAM-Deblur. What the format did not hold is said.
+    SA-1B JSON files, or a folder of the grey PNG or grouped npz files of the released SAM-Deblur. What the format
+    did not hold is said.
     """
     with image_bar(None, "import") as progress:
         lost = import_masks(source, target, form, dataset or source.stem, split, images, progress)
