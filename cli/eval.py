@@ -113,9 +113,7 @@ def run(network: str, sets: tuple[str, ...], out: Path, **options: Any) -> int:
     first = run_weights(Path(network), "initial") if options["with_step_0"] else None
     with joined(options["device"]) as ranks:
         model = load_network(path).to(ranks.device)
-        loose = Loose(
-            options["split"], options["layout"], options["sam"], model.prior is not None, str(ranks.device.type)
-        )
+        loose = Loose(options["split"], options["layout"], options["sam"], model.prior is not None, ranks.device)
         _check_tiles(model, inference)
         opened = open_sets(sets, loose, options["images"], options["images_layout"])
         ways = [replace(inference, tlc=_tlc(options, images, model)) for images in opened]

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from samdeblur.models import pick_device
+from samdeblur.models import DeviceError, pick_device
 
 Item = TypeVar("Item")
 
@@ -92,6 +92,26 @@ def is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def local_rank() -> int:
+    """Number of this process among those on its machine, as torchrun or SLURM's srun says it."""
+    for name in ("LOCAL_RANK", "SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK"):
+        if os.environ.get(name, "").isdecimal():
+            return int(os.environ[name])
+    raise DeviceError(
+        "several processes, and none knows its number on this machine: set LOCAL_RANK, or start them with torchrun"
+    )
+
+
+def _own_gpu(visible: int) -> int:
+    """The GPU of this process; the only one it sees, where each process is shown its own."""
+    if visible == 1:
+        return 0
+    rank = local_rank()
+    if rank >= visible:
+        raise DeviceError(f"process {rank} of this machine has no GPU: {visible} are visible; start as many processes")
+    return rank
+
+
 @contextmanager
 def joined(device: str) -> Iterator[Ranks]:
     """Join the processes of a run. `device` as for `pick_device`; each process takes the GPU of its local rank.
@@ -103,7 +123,7 @@ def joined(device: str) -> Iterator[Ranks]:
         yield Ranks(picked)
         return
     if picked.type == "cuda":
-        picked = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        picked = torch.device("cuda", _own_gpu(torch.cuda.device_count()))
         torch.cuda.set_device(picked)
     dist.init_process_group("cpu:gloo,cuda:nccl" if picked.type == "cuda" else "gloo")
     _groups.append(dist.group.WORLD)

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import click
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from samdeblur.cli.support.images import with_all_images
 from samdeblur.evaluation.sets import ImageSet, LooseSet, Sample, StoreSet, UnusableImage
-from samdeblur.models import pick_device
 from samdeblur.pipeline import BUNDLED_SETTINGS, BadImage, PrepSettings, Source, Weights, open_source
 from samdeblur.pipeline.job.recipe import load_stages
 from samdeblur.pipeline.sources.base import SourceError
@@ -32,7 +32,7 @@ class Loose:
     layout: str
     sam: str | None
     with_masks: bool  # whether the network looks at masks
-    device: str
+    device: torch.device  # of this process
 
 
 def open_sets(
@@ -78,9 +78,9 @@ class _Segmenter:
                 "or prepare a store with samdeblur-prep run"
             )
         settings = BUNDLED_SETTINGS if loose.sam == "bundled" else {}
-        self.settings = PrepSettings(sam=Weights.of_sam(loose.sam), sam_settings=settings, device=loose.device)
+        self.settings = PrepSettings(sam=Weights.of_sam(loose.sam), sam_settings=settings, device=loose.device.type)
         self.recipe = fingerprint(self.settings.recipe())
-        self._stages = load_stages(self.settings, pick_device(loose.device))
+        self._stages = load_stages(self.settings, loose.device)
 
     def __call__(self, blurred: NDArray[np.uint8]) -> tuple[AtomMap, dict[str, NDArray[np.float64]]]:
         assert self._stages.segmenter is not None

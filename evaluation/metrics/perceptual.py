@@ -130,7 +130,8 @@ def _from_torchmetrics(name: str, device: torch.device) -> PerceptualMetric:
     except ImportError as error:
         advice = "pip install samdeblur[perceptual]"
         raise PerceptualError(f"metric {name} needs torchmetrics, which is not installed; {advice}") from error
-    metric = getattr(image, kind)(**options).to(device)
+    # Values are those of one picture; by default the processes of a run would average them in `compute`.
+    metric = getattr(image, kind)(**options, sync_on_compute=False).to(device)
 
     def measure(result: Tensor, sharp: Tensor | None) -> Tensor:
         metric.update(result, sharp)
@@ -139,7 +140,8 @@ def _from_torchmetrics(name: str, device: torch.device) -> PerceptualMetric:
         finally:
             metric.reset()
 
-    return PerceptualMetric(name, lower_is_better, True, f"torchmetrics {torchmetrics.__version__}", measure)
+    library = f"torchmetrics {torchmetrics.__version__}, of each picture"  # journals without these words may hold means
+    return PerceptualMetric(name, lower_is_better, True, library, measure)
 
 
 def _from_pyiqa(name: str, device: torch.device) -> PerceptualMetric:

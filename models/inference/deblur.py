@@ -26,7 +26,8 @@ class OutOfMemory(torch.OutOfMemoryError):
 
 
 def pick_device(name: str) -> torch.device:
-    """The device for "cpu", "cuda" or "auto" (a GPU where there is one): the first GPU this process sees.
+    """The device for "cpu", "cuda" or "auto" (a GPU where there is one): the first GPU this process sees, or the one
+    that was made its own (`torch.cuda.set_device`), as `joined` does for each process of a run.
 
     Raises:
         DeviceError: a GPU was asked for and torch sees none.
@@ -34,7 +35,9 @@ def pick_device(name: str) -> torch.device:
     gpu = torch.cuda.is_available()
     if name == "cuda" and not gpu:
         raise DeviceError("device cuda: torch sees no GPU; use cpu or auto")
-    return torch.device("cuda", 0) if gpu and name != "cpu" else torch.device("cpu")
+    if not gpu or name == "cpu":
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device() if torch.cuda.is_initialized() else 0)
 
 
 @torch.inference_mode()

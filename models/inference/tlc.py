@@ -26,7 +26,10 @@ from samdeblur.models.priors.pooling import AtomBatch
 
 Network = TypeVar("Network", bound=nn.Module)
 
-CHUNK = 1 << 20  # numbers worked on at a time, if that is more than one channel
+# Numbers worked on at a time, if that is more than one channel: what stays in the cache of a core; elsewhere so many that
+# a picture takes some tens of launches.
+CHUNKS = {"cpu": 1 << 20}
+CHUNK = 1 << 24
 
 
 class LocalAveragePool(nn.Module):
@@ -60,14 +63,15 @@ def local_mean(x: Tensor, kernel: tuple[int, int]) -> Tensor:
 
     Running sums along the columns, then along the rows, in float64 (float32 on Apple's GPUs, which have no other):
     they run over the whole side, so in float32 large features take digits from small ones far away. Memory beside the
-    result: some 32 bytes for each of `CHUNK` numbers, or of one channel where that is more.
+    result: some 32 bytes for each of the numbers worked on at a time, or of one channel where that is more. Where
+    running sums are not repeatable (`torch.use_deterministic_algorithms` on a GPU) neighbours are added pair by pair.
     """
     height, width = x.shape[-2:]
     rows, columns = min(kernel[0], height), min(kernel[1], width)
     border = ((columns - 1) // 2, columns // 2, (rows - 1) // 2, rows // 2)
     wide = torch.float32 if x.device.type == "mps" else torch.float64
     channels = x.shape[-3]
-    step = max(1, CHUNK * channels // x.numel())
+    step = max(1, CHUNKS.get(x.device.type, CHUNK) * channels // x.numel())
     means = torch.empty_like(x)
     for start in range(0, channels, step):
         count = min(step, channels - start)
@@ -79,9 +83,25 @@ def local_mean(x: Tensor, kernel: tuple[int, int]) -> Tensor:
 
 def _sliding_sum(x: Tensor, size: int, dim: int) -> Tensor:
     """Sums of `size` neighbours along a dimension, which gets size - 1 shorter."""
+    if torch.are_deterministic_algorithms_enabled() and x.device.type != "cpu":
+        return _sliding_sum_by_doubling(x, size, dim)
     total, places = x.cumsum(dim), x.shape[dim] - size
     first = total.narrow(dim, size - 1, 1)
     return torch.cat([first, total.narrow(dim, size, places) - total.narrow(dim, 0, places)], dim)
+
+
+def _sliding_sum_by_doubling(x: Tensor, size: int, dim: int) -> Tensor:
+    """The same without a running sum: sums of 1, 2, 4, ... neighbours, joined by the binary digits of `size`."""
+    places = x.shape[dim] - size + 1
+    total, done, length = torch.zeros_like(x.narrow(dim, 0, places)), 0, 1
+    while True:
+        if size & length:
+            total = total + x.narrow(dim, done, places)
+            done += length
+        if 2 * length > size:
+            return total
+        x = x.narrow(dim, 0, x.shape[dim] - length) + x.narrow(dim, length, x.shape[dim] - length)
+        length *= 2
 
 
 def local_pooling(network: Network, train_size: int = 256) -> Network:

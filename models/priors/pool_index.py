@@ -9,6 +9,13 @@ import torch
 from torch import Tensor
 
 
+def accumulator(device: torch.device) -> torch.dtype:
+    """What sums over pixels are added up in, one after the other: a flat sky of a megapixel has a sum of which float32
+    loses the third digit. Apple's GPUs have nothing wider.
+    """
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 class IndexPlan:
     """The linear maps between the pixels and the masks of a batch; masks M.. M + B - 1 are the backgrounds.
 
@@ -34,11 +41,8 @@ class IndexPlan:
         return self._to_masks(_total(ones, self.pixels, self.n_atoms).double(), None)[:, 0]
 
     def sums(self, features: Tensor, weights: Tensor | None) -> Tensor:
-        """Sums of (B, S, H, W) over the pixels of each mask, (M + B, S), in at least float32, float64 on a CPU."""
-        wide = torch.promote_types(features.dtype, torch.float32)
-        if features.device.type == "cpu":
-            wide = torch.float64
-        values = features.to(wide).transpose(0, 1).reshape(features.shape[1], -1)
+        """Sums of (B, S, H, W) over the pixels of each mask, (M + B, S), of `accumulator`."""
+        values = features.to(accumulator(features.device)).transpose(0, 1).reshape(features.shape[1], -1)
         return self._to_masks(_total(values, self.pixels, self.n_atoms), weights)
 
     def spread(self, values: Tensor, weights: Tensor | None, dtype: torch.dtype, channels_last: bool = False) -> Tensor:

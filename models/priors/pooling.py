@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from samdeblur.models.priors.pool_index import IndexPlan
+from samdeblur.models.priors.pool_index import IndexPlan, accumulator
 from samdeblur.models.priors.pool_runs import RunPlan, cut_runs, lies_channels_last
 from samdeblur.storage import AtomMap
 
@@ -98,7 +98,7 @@ def mask_average_pool(
 
     Returns:
         (B, S, H, W), of the type and memory format of `features` (compiled: contiguous); (B, 2S, H, W) with "mean+std".
-        On a CPU the pixels of a run are added up in float32 and runs in float64; elsewhere in at least float32.
+        Sums are in float64 (on a CPU those of the few pixels of a run in float32).
         Autocast changes nothing. Differentiable, twice too. Repeatable on a CPU; elsewhere under
         `torch.use_deterministic_algorithms`.
 
@@ -239,7 +239,7 @@ def _spread_op(values: Tensor, weights: Tensor | None, dtype: torch.dtype, tenso
 
 
 def _n_all(tensors: list[Tensor]) -> int:
-    return len(tensors[4]) + tensors[0].shape[0]
+    return tensors[4].shape[0] + tensors[0].shape[0]  # `len` would make the number of masks a constant of the graph
 
 
 @_areas_op.register_fake
@@ -249,9 +249,7 @@ def _(tensors: list[Tensor]) -> Tensor:
 
 @_sums_op.register_fake
 def _(features: Tensor, weights: Tensor | None, tensors: list[Tensor]) -> Tensor:
-    on_cpu = features.device.type == "cpu"
-    wide = torch.float64 if on_cpu else torch.promote_types(features.dtype, torch.float32)
-    return features.new_empty((_n_all(tensors), features.shape[1]), dtype=wide)
+    return features.new_empty((_n_all(tensors), features.shape[1]), dtype=accumulator(features.device))
 
 
 @_spread_op.register_fake

@@ -14,6 +14,7 @@ from samdeblur.models.networks.padding import pad_to
 from samdeblur.models.priors.base import Prior
 from samdeblur.models.priors.cat import CATPrior
 from samdeblur.models.priors.dropout import random_words, seeds_of
+from samdeblur.models.priors.pool_index import accumulator
 from samdeblur.models.priors.pooling import AtomBatch
 
 REGIONS = 257  # region 0 is the padding, region 1 + g the pixels of grey value g
@@ -100,11 +101,10 @@ def pool_regions(features: Tensor, regions: Tensor, kept: Tensor) -> Tensor:
         kept: (B, R) bool.
 
     Returns:
-        (B, S, H', W'), of the type of `features`. Sums are accumulated in float64 on a CPU and in at least float32
-        elsewhere. Differentiable, twice too.
+        (B, S, H', W'), of the type of `features`. Sums are in float64. Differentiable, twice too.
     """
     batch, channels = features.shape[:2]
-    wide = torch.float64 if features.device.type == "cpu" else torch.promote_types(features.dtype, torch.float32)
+    wide = accumulator(features.device)
     pixels = (regions + REGIONS * torch.arange(batch, device=regions.device).view(-1, 1, 1)).flatten()
 
     # s_k and, in the last row, n_k: (S + 1, B, R)

@@ -378,7 +378,7 @@ def without_small_regions(found: Candidates, size: tuple[int, int], min_area: in
 
 def _nms(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
     """Positions of the boxes that stay, by falling score."""
-    return batched_nms(boxes.float(), scores, torch.zeros(len(boxes)), iou_threshold=threshold)
+    return batched_nms(boxes.float(), scores, torch.zeros_like(scores), iou_threshold=threshold)
 
 
 def _records(found: Candidates) -> Records:

@@ -107,7 +107,7 @@ def test_the_direction_and_the_library_of_each_are_known(torchmetrics, pyiqa):
         "topiq_fr": False,
     }
     libraries = {metric.name: metric.library for metric in found.metrics}
-    assert (libraries["lpips"], libraries["niqe"]) == ("torchmetrics 9.9", "pyiqa 0.9")
+    assert (libraries["lpips"], libraries["niqe"]) == ("torchmetrics 9.9, of each picture", "pyiqa 0.9")
     assert [metric.name for metric in found.metrics if not metric.needs_sharp] == ["niqe"]
 
 

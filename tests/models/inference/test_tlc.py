@@ -66,7 +66,7 @@ def test_local_means_are_those_of_the_windows_moved_inside(size, kernel):
 @pytest.mark.parametrize("chunk", [1, 100, 1 << 20])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
 def test_neither_the_layout_nor_what_is_done_at_a_time_matters(monkeypatch, chunk, memory_format):
-    monkeypatch.setattr(tlc_module, "CHUNK", chunk)
+    monkeypatch.setitem(tlc_module.CHUNKS, "cpu", chunk)
     x = torch.randn(2, 5, 8, 11).contiguous(memory_format=memory_format)
     found = local_mean(x, (3, 4))
     assert torch.allclose(found.double(), _dense(x, (3, 4)), rtol=1e-6, atol=1e-6)
