@@ -1,7 +1,8 @@
-"""samdeblur-train in processes of its own, which wait where they are told to. For the fixtures of train/conftest.py."""
+"""The commands in processes of their own; a training waits where it is told to."""
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import sys
@@ -32,7 +33,7 @@ class Ended:
 
 @dataclass(frozen=True)
 class Child:
-    """A running samdeblur-train."""
+    """A running command."""
 
     process: ForkServerProcess
     line: Connection
@@ -62,6 +63,7 @@ def started(
     said: Path,
     before_step: int | None = None,
     environment: Mapping[str, str] | None = None,
+    program: str = "train",
 ) -> Iterator[Child]:
     """A child for the time of the context.
 
@@ -70,9 +72,12 @@ def started(
         said: where its output is written, as NAME.out and NAME.err.
         before_step: step before which it waits.
         environment: variables it is given.
+        program: train, eval or prep.
     """
     line, far = PROCESSES.Pipe()
-    process = PROCESSES.Process(target=_run, args=([*map(str, arguments)], said, far, before_step, environment or {}))
+    process = PROCESSES.Process(
+        target=_run, args=(program, [*map(str, arguments)], said, far, before_step, environment or {})
+    )
     process.start()
     far.close()
     try:
@@ -85,7 +90,10 @@ def started(
 
 @contextmanager
 def started_together(
-    arguments: Sequence[Sequence[object]], said: Path, before_step: Mapping[int, int] | None = None
+    arguments: Sequence[Sequence[object]],
+    said: Path,
+    before_step: Mapping[int, int] | None = None,
+    program: str = "train",
 ) -> Iterator[list[Child]]:
     """The processes of one run, each with its arguments, as torchrun starts them."""
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # where they meet
@@ -104,6 +112,7 @@ def started_together(
                     said.with_name(f"{said.name}-{rank}"),
                     (before_step or {}).get(rank),
                     common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                    program,
                 )
             )
             for rank, mine in enumerate(arguments)
@@ -111,20 +120,26 @@ def started_together(
 
 
 def _run(
-    arguments: list[str], said: Path, line: Connection, before_step: int | None, environment: dict[str, str]
+    program: str,
+    arguments: list[str],
+    said: Path,
+    line: Connection,
+    before_step: int | None,
+    environment: dict[str, str],
 ) -> None:
     for number, suffix in ((1, ".out"), (2, ".err")):
         os.dup2(os.open(said.with_suffix(suffix), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     os.environ.update(environment)
     torch.set_num_threads(1)
 
-    from samdeblur.cli import train as command
-    from samdeblur.train import loop, state
+    command = importlib.import_module(f"samdeblur.cli.{program}")
+    if program == "train":
+        from samdeblur.train import loop, state
 
-    state.draw_curves = lambda history: repr(history).encode()  # drawing takes longer than these runs
+        state.draw_curves = lambda history: repr(history).encode()  # drawing takes longer than these runs
     if before_step is not None:
         loop._Run.take_step = _waiting(loop._Run.take_step, before_step, line)  # type: ignore[method-assign]
-    sys.argv = ["samdeblur-train", *arguments]
+    sys.argv = [f"samdeblur-{program}", *arguments]
     command.main()
 
 

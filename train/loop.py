@@ -161,7 +161,7 @@ class _Run:
             self.history.append({"step": 0})
             return
         self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(_for_these_kernels(state["optimizer"], self.optimizer))
         self.scaler.load_state_dict(state["scaler"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
@@ -360,6 +360,15 @@ class _Watch:
         self.mean = value if self.mean is None else fading * self.mean + (1 - fading) * value
         self.step, self.best = int(row["step"]), min(self.best, self.mean)
         return self.mean - self.best
+
+
+def _for_these_kernels(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """A state saved by a run on another kind of device: what computes a step is this run's choice."""
+    groups = [
+        saved | {name: ours[name] for name in ("fused", "foreach", "capturable") if name in ours}
+        for saved, ours in zip(state["param_groups"], optimizer.param_groups, strict=True)
+    ]
+    return state | {"param_groups": groups}
 
 
 def compiled(network: Deblurrer) -> nn.Module:

@@ -26,8 +26,8 @@ from samdeblur.models.priors.pooling import AtomBatch
 
 Network = TypeVar("Network", bound=nn.Module)
 
-# Numbers worked on at a time, if that is more than one channel: what stays in the cache of a core; elsewhere so many that
-# a picture takes some tens of launches.
+# Numbers worked on at a time, if that is more than one channel: what stays in the cache of a core; elsewhere so many
+# that a picture takes few launches.
 CHUNKS = {"cpu": 1 << 20}
 CHUNK = 1 << 24
 

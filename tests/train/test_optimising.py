@@ -225,3 +225,33 @@ def test_a_stop_while_the_backbone_is_frozen_changes_nothing(store, small, tmp_p
         train(config, store, tmp_path / "run", progress=stop)
     train(config, store, tmp_path / "run")
     assert_same_run(tmp_path / "run", contents(tmp_path / "undisturbed"))
+
+
+# Other devices
+
+
+@pytest.mark.parametrize("precision", ["float16", "float32"])
+@pytest.mark.parametrize("fused_first", [False, True])
+def test_a_run_goes_on_with_the_kernels_of_the_device_it_is_on(
+    store, small, tmp_path, monkeypatch, precision, fused_first
+):
+    """A run begun on a CPU goes on on a GPU, whose AdamW is fused, and the other way round."""
+    adam = torch.optim.AdamW
+
+    def on(fused):
+        monkeypatch.setattr(torch.optim, "AdamW", lambda *a, **options: adam(*a, **(options | {"fused": fused})))
+
+    config = replace(small, method="map", precision=precision, steps=6, learning_rate=1e-2)
+
+    def stop(row):
+        if row["step"] == 3:
+            signal.raise_signal(signal.SIGTERM)
+
+    expected = losses_of(train(config, store, tmp_path / "undisturbed"))
+    on(fused_first)
+    with pytest.raises(Stopped):
+        train(config, store, tmp_path / "run", progress=stop)
+    on(not fused_first)
+    assert losses_of(train(config, store, tmp_path / "run")) == pytest.approx(expected, rel=1e-3)
+    groups = torch.load(tmp_path / "run" / "state.pt", weights_only=True)["optimizer"]["param_groups"]
+    assert [group["fused"] for group in groups] == [not fused_first]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import warnings
 
+import pretended
 import pytest
 import torch
 from torch import nn
@@ -275,3 +276,34 @@ def test_a_network_that_has_diverged_is_converted_like_any_other():
 def test_a_size_of_nothing_is_refused():
     with pytest.raises(ValueError, match="train_size must be at least 1, got 0"):
         local_pooling(_nafnet(), 0)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 8, 31, 32, 40])
+@pytest.mark.parametrize("dim", [-1, -2])
+def test_sums_by_doubling_are_those_of_the_windows(size, dim):
+    x = torch.randn(2, 3, 40, 41, dtype=torch.float64)
+    expected = x.unfold(dim, size, 1).sum(-1)
+    assert torch.allclose(tlc_module._sliding_sum_by_doubling(x, size, dim), expected, rtol=1e-13, atol=1e-13)
+
+
+def test_a_gpu_that_must_be_repeatable_takes_no_running_sums():
+    """torch refuses them there in floating point: cumsum_cuda_kernel has no deterministic implementation."""
+    x = torch.randn(1, 4, 30, 44)
+    torch.use_deterministic_algorithms(True)
+    try:
+        with pretended.cuda() as device:
+            found = local_mean(x.to(pretended.CUDA), (9, 12)).cpu()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert torch.Tensor.cumsum not in device.seen
+    assert torch.allclose(found, local_mean(x, (9, 12)), rtol=1e-6, atol=1e-6)
+
+
+def test_a_gpu_is_given_a_picture_in_few_pieces(monkeypatch):
+    """64 channels of 1280 x 720: at the size that suits a core it would be 59 pieces, with 15 operations each."""
+    sums = []
+    sliding = tlc_module._sliding_sum
+    monkeypatch.setattr(tlc_module, "_sliding_sum", lambda x, *rest: sums.append(x.shape) or sliding(x, *rest))
+    with pretended.cuda():
+        local_mean(torch.zeros(1, 64, 720, 1280).to(pretended.CUDA), (384, 384))
+    assert len(sums) == 2 * 4

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pretended
 import pytest
 import torch
 
-from samdeblur.models import AtomBatch, drop_masks, mask_average_pool
+from samdeblur.models import AtomBatch, MAPUnit, drop_masks, mask_average_pool
 from samdeblur.models.priors.pool_index import IndexPlan
 from samdeblur.models.priors.pool_runs import RunPlan
 from samdeblur.storage import AtomMap
@@ -354,6 +355,58 @@ def test_a_batch_is_traversed_tensor_by_tensor(stacks):
     again = torch.utils._pytree.tree_unflatten(leaves, structure)
     assert isinstance(again, AtomBatch)
     assert torch.equal(again.runs, batch.runs)
+
+
+# On a GPU, with one that is pretended
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("options", [("sum", "mean"), ("mean", "mean"), ("smallest", "mean+std")], ids=str)
+def test_pooling_on_a_gpu_is_that_of_a_cpu(stacks, case, options):
+    batch = _batch(*stacks[case])
+    features = _features(batch.batch_size, 2, *batch.atoms.shape[1:], dtype=torch.float32)
+    expected = mask_average_pool(features, batch, *options)
+    with pretended.cuda():
+        found = mask_average_pool(features.to(pretended.CUDA), batch.to(pretended.CUDA), *options)
+        assert found.device == pretended.CUDA
+    torch.testing.assert_close(found.cpu(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_the_mean_of_a_flat_sky_keeps_its_digits_on_a_gpu(dtype):
+    """A sum of a megapixel in float32, one after the other, loses the third digit."""
+    height, width = 720, 1280
+    batch = AtomBatch.background(1, height, width)
+    features = torch.full((1, 2, height, width), 0.7311).to(dtype)
+    with pretended.cuda():
+        on_device = features.to(pretended.CUDA), batch.to(pretended.CUDA)
+        pooled = mask_average_pool(*on_device).cpu().double()
+        plan = IndexPlan(on_device[1].atoms, on_device[1].pairs, on_device[1].atom_image, 0)
+        sums = plan.sums(on_device[0], None).cpu().double()
+    exact = features.double().mean((2, 3), keepdim=True)
+    assert (sums[0] / (height * width) / exact[0, :, 0, 0] - 1).abs().max() < 1e-12
+    assert (pooled / exact - 1).abs().max() <= torch.finfo(dtype).eps
+
+
+def test_any_number_of_masks_is_compiled_into_two_graphs_with_the_prior_in_them(random_masks):
+    rng = np.random.default_rng(0)
+    batches = [
+        _batch(random_masks(rng, n, 12, 16), random_masks(rng, n + 2, 12, 16))
+        for n in (5, 7, 1, 12, 9, 3, 14, 6, 11, 2)
+    ]
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    unit = MAPUnit(2)
+    compiled = torch.compile(lambda x, b: unit(x, b) * 2, backend=backend)
+    for batch in batches:
+        image = torch.rand(2, 3, 12, 16)
+        torch.testing.assert_close(compiled(image, batch), unit(image, batch) * 2)
+    assert len(graphs) <= 2
 
 
 # Mask dropout
