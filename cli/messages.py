@@ -20,6 +20,7 @@ from samdeblur.evaluation.results import ResultsError
 from samdeblur.models import CheckpointError, DeviceError, NotFinite, OutOfMemory
 from samdeblur.pipeline import ClusterLost, SettingsError, SourceError, WorkerKilled
 from samdeblur.storage import ImageNotReady, PictureError, StoreDamaged, StoreError
+from samdeblur.storage.listing import ListingError
 from samdeblur.storage.writing.lease import StoreBusy
 from samdeblur.train.config import ConfigError
 from samdeblur.train.loop import Diverged
@@ -32,6 +33,7 @@ REFUSALS = (
     SourceError,
     StoreError,
     ImageNotReady,
+    ListingError,
     CheckpointError,
     ConfigError,
     DeviceError,

@@ -1,7 +1,7 @@
-"""Picture files to pixels: what an 8-bit PNG, JPEG, BMP, TIFF or WebP file shows, as 8-bit RGB; a refusal for the rest.
+"""Picture files to pixels: what an 8-bit PNG, JPEG, BMP, TIFF, WebP, GIF or PPM file shows, as 8-bit RGB.
 
-Nothing is lost silently: more than 8 bits, transparency and further pictures in the file are refused. Size and form are
-judged by the header, before anything is decoded.
+Nothing is lost silently: other forms, more than 8 bits, transparency and further pictures in the file are refused. Size
+and form are judged by the header, before anything is decoded.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import jpeg_factory
 from PIL.PngImagePlugin import PngImageFile
+from PIL.PpmImagePlugin import PpmImageFile
 from PIL.TiffImagePlugin import (
     BITSPERSAMPLE,
     IMAGELENGTH,
@@ -40,7 +42,11 @@ READERS = {
     b"II+\0": TiffImageFile,
     b"MM\0+": TiffImageFile,
     b"RIFF": WebPImageFile,
+    b"GIF8": GifImageFile,
+    **{b"P%d" % kind: PpmImageFile for kind in range(1, 7)},
 }
+FORMS = "PNG, JPEG, BMP, TIFF, WebP, GIF or PPM"
+
 HEADER_BYTES = 32
 PNG_BITS = 24  # where a PNG says its bits per channel
 ORIENTATION = 274  # a tag of TIFF and EXIF
@@ -99,7 +105,7 @@ def _opened(path: Path) -> Iterator[tuple[ImageFile, bytes]]:
 def _reader(file: IO[bytes], header: bytes) -> ImageFile:
     reader = next((reader for start, reader in READERS.items() if header.startswith(start)), None)
     if reader is None or (reader is WebPImageFile and header[8:12] != b"WEBP"):
-        raise BadImage("not an image" + (" in PNG, JPEG, BMP, TIFF or WebP" if header else ": the file is empty"))
+        raise BadImage("not an image" + (f" in {FORMS}; convert it to PNG" if header else ": the file is empty"))
     try:
         return reader(file)
     except SyntaxError:
@@ -124,6 +130,14 @@ def _refuse_depth(image: ImageFile, header: bytes) -> None:
         _refuse_tiff_depth(image.tag_v2)
     elif isinstance(image, PngImageFile) and header[PNG_BITS] > 8:
         raise BadImage(f"{header[PNG_BITS]} bits per channel; convert it to 8-bit RGB")
+    elif isinstance(image, PpmImageFile) and (levels := _ppm_levels(image)) != 255:
+        raise BadImage(f"values up to {levels}, not up to 255; convert it to 8-bit RGB")
+
+
+def _ppm_levels(image: PpmImageFile) -> int:
+    """The highest value of a PPM; Pillow scales others than 255."""
+    options = image.tile[0].args
+    return int(options[1]) if isinstance(options, tuple) and isinstance(options[1], int) and image.mode != "1" else 255
 
 
 def _refuse_tiff_depth(tags: ImageFileDirectory_v2) -> None:

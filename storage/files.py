@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import hashlib
 import os
 from pathlib import Path
@@ -38,6 +39,19 @@ def sha256_file(path: Path) -> bytes:
     """SHA-256 of a file's bytes, 32 bytes."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").digest()
+
+
+def decode_text(data: bytes) -> str:
+    """A text file that a person wrote: UTF-8, or UTF-16 or UTF-32 as their first bytes tell. Raises UnicodeDecodeError.
+
+    The locale says nothing about a file that may come from another machine.
+    """
+    marks = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF16_LE: "utf-16",
+             codecs.BOM_UTF16_BE: "utf-16"}  # fmt: skip
+    encoding = next((name for mark, name in marks.items() if data.startswith(mark)), "utf-8-sig")
+    if encoding == "utf-8-sig" and b"\0" in data[:4]:  # the mark was lost
+        encoding = "utf-16-be" if data.startswith(b"\0") else "utf-16-le"
+    return data.decode(encoding)
 
 
 class DurableStore(LocalStore):

@@ -2,5 +2,10 @@
 
 from __future__ import annotations
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
-LOSSY_SUFFIXES = (".jpg", ".jpeg", ".webp")
+LOSSY_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".webp")
+SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm", ".pnm", *LOSSY_SUFFIXES)
+# Pictures that are counted and named, not read: of more than 8 bits, or decoded so by Pillow without a word.
+UNREAD_SUFFIXES = (
+    ".avif", ".heic", ".heif", ".jxl", ".jp2", ".j2k", ".jpx", ".exr", ".hdr", ".pfm", ".tga", ".psd", ".dng",
+    ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2",
+)  # fmt: skip

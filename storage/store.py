@@ -27,6 +27,7 @@ from samdeblur.storage.format.layout import (
     unpack_keys,
     unpack_text,
 )
+from samdeblur.storage.names import Names
 
 TABLE_BYTES = 64 << 20  # tables of pairs kept by an open store
 
@@ -83,7 +84,7 @@ class MaskStore:
     def __init__(self, location: str | Path) -> None:
         self.path, self.reader, self.header = open_checked(location)
         self._arrays = self.header.arrays
-        self._names = list(self.header.data_arrays())
+        self._data_names = list(self.header.data_arrays())
         self._present: set[tuple[str, int]] = set()
         self._tables: OrderedDict[int, NDArray[np.uint16]] = OrderedDict()
         self._table_bytes = 0
@@ -117,7 +118,7 @@ class MaskStore:
         return self.header.n_images
 
     def __contains__(self, key: object) -> bool:
-        return key in self._positions
+        return isinstance(key, str) and self.find(key) is not None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.keys)
@@ -138,6 +139,14 @@ class MaskStore:
     def _positions(self) -> dict[str, int]:
         return {key: position for position, key in enumerate(self.keys)}
 
+    @cached_property
+    def _names(self) -> Names:
+        return Names(self._positions)
+
+    def find(self, key: str) -> str | None:
+        """The name of an image in the store: `key`, or that in another form of Unicode, with or without suffix."""
+        return key if key in self._positions else self._names.find(key)
+
     @property
     def ready_keys(self) -> list[str]:
         """Names of the images whose masks can be read, and whose pictures are there when they lie elsewhere."""
@@ -146,10 +155,10 @@ class MaskStore:
 
     def position(self, key: str) -> int:
         """Row of an image. Raises UnknownImage."""
-        try:
-            return self._positions[key]
-        except KeyError:
-            raise UnknownImage(f"{self.path}: no image {key!r} (first of {len(self)}: {self.keys[0]!r})") from None
+        name = self.find(key)
+        if name is None:
+            raise UnknownImage(f"{self.path}: no image {key!r} (first of {len(self)}: {self.keys[0]!r})")
+        return self._positions[name]
 
     def shape(self, key: str) -> tuple[int, int]:
         """Height and width of an image."""
@@ -252,7 +261,7 @@ class MaskStore:
 
     def _read(self, name: str, where: Any = ...) -> NDArray[Any]:
         try:
-            if name in self._names:
+            if name in self._data_names:
                 self._require_shard(name, where[0] // self.header.block_size)
             return self.reader.read(name, self._arrays[name], where)
         except (StoreDamaged, Unreachable):
@@ -264,7 +273,7 @@ class MaskStore:
         """Compare the end of a shard with the index, once: missing it would read as zeros, and another's as its own."""
         if (name, block) in self._present:
             return
-        expected = self.shard_digests[block, self._names.index(name)].tobytes()
+        expected = self.shard_digests[block, self._data_names.index(name)].tobytes()
         if self.reader.has_shards and expected != NO_SHARD:
             spec = self._arrays[name]
             trailer = self.reader.trailer(name, block, spec)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import click
 import numpy as np
@@ -15,9 +15,11 @@ import numpy as np
 from samdeblur.cli.messages import FAILED, QUARANTINED, progress_bar
 from samdeblur.pipeline import open_source, status
 from samdeblur.pipeline.sources.dataset import add_pictures, source_problems
-from samdeblur.storage import MaskStore, StoreError, open_store
+from samdeblur.storage import MaskStore, open_store
 from samdeblur.storage.exchange.convert import EXPORTS, FORMATS, export_masks, import_masks
+from samdeblur.storage.files import decode_text
 from samdeblur.storage.format import layout
+from samdeblur.storage.names import select
 from samdeblur.storage.sharing.export import export_hdf5, export_zip
 from samdeblur.storage.sharing.info import describe
 from samdeblur.storage.sharing.verify import verify_store
@@ -159,21 +161,33 @@ def import_command(
 @click.argument("store")
 @store_target
 @click.option("--keys", "patterns", multiple=True, metavar="GLOB", help="Names to take, as 'GOPR0384*'; repeatable.")
-@click.option("--keys-from", type=click.File(), help="File with a name per line; - for standard input.")
+@click.option("--keys-from", type=click.File("rb"), help="File with a name per line; - for standard input.")
 def subset_command(store: str, target: Path, patterns: tuple[str, ...], keys_from: Any) -> int:
     """Write the images of STORE whose names match into a store TARGET."""
     if not patterns and keys_from is None:
         raise click.UsageError("say which images: --keys or --keys-from")
     opened = open_store(store)
-    keys = [key for key in opened.keys if any(fnmatchcase(key, pattern) for pattern in patterns)]
-    for line in keys_from or ():
-        if line.strip() and line.strip() not in opened:
-            raise click.UsageError(f"{keys_from.name}: {opened.path} has no image {line.strip()!r}")
-        keys += [line.strip()] if line.strip() else []
+    keys = []
+    for pattern in patterns:
+        if not (found := select(opened.keys, pattern)):
+            raise click.UsageError(f"{opened.path}: no name matches {pattern!r} (the first is {opened.keys[0]!r})")
+        keys += found
+    for line in _lines(keys_from) if keys_from is not None else ():
+        if line not in opened:
+            raise click.UsageError(f"{keys_from.name}: {opened.path} has no image {line!r}")
+        keys.append(line)
     if not keys:
-        raise StoreError(f"{opened.path}: no name matches {' '.join(patterns)} (first: {opened.keys[0]})")
+        raise click.UsageError(f"{keys_from.name}: no names in it")
     with image_bar(len(keys), "subset") as progress:
         return _say_made(subset(opened, target, keys, progress))
+
+
+def _lines(file: IO[bytes]) -> list[str]:
+    """The lines of a text file that are not empty. Raises UsageError."""
+    try:
+        return [line.strip() for line in re.split(r"[\r\n]+", decode_text(file.read())) if line.strip()]
+    except UnicodeDecodeError as error:
+        raise click.UsageError(f"{file.name}: not text in UTF-8 or UTF-16 ({error.reason})") from error
 
 
 @click.command("merge")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +17,12 @@ from samdeblur.evaluation.sets import ImageSet, LooseSet, Sample, StoreSet, Unus
 from samdeblur.pipeline import BUNDLED_SETTINGS, BadImage, PrepSettings, Source, Weights, open_source
 from samdeblur.pipeline.job.recipe import load_stages
 from samdeblur.pipeline.sources.base import SourceError
-from samdeblur.pipeline.sources.listing import images_in
+from samdeblur.pipeline.sources.listing import images_in, unread_forms
 from samdeblur.pipeline.sources.opening import embedded
 from samdeblur.storage import AtomMap, MaskStore, open_store
 from samdeblur.storage.decode import read_image
 from samdeblur.storage.format.layout import fingerprint
-from samdeblur.storage.pictures import SUFFIXES
+from samdeblur.storage.listing import is_image, is_unread
 
 
 @dataclass(frozen=True)
@@ -103,9 +104,9 @@ class _Pictures:
 
 def _open_source(location: str, loose: Loose) -> _Pictures:
     folder = Path(location)
-    if folder.is_dir() and any(path.suffix.lower() in SUFFIXES for path in folder.iterdir()):
-        files = images_in(folder)
-        return _Pictures(folder.resolve().name, "blurred", sorted(files), lambda key: _read_alone(files[key]))
+    if folder.is_dir() and any(is_image(name) for name in os.listdir(folder)):
+        files = _readable(folder)
+        return _Pictures(folder.resolve().name, "blurred", list(files), lambda key: _read_alone(files[key]))
     try:
         source = open_source(location, loose.split, loose.layout)
     except SourceError as error:
@@ -113,6 +114,18 @@ def _open_source(location: str, loose: Loose) -> _Pictures:
     for note in source.notes:
         click.echo(f"note: {note}", err=True)
     return _Pictures(source.dataset, source.split, source.keys, lambda key: _read_pair(source, key))
+
+
+def _readable(folder: Path) -> dict[str, Path]:
+    """The pictures of a folder; says which are in forms that are not read. Raises SourceError when all are."""
+    found = images_in(folder)
+    files = {key: path for key, path in found.items() if not is_unread(path)}
+    if len(files) < len(found):
+        line = f"left out in forms that are not read: {unread_forms([found.values()])}"
+        if not files:
+            raise SourceError(f"{folder}: no picture that can be read, {line}")
+        click.echo(f"note: {folder}: {line}", err=True)
+    return files
 
 
 def _read_alone(path: Path) -> Sample:

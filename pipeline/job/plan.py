@@ -17,6 +17,7 @@ from samdeblur.pipeline.sources.base import BadImage, Source
 from samdeblur.storage import StoreError, open_store
 from samdeblur.storage.access.header import read_header
 from samdeblur.storage.format.layout import DONE, PENDING, QUARANTINED, Header, create_store, round_up
+from samdeblur.storage.names import nfc
 from samdeblur.storage.sharing.info import stored_bytes
 from samdeblur.storage.writing.bulk import new_extent
 from samdeblur.storage.writing.commits import Committer, run_folder
@@ -93,7 +94,7 @@ def check_same(source: Source, path: Path, settings: PrepSettings, options: Stor
     for name, (stored, asked) in layout.items():
         if stored != asked:
             raise StoreError(f"{path}: {name} is {stored} in the store, {asked} was asked for; write to a new store")
-    stored, keys = open_store(path).keys, list(source.keys)
+    stored, keys = list(map(nfc, open_store(path).keys)), list(map(nfc, source.keys))
     if stored != keys:
         example = next((key for key in sorted({*stored} ^ {*keys})), "their order")
         raise StoreError(

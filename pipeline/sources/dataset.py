@@ -9,6 +9,7 @@ from pathlib import Path
 from samdeblur.pipeline.sources.base import BadImage, ImagePair, Source
 from samdeblur.storage import MaskStore, StoreError
 from samdeblur.storage.format.layout import DONE, QUARANTINED
+from samdeblur.storage.names import Names
 from samdeblur.storage.writing.bulk import Row, fill_store
 from samdeblur.storage.writing.commits import ImageContent, ImageOutcome
 
@@ -23,18 +24,19 @@ def source_problems(store: MaskStore, source: Source, progress: Progress = lambd
         StoreError: the store knows no digests, or digests of another kind than the dataset's.
     """
     _require_same_kind(store, source)
-    there = set(source.keys)
+    names = Names(source.keys)
     for position, key in enumerate(store.keys):
-        if key not in there:
+        there = names.find(key)
+        if there is None:
             yield f"{store.path}: {key}: not in the dataset"
         elif store.states[position] == DONE:
             try:
-                if source.read(key).digest != store.digest(key):
+                if source.read(there).digest != store.digest(key):
                     yield f"{store.path}: {key}: {OTHER_PICTURE}"
             except BadImage as error:
                 yield f"{store.path}: {key}: {error}"
         progress(1)
-    for key in sorted(there - set(store.keys)):
+    for key in (key for key in source.keys if key not in store):
         yield f"{store.path}: {key}: in the dataset, not in the store"
 
 
@@ -46,7 +48,7 @@ def add_pictures(store: MaskStore, source: Source, target: Path, progress: Progr
     Raises:
         StoreError: digests of another kind than the dataset's, no image of the store in it, or another store is there.
     """
-    there = set(keys_in_both(store, source, store.keys))
+    there = keys_in_both(store, source, store.keys)
 
     def row(position: int) -> Row:
         key = store.keys[position]
@@ -55,7 +57,7 @@ def add_pictures(store: MaskStore, source: Source, target: Path, progress: Progr
         try:
             if key not in there:
                 raise BadImage("not in the dataset")
-            pair = read_own(store, source, key)
+            pair = read_own(store, source, key, there[key])
         except BadImage as error:
             return Row(ImageOutcome(QUARANTINED, store.digest(key), error=str(error)))
         content = ImageContent(store.atoms(key), store.records(key), pair.blurred, pair.sharp)
@@ -65,27 +67,27 @@ def add_pictures(store: MaskStore, source: Source, target: Path, progress: Progr
     return fill_store(target, header, store.keys, store.shapes, row, progress)
 
 
-def keys_in_both(store: MaskStore, source: Source, keys: Sequence[str]) -> list[str]:
-    """Those of some keys of a store that a dataset has, in its order.
+def keys_in_both(store: MaskStore, source: Source, keys: Sequence[str]) -> dict[str, str]:
+    """Those of some keys of a store that a dataset has, with what they are called there.
 
     Raises:
         StoreError: none of them, or digests of another kind than the dataset's.
     """
     if store.header.digest != "none":
         _require_same_kind(store, source)
-    asked = set(keys)
-    found = [key for key in source.keys if key in asked]
+    names = Names(source.keys)
+    found = {key: name for key in keys if (name := names.find(key)) is not None}
     if not found:
         raise StoreError(f"{source.dataset} has no image of {store.path}, such as {keys[0]}")
     return found
 
 
-def read_own(store: MaskStore, source: Source, key: str) -> ImagePair:
-    """The pair that the masks of an image were made of. Raises BadImage for another one, or as `Source.read`.
+def read_own(store: MaskStore, source: Source, key: str, name: str) -> ImagePair:
+    """The pair that the masks of an image were made of, called `name` in its dataset.
 
-    A store that knows no digests compares sizes alone.
+    A store that knows no digests compares sizes alone. Raises BadImage for another one, or as `Source.read`.
     """
-    pair = source.read(key)
+    pair = source.read(name)
     (height, width), (rows, columns) = pair.blurred.shape[:2], store.shape(key)
     if (height, width) != (rows, columns):
         raise BadImage(f"its masks are {columns}x{rows}, the picture in the dataset is {width}x{height}")

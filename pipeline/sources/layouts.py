@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from samdeblur.pipeline.sources.base import SourceError
-from samdeblur.pipeline.sources.listing import NAMED, Pairs, folders_in, images_in, match_by_name
-from samdeblur.storage.pictures import SUFFIXES
+from samdeblur.pipeline.sources.listing import NAMED, Pairs, images_in, match_by_name
+from samdeblur.storage.listing import folders_in, is_image
+from samdeblur.storage.names import nfc
 
 SPLITS = ("train", "val", "test")  # what folders of splits are commonly called
 ANY = "*"  # in place of the name of a split: whatever it is called
@@ -57,6 +58,7 @@ def detect_layout(root: Path, split: str) -> str:
 
 def list_split(root: Path, split: str, layout: str) -> Pairs:
     """The pairs of a split, by key. Raises SourceError for a split that is not there."""
+    split = nfc(split)
     expected = LAYOUTS[layout].expected.format(split=split)
     splits = LAYOUTS[layout].splits(root)
     place = splits.get(split) or splits.get(ANY)
@@ -78,7 +80,7 @@ def _folders(root: Path) -> list[Path]:
 def _split_folders(root: Path) -> dict[str, Path]:
     """Folders that may be a split, by name: those in the root, and the root when it is named like one."""
     itself = {root.name: root} if root.name in SPLITS else {}
-    return itself | {folder.name: folder for folder in _folders(root)}
+    return itself | {nfc(folder.name): folder for folder in _folders(root)}
 
 
 # Two folders with the same names.
@@ -92,7 +94,7 @@ def _pair_folders(folder: Path) -> tuple[Path, Path] | None:
 
 def _pairs_splits(root: Path) -> dict[str, Path]:
     """The root itself serves any split, unless folders in it are named like splits."""
-    splits = {folder.name: folder for folder in _folders(root) if _pair_folders(folder)}
+    splits = {nfc(folder.name): folder for folder in _folders(root) if _pair_folders(folder)}
     return splits | ({ANY: root} if _pair_folders(root) and not splits.keys() & {*SPLITS} else {})
 
 
@@ -117,7 +119,7 @@ def _list_gopro(folder: Path, split: str) -> Pairs:
     for sequence in folders_in(folder):
         for side, images in (("blur", blurred), ("sharp", sharp)):
             if (sequence / side).is_dir():
-                images |= {f"{sequence.name}/{key}": path for key, path in images_in(sequence / side).items()}
+                images |= {f"{nfc(sequence.name)}/{key}": path for key, path in images_in(sequence / side).items()}
     return match_by_name(blurred, sharp)
 
 
@@ -159,7 +161,7 @@ def _list_realblur(root: Path, split: str) -> Pairs:
     pairs: Pairs = {}
     for number, line in enumerate(table.read_text("utf-8-sig", errors="replace").splitlines(), 1):
         if line.strip():
-            scene, index = _realblur_line(line, f"{table}: line {number}")
+            scene, index = _realblur_line(nfc(line), f"{table}: line {number}")
             blurred, sharp = f"{scene}/blur/blur_{index}", f"{scene}/gt/gt_{index}"
             pairs[f"{scene}/blur_{index}"] = (pictures.get(blurred), pictures.get(sharp))
     return dict(sorted(pairs.items()))
@@ -214,7 +216,7 @@ def _reloblur_splits(root: Path) -> dict[str, Path]:
     def holds_scenes(folder: Path) -> bool:
         """Judged by the first folder of pictures."""
         for take in (take for scene in _folders(folder) for take in _folders(scene)):
-            if names := [os.path.splitext(name)[0] for name in os.listdir(take) if name.lower().endswith(SUFFIXES)]:
+            if names := [os.path.splitext(name)[0] for name in os.listdir(take) if is_image(name)]:
                 return any(name.endswith(("_blur", "_sharp")) for name in names)
         return False
 

@@ -1,83 +1,26 @@
-"""Image files by name: listing folders, and matching two listings. Links are followed, hidden files left out."""
+"""Two listings of image files as pairs, by name."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from pathlib import Path
 
 from samdeblur.pipeline.sources.base import SourceError
-from samdeblur.storage.pictures import SUFFIXES
+from samdeblur.storage.listing import ListingError, image_files, is_unread
 
 NAMED = 8  # names in a message
 
 Pairs = dict[str, tuple[Path | None, Path | None]]  # key -> blurred, sharp; None is a file that ought to be there
 Files = dict[str, tuple[Path, Path]]
-Identity = tuple[int, int]
 
 
 def images_in(folder: Path) -> dict[str, Path]:
-    """Image files below a folder by their relative name without suffix, in no order.
-
-    Raises:
-        SourceError: two names that differ in their suffix alone, or a name that is not UTF-8.
-        OSError: a folder that cannot be read.
-    """
-    found: dict[str, Path] = {}
-    outside = {path for start in (folder.absolute(), folder.resolve()) for path in start.parents}
-    for name, path in _walk(str(folder), "", frozenset(_identity(path) for path in outside)):
-        key, suffix = os.path.splitext(name)
-        if suffix.lower() not in SUFFIXES:
-            continue
-        if key in found:
-            first, second = sorted((found[key].name, os.path.basename(path)))
-            raise SourceError(
-                f"{os.path.dirname(path)}/{second}: and {first} have the same name; keep one of them there"
-            )
-        if not key.isascii():
-            _require_utf8(key, path)
-        found[key] = Path(path)
-    return found
-
-
-def _walk(folder: str, prefix: str, above: frozenset[Identity]) -> Iterator[tuple[str, str]]:
-    """Relative name and path of each file. A link to a folder that it lies in itself is not followed."""
-    identity = _identity(folder)
-    if identity in above:
-        return
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if _is_folder(entry):
-                yield from _walk(entry.path, f"{prefix}{entry.name}/", above | {identity})
-            elif entry.is_symlink() or entry.is_file():  # a link to nothing is said to be one when it is read
-                yield prefix + entry.name, entry.path
-
-
-def _identity(folder: str | Path) -> Identity:
-    status = os.stat(folder)
-    return status.st_dev, status.st_ino
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """`image_files`, for sources. Raises SourceError, and OSError for a folder that cannot be read."""
     try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
-        return False
-
-
-def _require_utf8(key: str, path: str) -> None:
-    try:
-        key.encode()
-    except UnicodeEncodeError as error:
-        raise SourceError(f"{path!a}: the name is not UTF-8; rename it") from error
-
-
-def folders_in(folder: Path) -> list[Path]:
-    """The folders in a folder, sorted."""
-    with os.scandir(folder) as entries:
-        return sorted(Path(entry) for entry in entries if not entry.name.startswith(".") and _is_folder(entry))
+        return image_files(folder)
+    except ListingError as error:
+        raise SourceError(str(error)) from error
 
 
 def match_by_name(blurred: Mapping[str, Path], sharp: Mapping[str, Path]) -> Pairs:
@@ -85,27 +28,44 @@ def match_by_name(blurred: Mapping[str, Path], sharp: Mapping[str, Path]) -> Pai
     return {key: (blurred.get(key), sharp.get(key)) for key in sorted(blurred.keys() | sharp.keys())}
 
 
-def complete_pairs(pairs: Pairs, where: Path, skip_unpaired: bool) -> tuple[Files, str]:
-    """The pairs of which both files are there, and a line on those left out, empty when there are none.
+def complete_pairs(pairs: Pairs, where: Path, skip_unpaired: bool) -> tuple[Files, list[str]]:
+    """The pairs of which both files are there and in a form that is read, and a line on the others of each kind.
 
     Raises:
         SourceError: files are missing and not to be skipped, or no pair is left.
     """
-    files = {key: (blurred, sharp) for key, (blurred, sharp) in pairs.items() if blurred and sharp}
-    unpaired = [key for key in pairs if key not in files]
-    if not unpaired:
-        return files, ""
-    named = ", ".join(f"{key} ({_lacking(*pairs[key])})" for key in unpaired[:NAMED])
-    named += f" and {len(unpaired) - NAMED:,} more" if len(unpaired) > NAMED else ""
-    count = f"{len(unpaired):,} image{'s' if len(unpaired) > 1 else ''}"
-    if not skip_unpaired:
-        raise SourceError(
-            f"{where}: {count} without a counterpart: {named}; complete the folder or leave them out with "
-            "--skip-unpaired"
-        )
-    if not files:
-        raise SourceError(f"{where}: no pair is complete, {count} without a counterpart: {named}; complete the folder")
-    return files, f"{count} left out without a counterpart: {named}"
+    unread = {key: paths for key, paths in pairs.items() if any(path and is_unread(path) for path in paths)}
+    there = {key: paths for key, paths in pairs.items() if key not in unread}
+    files = {key: (blurred, sharp) for key, (blurred, sharp) in there.items() if blurred and sharp}
+    unpaired = [f"{key} ({_lacking(*paths)})" for key, paths in there.items() if key not in files]
+    lines = []
+    if unpaired:
+        lines.append(f"{_count(unpaired)} left out without a counterpart: {_named(unpaired)}")
+        if not skip_unpaired:
+            raise SourceError(
+                f"{where}: {_count(unpaired)} without a counterpart: {_named(unpaired)}; complete the folder or leave "
+                "them out with --skip-unpaired"
+            )
+    if unread:
+        lines.append(f"{_count(unread)} left out in forms that are not read: {unread_forms(unread.values())}")
+    if lines and not files:
+        raise SourceError(f"{where}: no pair is complete, {'; '.join(lines)}; complete the folder")
+    return files, lines
+
+
+def unread_forms(found: Iterable[Iterable[Path | None]]) -> str:
+    """The files in forms that are not read, counted by suffix, and what to do."""
+    forms = Counter(path.suffix.lower() for paths in found for path in paths if path and is_unread(path))
+    return f"{', '.join(f'{count:,} {suffix}' for suffix, count in sorted(forms.items()))}; convert them to PNG"
+
+
+def _count(images: Sized) -> str:
+    return f"{len(images):,} image{'s' if len(images) > 1 else ''}"
+
+
+def _named(images: Sequence[str]) -> str:
+    more = f" and {len(images) - NAMED:,} more" if len(images) > NAMED else ""
+    return ", ".join(images[:NAMED]) + more
 
 
 def _lacking(blurred: Path | None, sharp: Path | None) -> str:

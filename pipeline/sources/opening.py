@@ -12,6 +12,8 @@ from samdeblur.pipeline.sources.layouts import LAYOUTS, detect_layout, list_spli
 from samdeblur.pipeline.sources.listing import complete_pairs
 from samdeblur.pipeline.sources.sample import SampleSource
 from samdeblur.pipeline.sources.worlds import WorldSource
+from samdeblur.storage.listing import is_empty
+from samdeblur.storage.names import nfc
 from samdeblur.storage.pictures import LOSSY_SUFFIXES, SUFFIXES
 
 # Sources of this package by name: (location, split) -> source.
@@ -49,10 +51,10 @@ def open_source(
     kind = embedded(location)
     if kind and layout in ("auto", kind):
         return EMBEDDED[kind](location, split)
-    root = Path(os.path.abspath(location))
+    split, root = nfc(split), Path(os.path.abspath(location))
     if not root.is_dir():
         raise FileNotFoundError(f"{location}: no such folder")
-    if not os.listdir(root):
+    if is_empty(root):
         raise SourceError(f"{location}: an empty folder; mount the disk of the dataset there, or name another folder")
     if layout == "auto":
         layout = detect_layout(root, split)
@@ -62,8 +64,8 @@ def open_source(
     if not pairs:
         raise SourceError(f"{location}: no images ({', '.join(sorted(SUFFIXES))}) in the {layout} layout")
     files, left_out = complete_pairs(pairs, root, skip_unpaired)
-    name = dataset or LAYOUTS[layout].dataset or root.resolve().name
-    notes = [f"{name} {split}: {left_out}"] if left_out else []
+    name = nfc(dataset or LAYOUTS[layout].dataset or root.resolve().name)
+    notes = [f"{name} {split}: {line}" for line in left_out]
     published = LAYOUTS[layout].published.get(split, len(files))
     if len(files) != published:
         notes.append(f"{name} {split}: {len(files):,} pairs found, the published split has {published:,}")

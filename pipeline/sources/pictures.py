@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from samdeblur.pipeline.sources.base import BadImage, Source
 from samdeblur.pipeline.sources.dataset import keys_in_both, read_own
 from samdeblur.storage import MaskStore, PictureError
+from samdeblur.storage.names import Names
 
 PICTURE_BYTES = 64 << 20  # decoded pictures kept by one process
 
@@ -26,7 +27,7 @@ def with_dataset(store: MaskStore, source: Source, name: str) -> MaskStore:
         StoreError: no image of the store in it that is ready, or digests of another kind.
     """
     shared = keys_in_both(store, source, store.ready_keys or store.keys)
-    return store.with_pictures(DatasetPictures(source.subset(shared), name))
+    return store.with_pictures(DatasetPictures(source.subset(dict.fromkeys(shared.values())), name))
 
 
 class DatasetPictures:
@@ -39,7 +40,7 @@ class DatasetPictures:
 
     def __init__(self, source: Source, name: str) -> None:
         self.source, self.name = source, name
-        self._keys = frozenset(source.keys)
+        self._names = Names(source.keys)
         self._kept: OrderedDict[tuple[str, str], dict[str, NDArray[np.uint8]]] = OrderedDict()
         self._kept_bytes = 0
 
@@ -47,7 +48,7 @@ class DatasetPictures:
         return DatasetPictures, (self.source, self.name)
 
     def __contains__(self, key: object, /) -> bool:
-        return key in self._keys
+        return isinstance(key, str) and self._names.find(key) is not None
 
     def image(self, store: MaskStore, name: str, key: str) -> NDArray[np.uint8]:
         """See `Pictures`. Raises also SourceLost, when the disk that the dataset lies on cannot be read."""
@@ -59,10 +60,11 @@ class DatasetPictures:
         return self._kept[place][name]
 
     def _read(self, store: MaskStore, key: str) -> dict[str, NDArray[np.uint8]]:
-        if key not in self:
+        there = self._names.find(key)
+        if there is None:
             raise PictureError(f"{self.name}: no picture of {key} there, which {store.path} has masks of; add it")
         try:
-            pair = read_own(store, self.source, key)
+            pair = read_own(store, self.source, key, there)
         except BadImage as error:
             raise PictureError(
                 f"{self.name}: {key}: {error}; restore the picture, or take it and its counterpart away to go without"

@@ -28,6 +28,8 @@ from samdeblur.storage.exchange.rle import (
     encode_masks,
 )
 from samdeblur.storage.format.layout import MAX_RECORDS
+from samdeblur.storage.listing import files_in
+from samdeblur.storage.names import nfc
 from samdeblur.storage.writing.commits import check_caps
 
 Records = dict[str, NDArray[np.float64]]
@@ -74,8 +76,11 @@ def list_folder(
     notes: Sequence[str],
 ) -> Listing:
     """The files in a folder and its folders, with a suffix such as ".png", in any case; otherwise as `list_files`."""
-    found = [path for path in folder.rglob("*") if path.suffix.lower() == suffix and path.is_file()]
-    return list_files({path.relative_to(folder).as_posix()[: -len(suffix)]: path for path in found}, size, read, notes)
+    files: dict[str, Path] = {}
+    for name, path in files_in(folder):
+        if name.lower().endswith(suffix) and files.setdefault(key := nfc(name[: -len(suffix)]), path) != path:
+            raise ExchangeError(f"{path}: and {files[key].name} have the same name; keep one of them there")
+    return list_files(files, size, read, notes)
 
 
 def list_files(

@@ -27,6 +27,7 @@ from samdeblur.storage.exchange.annotations import (
 )
 from samdeblur.storage.exchange.rle import ExchangeError, brief, check_size
 from samdeblur.storage.files import PARTIAL, fsync_path
+from samdeblur.storage.names import nfc
 from samdeblur.storage.store import MaskStore
 
 CATEGORY = {"id": 1, "name": "mask"}
@@ -182,7 +183,7 @@ def _key(item: dict[str, Any], image_id: int | str) -> str:
     name = item.get("file_name", str(image_id))
     if not isinstance(name, str):
         raise ExchangeError(f"the file_name of image {brief(image_id)} is not a text")
-    return name
+    return nfc(name)
 
 
 def _digest(value: Any) -> bytes:

@@ -29,6 +29,7 @@ from samdeblur.storage.format.layout import (
     Header,
     StoreError,
 )
+from samdeblur.storage.listing import files_in
 from samdeblur.storage.store import MaskStore
 from samdeblur.storage.writing.bulk import BLOCK_SIZE, Row, fill_store, key_bytes, new_extent
 from samdeblur.storage.writing.commits import ImageContent, ImageOutcome, geometry_records
@@ -152,7 +153,7 @@ def detect_format(source: Path) -> str:
     if source.is_dir():
         if form := _amg(source):
             return form
-        found = sorted({path.suffix.lower() for path in source.rglob("*")} & set(FOLDERS))
+        found = sorted({path.suffix.lower() for _, path in files_in(source)} & set(FOLDERS))
         if len(found) == 1:
             return FOLDERS[found[0]]
         held = f"files of {' and '.join(found)} in it" if found else f"none of {', '.join(FOLDERS)} in it; its files"
@@ -265,6 +266,6 @@ def _sha256(source: Path) -> str:
     """SHA-256 (hex) of a file, or of the lines "SHA-256  relative path" of the files in a folder, sorted by path."""
     if source.is_file():
         return sha256_file(source).hex()
-    files = sorted((path.relative_to(source).as_posix(), path) for path in source.rglob("*") if path.is_file())
+    files = sorted(files_in(source))
     lines = (f"{sha256_file(path).hex()}  {name}\n" for name, path in files)
     return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()

@@ -10,7 +10,9 @@ from samdeblur.storage.exchange.annotations import Listing
 from samdeblur.storage.exchange.rle import ExchangeError
 from samdeblur.storage.files import sha256_file
 from samdeblur.storage.format.layout import pixel_digest
-from samdeblur.storage.pictures import LOSSY_SUFFIXES, SUFFIXES
+from samdeblur.storage.listing import ListingError, image_files
+from samdeblur.storage.names import Names
+from samdeblur.storage.pictures import LOSSY_SUFFIXES
 
 
 def with_pictures(listing: Listing, folder: Path) -> Listing:
@@ -23,8 +25,12 @@ def with_pictures(listing: Listing, folder: Path) -> Listing:
     Raises:
         ExchangeError: no picture of any image in this folder, or two of one name.
     """
-    pictures = _pictures(folder)
-    found = [pictures.get(key) for key in listing.keys]
+    try:
+        pictures = image_files(folder)
+    except ListingError as error:
+        raise ExchangeError(str(error)) from error
+    names = Names(pictures)
+    found = [pictures.get(names.find(key) or "") for key in listing.keys]
     if not any(found):
         raise ExchangeError(f"{folder}: no picture of any of {len(found)} images, such as {listing.keys[0]}.png")
     shapes, problems = list(listing.shapes), dict(listing.problems)
@@ -47,18 +53,6 @@ def with_pictures(listing: Listing, folder: Path) -> Listing:
         return taken
 
     return replace(listing, shapes=shapes, problems=problems, sizeless=sizeless, digest_kind=kind, digest=digest)
-
-
-def _pictures(folder: Path) -> dict[str, Path]:
-    """Name -> file of the pictures in a folder and its folders; each has two names, with its suffix and without."""
-    pictures: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in SUFFIXES and path.is_file():
-            name = path.relative_to(folder)
-            for key in (name.as_posix(), name.with_suffix("").as_posix()):
-                if pictures.setdefault(key, path) != path:
-                    raise ExchangeError(f"{path}: and {pictures[key].name} have the same name; keep one of them")
-    return pictures
 
 
 def _digest(path: Path, kind: str, shape: tuple[int, int]) -> bytes:

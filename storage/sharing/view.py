@@ -8,11 +8,9 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from importlib.resources import files
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -23,9 +21,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from samdeblur.storage.atoms import AtomMap
+from samdeblur.storage.decode import BadImage, read_image
 from samdeblur.storage.files import write_durably
 from samdeblur.storage.format.layout import DONE, PENDING, QUARANTINED, RECORD_COLUMNS, StoreError
-from samdeblur.storage.pictures import SUFFIXES
+from samdeblur.storage.listing import image_files
+from samdeblur.storage.names import Names, select
 from samdeblur.storage.store import MaskStore, StoreDamaged
 
 FOLDERS = ("blur", "blurred", "input", "lq", "sharp", "target", "gt")
@@ -79,6 +79,7 @@ def write_view(
         UnknownImage: a key the store does not have.
         StoreDamaged: what the store holds of an image cannot be read.
     """
+    pictures = _Pictures(images) if images is not None else None
     cards, missing = [], Counter[str]()
     for key in keys:
         state = store.states[store.position(key)]
@@ -86,7 +87,7 @@ def write_view(
             height, image_width = store.shape(key)
             cards.append(Card(key, (image_width, height), reason=store.error(key)))
         elif state == DONE:
-            picture = _find_picture(store, key, images)
+            picture = _find_picture(store, key, pictures)
             cards.append(_card(store, key, width, picture if isinstance(picture, Image.Image) else None))
             if isinstance(picture, str):
                 missing[picture] += 1
@@ -113,17 +114,14 @@ def contact_keys(store: MaskStore, pattern: str | None, count: int) -> list[str]
     """At most `count` names that match a glob and are not pending, evenly spread over the store, in its order.
 
     Args:
-        pattern: as fnmatch reads it, upper and lower case apart, against the whole name: `*` also stands for `/`.
-            None for every name.
+        pattern: a name, or a glob as `select` reads it; None for every name.
 
     Raises:
         StoreError: there are none.
     """
-    found = [
-        key
-        for key, state in zip(store.keys, store.states, strict=True)
-        if state != PENDING and (pattern is None or fnmatchcase(key, pattern))
-    ]
+    found = [key for key, state in zip(store.keys, store.states, strict=True) if state != PENDING]
+    if pattern is not None:
+        found = select(found, pattern)
     if not found:
         which = "" if pattern is None else f" whose name matches {pattern!r} (the first image is {store.keys[0]!r})"
         raise StoreError(f"{store.path}: no image that is prepared{which}")
@@ -186,35 +184,41 @@ def rounded_rows(table: NDArray[np.float64]) -> list[list[int | float | None]]:
     return [[rounded(value) for value in row] for row in table.tolist()]
 
 
-def _find_picture(store: MaskStore, key: str, folder: Path | None) -> Image.Image | str:
+class _Pictures:
+    """The pictures in a folder, found by the names of images. Raises ListingError."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._files = image_files(folder)
+        self._names = Names(self._files)
+
+    def places(self, key: str) -> Iterator[Path]:
+        """Files that may be of an image: KEY, FOLDERS/KEY, or as in GoPro with the subfolder last but one."""
+        name = PurePosixPath(key)
+        within = [sub / name for sub in map(PurePosixPath, FOLDERS)]
+        beside = [name.parent / sub / name.name for sub in FOLDERS]
+        for place in (name, *within, *beside):
+            if (found := self._names.find(str(place))) is not None:
+                yield self._files[found]
+
+
+def _find_picture(store: MaskStore, key: str, pictures: _Pictures | None) -> Image.Image | str:
     """The RGB picture under the masks of an image, or why there is none."""
     if store.header.images:
         return Image.fromarray(store.image("blurred", key))
-    if folder is None:
+    if pictures is None:
         return "because the store holds masks alone and no folder of pictures was named"
-    problem = f"not found in {folder}"
-    for path in filter(os.path.isfile, _places(folder, key)):
+    problem = f"not found in {pictures.folder}"
+    for path in pictures.places(key):
         try:
-            with Image.open(path) as image:
-                if (image.height, image.width) == store.shape(key):
-                    return image.convert("RGB")
-                problem = f"of another size in {folder}"
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-            problem = f"unreadable in {folder}"
+            picture = read_image(path)
+        except BadImage:
+            problem = f"unreadable in {pictures.folder}"
+            continue
+        if picture.shape[:2] == store.shape(key):
+            return Image.fromarray(picture)
+        problem = f"of another size in {pictures.folder}"
     return problem
-
-
-def _places(folder: Path, key: str) -> Iterator[Path]:
-    """Where the picture of an image may be: KEY, FOLDERS/KEY, or as in GoPro with the subfolder last but one."""
-    name = PurePosixPath(key)
-    if name.is_absolute() or ".." in name.parts:  # a name from a store does not lead out of the folder
-        return
-    within = [sub / name for sub in map(PurePosixPath, FOLDERS)]
-    beside = [name.parent / sub / name.name for sub in FOLDERS]
-    for place in (name, *within, *beside):
-        for suffix in SUFFIXES:
-            yield folder / f"{place}{suffix}"
-            yield folder / f"{place}{suffix.upper()}"
 
 
 def _embed(image: Image.Image, kind: str, **options: Any) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from samdeblur.storage.format.layout import DONE, PENDING, QUARANTINED, StoreError
+from samdeblur.storage.names import Names
 from samdeblur.storage.store import MaskStore
 from samdeblur.storage.writing.bulk import Row, fill_store, key_bytes, new_extent
 from samdeblur.storage.writing.commits import ImageContent, ImageOutcome
@@ -41,7 +42,9 @@ def merge(stores: Sequence[MaskStore], target: Path, progress: Progress = lambda
         _require_kinship(first, other, ("dataset", "split"))
     found: dict[str, Part] = {}
     for store in stores:
-        for position, key in enumerate(store.keys):
+        names = Names(found)
+        for position, own in enumerate(store.keys):
+            key = names.find(own) or own
             there = found.get(key)
             if there is None:
                 found[key] = store, position
@@ -60,7 +63,7 @@ def append(store: MaskStore, more: MaskStore, target: Path, progress: Progress =
         StoreError: another recipe, an image in both, or another store is there.
     """
     _require_kinship(store, more)
-    twice = set(store.keys) & set(more.keys)
+    twice = [key for key in more.keys if key in store]
     if twice:
         raise StoreError(
             f"{more.path}: {len(twice)} images are in {store.path} already, such as {min(twice)}; use merge"

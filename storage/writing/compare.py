@@ -33,7 +33,8 @@ def store_differences(first: MaskStore, second: MaskStore, images: bool = True) 
             more = ", ..." if len(missing) > SHOWN else ""
             yield f"{len(missing)} images only in {store.path}: {', '.join(missing[:SHOWN])}{more}"
     shared = [key for key in first.keys if key in second]
-    if shared != [key for key in second.keys if key in first]:
+    order = [second.position(key) for key in shared]
+    if order != sorted(order):
         yield "the images are in another order"
     for key in shared:
         yield from (f"{key}: {phrase}" for phrase in _image_differences(first, second, key, images))

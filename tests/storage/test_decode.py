@@ -222,17 +222,20 @@ def test_files_of_several_pictures_are_refused_and_those_of_one_are_not(tmp_path
     assert np.abs(read_image(path).astype(int) - colours).mean() < (60 if suffix == ".jpg" else 0.1)
 
 
+OTHER_FORM = "not an image in PNG, JPEG, BMP, TIFF, WebP, GIF or PPM; convert it to PNG"
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
         (b"", "not an image: the file is empty"),
-        (b"hello", "not an image in PNG, JPEG, BMP, TIFF or WebP"),
-        (b"<html>404</html>" * 99, "not an image in PNG, JPEG, BMP, TIFF or WebP"),
-        (b"GIF89a" + bytes(99), "not an image in PNG, JPEG, BMP, TIFF or WebP"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0", "not an image in PNG, JPEG, BMP, TIFF or WebP"),
-        (b"RIFF" + bytes(4) + b"WAVE" + bytes(99), "not an image in PNG, JPEG, BMP, TIFF or WebP"),
+        (b"hello", OTHER_FORM),
+        (b"<html>404</html>" * 99, OTHER_FORM),
+        (b"\0\0\0\x1cftypavif" + bytes(99), OTHER_FORM),
+        (b"%!PS-Adobe-3.0 EPSF-3.0", OTHER_FORM),
+        (b"RIFF" + bytes(4) + b"WAVE" + bytes(99), OTHER_FORM),
     ],
-    ids=["empty", "text", "web page", "GIF", "EPS", "sound"],
+    ids=["empty", "text", "web page", "AVIF", "EPS", "sound"],
 )
 def test_what_is_no_picture_of_a_known_form_is_refused(tmp_path, content, said):
     (tmp_path / "a.png").write_bytes(content)
@@ -287,3 +290,20 @@ def test_flipped_bytes_give_a_picture_of_the_promised_shape_or_a_bad_image(tmp_p
         path.write_bytes(flipped)
         with contextlib.suppress(BadImage):
             assert read_image(path).shape == (*image_shape(path), 3)
+
+
+@pytest.mark.parametrize("suffix", [".ppm", ".gif", ".jfif"])
+def test_forms_seldom_met_are_read(tmp_path, suffix):
+    grey = np.add.outer(np.arange(9), np.arange(8)).astype(np.uint8) * 9
+    picture = np.dstack([grey] * 3)
+    Image.fromarray(grey).convert("RGB").save(tmp_path / f"a{suffix}", quality=100)
+    assert np.abs(read_image(tmp_path / f"a{suffix}").astype(int) - picture).max() <= (suffix == ".jfif")
+
+
+@pytest.mark.parametrize("levels", [15, 1023, 65535])
+@pytest.mark.parametrize("kind", [5, 6])
+def test_ppm_of_other_depths_are_refused(tmp_path, kind, levels):
+    values = np.full(4 * 4 * (1 if kind == 5 else 3), levels // 2, ">u2" if levels > 255 else "u1")
+    (tmp_path / "a.ppm").write_bytes(b"P%d 4 4 %d\n" % (kind, levels) + values.tobytes())
+    assert f"values up to {levels}, not up to 255" in refusal(tmp_path / "a.ppm") or levels == 65535
+    refusal(tmp_path / "a.ppm")

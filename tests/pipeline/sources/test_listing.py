@@ -55,3 +55,26 @@ def test_nothing_left_is_refused(tmp_path, save, picture):
     save(tmp_path / "sharp/b.png", picture(0, 8, 8))
     with pytest.raises(SourceError, match=r"no pair is complete, 2 images .* a \(no sharp\), b \(no blurred\)"):
         open_source(str(tmp_path), "test", skip_unpaired=True)
+
+
+def test_forms_that_are_not_read_are_counted_and_named(tmp_path, write_pairs):
+    write_pairs(tmp_path, {"a": (8, 8), "b": (8, 8), "c": (8, 8)})
+    (tmp_path / "sharp/b.png").rename(tmp_path / "sharp/b.avif")
+    for side in ("blur", "sharp"):
+        (tmp_path / side / "c.png").rename(tmp_path / side / "c.jp2")
+    source = open_source(str(tmp_path), "test")
+    assert source.keys == ["a"]
+    assert source.notes[0].endswith(
+        "2 images left out in forms that are not read: 1 .avif, 2 .jp2; convert them to PNG"
+    )
+    (tmp_path / "blur/a.png").rename(tmp_path / "blur/a.heic")
+    with pytest.raises(SourceError, match=r"no pair is complete, 3 images .* 1 \.avif, 1 \.heic, 2 \.jp2; convert"):
+        open_source(str(tmp_path), "test")
+
+
+def test_pairs_are_matched_in_either_form_of_unicode(tmp_path, write_pairs):
+    write_pairs(tmp_path, {"nuit-\u00e9t\u00e9": (8, 8)})
+    (tmp_path / "sharp/nuit-\u00e9t\u00e9.png").rename(tmp_path / "sharp/nuit-e\u0301te\u0301.png")
+    source = open_source(str(tmp_path), "test")
+    assert source.keys == ["nuit-\u00e9t\u00e9"]
+    source.read("nuit-\u00e9t\u00e9")

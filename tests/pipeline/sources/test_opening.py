@@ -281,7 +281,7 @@ def test_a_lossy_source_that_goes_before_its_digest_is_taken_is_lost(tmp_path, s
         save(root / side / "a.jpg", picture(0, 9, 8))
     source = open_source(str(root), "test")
     monkeypatch.setattr(
-        "samdeblur.pipeline.sources.opening.sha256_file", lambda path: shutil.rmtree(root) or path.read_bytes()
+        "samdeblur.pipeline.sources.folders.sha256_file", lambda path: shutil.rmtree(root) or path.read_bytes()
     )
     with pytest.raises(SourceLost):
         source.read("a")

@@ -13,7 +13,7 @@ import pytest
 from torch.utils.data import DataLoader
 
 from samdeblur.pipeline import SourceLost, open_source
-from samdeblur.pipeline.sources import opening as sources
+from samdeblur.pipeline.sources import folders as sources
 from samdeblur.pipeline.sources import pictures
 from samdeblur.pipeline.sources.pictures import DatasetPictures, with_dataset
 from samdeblur.storage import AtomMap, PictureError, StoreError, open_store
