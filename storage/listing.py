@@ -52,7 +52,7 @@ def image_files(folder: Path) -> dict[str, Path]:
 
 def is_image(name: str) -> bool:
     """Whether a file counts and is a picture, by its name."""
-    return _counts(name) and name.lower().endswith((*SUFFIXES, *UNREAD_SUFFIXES))
+    return counts(name) and name.lower().endswith((*SUFFIXES, *UNREAD_SUFFIXES))
 
 
 def is_unread(path: Path) -> bool:
@@ -70,16 +70,17 @@ def files_in(folder: Path) -> Iterator[tuple[str, Path]]:
 def folders_in(folder: Path) -> list[Path]:
     """The folders in a folder that count, sorted."""
     with os.scandir(folder) as entries:
-        return sorted(Path(entry) for entry in entries if _counts(entry.name) and _is_folder(entry))
+        return sorted(Path(entry) for entry in entries if counts(entry.name) and _is_folder(entry))
 
 
 def is_empty(folder: Path) -> bool:
     """Whether nothing in a folder counts."""
     with os.scandir(folder) as entries:
-        return not any(_counts(entry.name) for entry in entries)
+        return not any(counts(entry.name) for entry in entries)
 
 
-def _counts(name: str) -> bool:
+def counts(name: str) -> bool:
+    """Whether a file or folder of this name counts."""
     return not name.startswith(".") and name.lower() not in CLUTTER
 
 
@@ -90,7 +91,7 @@ def _walk(folder: str, prefix: str, above: frozenset[Identity]) -> Iterator[tupl
         return
     with os.scandir(folder) as entries:
         for entry in entries:
-            if not _counts(entry.name):
+            if not counts(entry.name):
                 continue
             if _is_folder(entry):
                 yield from _walk(entry.path, f"{prefix}{entry.name}/", above | {identity})

@@ -27,6 +27,7 @@ from samdeblur.storage.exchange.annotations import (
 )
 from samdeblur.storage.exchange.released import open_grey
 from samdeblur.storage.exchange.rle import ExchangeError, brief, check_size
+from samdeblur.storage.listing import counts, files_in
 
 TABLE = "metadata.csv"
 LIST = ".json"
@@ -45,11 +46,7 @@ COLUMNS = {  # of the table: of a store
 def list_amg(folder: Path) -> Listing:
     """Every folder of numbered masks and every .json file in a folder, sorted by name."""
     folders = {path.relative_to(folder).as_posix(): path for path in mask_folders(folder)}
-    lists = {
-        path.relative_to(folder).as_posix()[: -len(LIST)]: path
-        for path in folder.rglob("*")
-        if path.suffix.lower() == LIST and path.is_file()
-    }
+    lists = {name[: -len(LIST)]: path for name, path in files_in(folder) if name.lower().endswith(LIST)}
     if twice := sorted(folders.keys() & lists.keys()):
         raise ExchangeError(f"{twice[0]} and {twice[0]}{LIST} are of one image; keep one of them")
     return list_files(folders | lists, _size, _read, ("amg holds no recipe and no digests of the pictures",))
@@ -57,7 +54,7 @@ def list_amg(folder: Path) -> Listing:
 
 def mask_folders(folder: Path) -> Iterator[Path]:
     """The folders that hold the masks of one image: their names count up from 0.png, or a table is there."""
-    for path in sorted(path for path in (folder, *folder.rglob("*")) if path.is_dir()):
+    for path in sorted({path.parent for _, path in files_in(folder)}):
         if is_table(path / TABLE) or numbered(path):
             if path == folder:
                 raise ExchangeError("the masks of one image are right in it; name the folder it lies in")
@@ -75,9 +72,13 @@ def is_table(path: Path) -> bool:
 
 def numbered(folder: Path) -> list[Path]:
     """0.png, 1.png, ... in a folder where these are all the PNG files there are; else nothing."""
-    names = {path.name for path in folder.iterdir() if path.suffix.lower() == ".png"}
+    names = {path.name for path in _pictures(folder)}
     wanted = [f"{number}.png" for number in range(len(names))]
     return [folder / name for name in wanted] if names == set(wanted) else []
+
+
+def _pictures(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.suffix.lower() == ".png" and counts(path.name)]
 
 
 def is_list(path: Path) -> bool:
@@ -105,7 +106,7 @@ def _read(path: Path, shape: tuple[int, int]) -> tuple[AtomMap, Records]:
 
 def _rows(folder: Path) -> list[dict[str, str]]:
     """What is said of each mask, in the order of their numbers: nothing but the number where there is no table."""
-    there = {path.stem for path in folder.iterdir() if path.suffix.lower() == ".png"}
+    there = {path.stem for path in _pictures(folder)}
     try:
         with open(folder / TABLE, encoding="utf-8-sig", newline="") as file:
             rows = [{name or "": value or "" for name, value in row.items()} for row in csv.DictReader(file)]

@@ -167,14 +167,13 @@ def detect_format(source: Path) -> str:
 
 def _amg(source: Path) -> str:
     """The format of a folder that `scripts/amg.py` wrote, where each image is a folder of masks or a JSON list."""
-    if any(is_table(path) for path in source.rglob(TABLE)):
+    files = [path for _, path in sorted(files_in(source))]
+    if any(path.name == TABLE and is_table(path) for path in files):
         return "amg"
-    first = next(
-        (path for path in sorted(source.rglob("*")) if path.suffix.lower() == ".json" and path.is_file()), None
-    )
+    first = next((path for path in files if path.suffix.lower() == ".json"), None)
     if first is not None and is_list(first):
         return "amg"
-    for folder in sorted({path.parent for path in source.rglob("0.png")} - {source}):
+    for folder in sorted({path.parent for path in files if path.name == "0.png"} - {source}):
         if numbered(folder):
             raise ExchangeError(
                 f"{source}: {folder.name} holds 0.png and so on, which may be the masks of one image (amg, whose "
