@@ -73,7 +73,11 @@ FAMILIES = {
     "sample-bright": replace(MODEL, gain=(1.6, 2.6)),
     "sample-tone": replace(MODEL, gamma=1.4),
     "sample-jpeg": replace(MODEL, jpeg_quality=40),
+    "sample-wide": replace(
+        MODEL, camera_path=(0.0, 20.0), object_path=(0.0, 26.0), objects=(0, 3), rotation=1.0, gain=(0.8, 1.4)
+    ),
 }
+VIEWS = {("sample-wide", "train"): 12}  # blurs of each crop; elsewhere one
 
 SPLITS: dict[str, tuple[tuple[Crop, ...], BlurModel]] = {
     "train": (_TRAIN, MODEL),
@@ -105,6 +109,8 @@ class SampleSource:
             if split == "test-ood":
                 raise SourceError(f"{location}: a family has no split test-ood; it is out of distribution itself")
             model = FAMILIES[location]
+        views = VIEWS.get((location, split), 1)
+        crops = tuple(crop._replace(seed=crop.seed + 1000 * view) for crop in crops for view in range(views))
         named = dict(sorted((f"{crop.photo}-{crop.seed:03d}", crop) for crop in crops))
         return cls(split, named, model, location)
 

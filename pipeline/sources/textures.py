@@ -56,10 +56,12 @@ def near_colour(rng: np.random.Generator, like: NDArray[np.float32], spread: flo
     return np.clip(like * np.exp(common + own), 0.002, 1).astype(np.float32)
 
 
-def texture(rng: np.random.Generator, height: int, width: int, base: NDArray[np.float32]) -> NDArray[np.float32]:
+def texture(
+    rng: np.random.Generator, height: int, width: int, base: NDArray[np.float32], patterns: float = 0.35
+) -> NDArray[np.float32]:
     """(height, width, 3) linear RGB of a surface: a colour, often a pattern, uneven, lit from one side."""
     surface: NDArray[np.float32] = np.broadcast_to(base, (height, width, 3))
-    if rng.random() < 0.35:
+    if rng.random() < patterns:
         weight = _pattern(rng, height, width)[..., None]
         surface = surface * (1 - weight) + near_colour(rng, base, rng.uniform(0.3, 1.2)) * weight
     strength = rng.choice([0.04, 0.12, 0.3, 0.6], p=[0.3, 0.35, 0.25, 0.1])
@@ -119,6 +121,43 @@ def cover(
         points[:, 1] *= rng.uniform(0.4, 1.0)
     cv2.fillPoly(canvas, [_place(points, radius, turn, centre)], 255, cv2.LINE_AA, 4)
     return canvas
+
+
+def limbs(
+    rng: np.random.Generator, radius: float, centre: NDArray[np.float64], shape: tuple[int, int]
+) -> NDArray[np.uint8]:
+    """(height, width) uint8 cover of one to four thin strokes that leave a centre."""
+    canvas = np.zeros(shape, np.uint8)
+    for _ in range(rng.integers(1, 5)):
+        along = np.linspace(0, 1, 8)
+        points = np.stack([along * rng.uniform(1.1, 1.7), rng.normal(0, 0.3) * along**2], axis=1)
+        thickness = int(np.clip(radius * rng.uniform(0.03, 0.12), 2, 8))
+        line = _place(points, radius, rng.uniform(0, 2 * np.pi), centre)
+        cv2.polylines(canvas, [line], False, 255, thickness, cv2.LINE_AA, 4)
+    return canvas
+
+
+def body(rng: np.random.Generator, outline: NDArray[np.uint8], radius: float, sun: float) -> NDArray[np.float32]:
+    """(height, width, 1) brightness of a rounded body with an outline under a light from an angle, radians.
+
+    Its height grows from the border inward as that of a bulge; brightness is Lambert's, with a highlight at times.
+    """
+    depth = cv2.distanceTransform((outline > 127).astype(np.uint8), cv2.DIST_L2, 5)
+    bulge = radius * rng.uniform(0.3, 1.0)
+    inward = np.clip(depth / np.float32(bulge), 0, 1)
+    height = cv2.GaussianBlur(np.float32(bulge) * np.sqrt(inward * (2 - inward)), (0, 0), max(1.0, 0.08 * radius))
+    slope_x, slope_y = (
+        cv2.Sobel(height, cv2.CV_32F, 1, 0, scale=1 / 8),
+        cv2.Sobel(height, cv2.CV_32F, 0, 1, scale=1 / 8),
+    )
+    rise = rng.uniform(0.5, 1.2)  # of the light over the picture
+    facing = np.sin(rise) - np.cos(rise) * (np.cos(sun) * slope_x + np.sin(sun) * slope_y)
+    facing = np.clip(facing / np.sqrt(1 + slope_x**2 + slope_y**2), 0, 1)
+    ambient = rng.uniform(0.15, 0.6)
+    shade = ambient + (1 - ambient) * facing / np.sin(rise)
+    if rng.random() < 0.3:
+        shade = shade + rng.uniform(0.5, 3) * facing ** rng.uniform(20, 80)
+    return shade[..., None].astype(np.float32)
 
 
 def _place(points: NDArray[np.float64], radius: float, turn: float, centre: NDArray[np.float64]) -> NDArray[np.int32]:

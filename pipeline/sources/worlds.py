@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from samdeblur.pipeline.sources.base import ImagePair, SourceError
 from samdeblur.pipeline.sources.camera import Sensor, encode, motion, random_path
-from samdeblur.pipeline.sources.textures import colour, cover, near_colour, noise, texture
+from samdeblur.pipeline.sources.textures import body, colour, cover, limbs, near_colour, noise, texture
 from samdeblur.storage import AtomMap
 from samdeblur.storage.format.layout import pixel_digest
 
@@ -32,6 +32,25 @@ class Scene(NamedTuple):
     blurred: NDArray[np.uint8]
     sharp: NDArray[np.uint8]
     masks: AtomMap
+
+
+@dataclass(frozen=True)
+class Look:
+    """What surfaces are like; shares are of the things of a scene.
+
+    Attributes:
+        patterns: share of the surfaces with stripes, checks or dots.
+        solid: share of the objects shaded as bodies under the scene's light, some with a highlight.
+        shadows: share that cast a shadow away from that light; None for shadows in any direction.
+        limbs: share of the objects with thin parts that stick out.
+        defocus: largest deviation of the blur of what lies far behind, pixels.
+    """
+
+    patterns: float = 0.35
+    solid: float = 0.0
+    shadows: float | None = None
+    limbs: float = 0.0
+    defocus: float = 0.0
 
 
 class Layer(NamedTuple):
@@ -59,6 +78,7 @@ class WorldModel:
         gain: exposure factor.
         jpeg_quality: range, or None for lossless.
         min_area: smallest mask, as a share of the image.
+        look: of the surfaces.
     """
 
     size: tuple[int, int] = (384, 384)
@@ -76,6 +96,7 @@ class WorldModel:
     sensor: Sensor = field(default_factory=Sensor)
     jpeg_quality: tuple[int, int] | None = None
     min_area: float = 0.001
+    look: Look = field(default_factory=Look)
 
     def render(self, seed: int | Sequence[int]) -> Scene:
         """The world of a seed. Same seed, same scene."""
@@ -83,8 +104,10 @@ class WorldModel:
         margin = int(np.ceil(self.camera_path[1] / 2)) + 8
         shape = (self.size[0] + 2 * margin, self.size[1] + 2 * margin)
         nodes = _Nodes()
-        background, labels = _background(rng, shape, nodes)
+        background, labels = _background(rng, shape, nodes, self.look)
         layers = self._things(rng, shape, nodes)
+        if self.look.defocus:
+            background, layers = _defocused(rng, background, layers, self.look.defocus)
         lamp = np.exp(rng.uniform(0.1, 0.5) * noise(rng, *shape, smooth=True))[..., None]
         lamp = lamp * np.float32(rng.uniform(*self.gain))
 
@@ -110,10 +133,11 @@ class WorldModel:
         low, high = (share * min(self.size) for share in (rng.uniform(*self.smallest), self.largest))
         radii = (low**-2 - rng.random(count) * (low**-2 - high**-2)) ** -0.5
         order = np.argsort(-np.log(radii) + rng.normal(0, 0.6, count))
+        sun = rng.uniform(0, 2 * np.pi) if self.look.solid or self.look.shadows is not None else 0.0
         layers = []
         for radius in radii[order]:
             centre = rng.uniform(0, 1, 2) * (shape[1], shape[0])
-            layer = _thing(rng, radius, centre, shape, nodes, rng.random() < self.lamps)
+            layer = _thing(rng, radius, centre, shape, nodes, rng.random() < self.lamps, self.look, sun)
             if layer is not None:
                 layers.append(layer)
         return layers
@@ -174,11 +198,13 @@ class _Nodes:
         return [member[node][labels] for node in kept]
 
 
-def _background(rng: np.random.Generator, shape: tuple[int, int], nodes: _Nodes) -> tuple[Light, NDArray[np.int32]]:
+def _background(
+    rng: np.random.Generator, shape: tuple[int, int], nodes: _Nodes, look: Look
+) -> tuple[Light, NDArray[np.int32]]:
     """One to four regions with uneven borders, RGBA (H, W, 4), and their numbers."""
     tree = nodes.leaf()
     nodes.sets.append([tree])
-    light = texture(rng, *shape, colour(rng))
+    light = texture(rng, *shape, colour(rng), look.patterns)
     labels = np.full(shape, tree, np.int32)
     x, y = (
         np.arange(shape[1], dtype=np.float32) / shape[1] - 0.5,
@@ -189,7 +215,7 @@ def _background(rng: np.random.Generator, shape: tuple[int, int], nodes: _Nodes)
         field = np.cos(angle) * x + np.sin(angle) * y[:, None] - rng.uniform(-0.35, 0.35)
         field = (field + rng.choice([0, 0.01, 0.05]) * noise(rng, *shape, smooth=True)) * shape[0]
         weight = np.clip(field + 0.5, 0, 1)[..., None]
-        light = light * (1 - weight) + texture(rng, *shape, colour(rng)) * weight
+        light = light * (1 - weight) + texture(rng, *shape, colour(rng), look.patterns) * weight
         leaf = nodes.leaf()
         nodes.sets.append([leaf])
         labels[field > 0] = leaf
@@ -203,6 +229,8 @@ def _thing(
     shape: tuple[int, int],
     nodes: _Nodes,
     lamp: bool,
+    look: Look,
+    sun: float,
 ) -> Layer | None:
     """A group of one to four objects as one layer, or None when it lies outside the canvas."""
     count = int(rng.choice([1, 2, 3, 4], p=[0.72, 0.12, 0.1, 0.06]))
@@ -219,12 +247,16 @@ def _thing(
     group: list[int] = []
     for offset, own_radius in zip(offsets, radii, strict=True):
         tint = near_colour(rng, base, 0.35) if count > 1 else base
-        group += _object(rng, light, labels, own_radius, centre + offset - (left, top), tint, nodes)
+        group += _object(rng, light, labels, own_radius, centre + offset - (left, top), tint, nodes, look, sun)
     if count > 1:
         nodes.sets.append(group)
     if lamp:
         light[..., :3] *= rng.uniform(3, 12)
-    if rng.random() < 0.4:
+    if look.shadows is not None:
+        if rng.random() < look.shadows:
+            away = np.array([np.cos(sun), np.sin(sun)]) * -radius * rng.uniform(0.05, 0.35)
+            _shade_below(light, away, radius * rng.uniform(0.04, 0.3), rng.uniform(0.2, 0.7))
+    elif rng.random() < 0.4:
         _cast_shadow(rng, light, radius)
     return Layer(light, labels, int(top), int(left))
 
@@ -237,21 +269,27 @@ def _object(
     centre: NDArray[np.float64],
     base: NDArray[np.float32],
     nodes: _Nodes,
+    look: Look,
+    sun: float,
 ) -> list[int]:
     """Paint an object and its parts into a layer; returns its regions."""
     outline = cover(rng, radius, centre, labels.shape)
+    if look.limbs and rng.random() < look.limbs:
+        outline = np.maximum(outline, limbs(rng, radius, centre, labels.shape))
     shading = None
-    if rng.random() < 0.35:  # darker towards its border, as round things are
+    if look.solid and rng.random() < look.solid:
+        shading = body(rng, outline, radius, sun)
+    elif rng.random() < 0.35:  # darker towards its border, as round things are
         depth = cv2.distanceTransform((outline > 127).astype(np.uint8), cv2.DIST_L2, 3)
         shading = 1 - rng.uniform(0.3, 0.8) * np.exp(-depth / (0.35 * radius))[..., None].astype(np.float32)
     regions = [nodes.leaf()]
-    _fill(rng, light, labels, outline, regions[0], base, shading)
+    _fill(rng, light, labels, outline, regions[0], base, shading, look.patterns)
     for _ in range(rng.choice(5, p=[0.45, 0.2, 0.15, 0.12, 0.08])):
         place = centre + rng.normal(0, 0.45 * radius, 2)
         part = np.minimum(cover(rng, radius * rng.uniform(0.2, 0.6), place, labels.shape), outline)
         leaf = nodes.leaf()
         tint = near_colour(rng, base, 0.6) if rng.random() < 0.5 else colour(rng)
-        _fill(rng, light, labels, part, leaf, tint, shading)
+        _fill(rng, light, labels, part, leaf, tint, shading, look.patterns)
         nodes.sets.append([leaf])
         regions.append(leaf)
     nodes.sets.append(regions)
@@ -266,6 +304,7 @@ def _fill(
     leaf: int,
     base: NDArray[np.float32],
     shading: Light | None,
+    patterns: float,
 ) -> None:
     """Paint a textured outline over what a layer holds."""
     rows, columns = np.flatnonzero(outline.any(axis=1)), np.flatnonzero(outline.any(axis=0))
@@ -273,7 +312,7 @@ def _fill(
         return
     box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     alpha = outline[box][..., None] / np.float32(255)
-    surface = texture(rng, alpha.shape[0], alpha.shape[1], base)
+    surface = texture(rng, alpha.shape[0], alpha.shape[1], base, patterns)
     if shading is not None:
         surface = surface * shading[box]
     light[box] = light[box] * (1 - alpha) + np.concatenate([surface * alpha, alpha], axis=2)
@@ -283,9 +322,26 @@ def _fill(
 def _cast_shadow(rng: np.random.Generator, light: Light, radius: float) -> None:
     """Put a soft dark copy of a layer's cover beneath it."""
     shift = rng.normal(0, 0.12 * radius + 1, 2)
+    _shade_below(light, shift, 0.06 * radius, rng.uniform(0.2, 0.7))
+
+
+def _shade_below(light: Light, shift: NDArray[np.float64], softness: float, strength: float) -> None:
     cover_ = cv2.warpAffine(light[..., 3], np.array([[1, 0, shift[0]], [0, 1, shift[1]]]), light.shape[1::-1])
-    cover_ = cv2.GaussianBlur(cover_, (0, 0), max(1.0, 0.06 * radius)) * np.float32(rng.uniform(0.2, 0.7))
+    cover_ = cv2.GaussianBlur(cover_, (0, 0), max(1.0, softness)) * np.float32(strength)
     light[..., 3] += cover_ * (1 - light[..., 3])
+
+
+def _defocused(
+    rng: np.random.Generator, background: Light, layers: list[Layer], most: float
+) -> tuple[Light, list[Layer]]:
+    """The scene with its farther part out of focus: the blur falls off towards the front."""
+    sigma = rng.uniform(0, most) * rng.random()
+    reach = rng.uniform(0.2, 1.0) * max(len(layers), 1)
+    blurred = []
+    for number, layer in enumerate(layers):
+        own = sigma * max(0.0, 1 - (number + 1) / reach)
+        blurred.append(layer._replace(light=cv2.GaussianBlur(layer.light, (0, 0), own)) if own > 0.3 else layer)
+    return (cv2.GaussianBlur(background, (0, 0), sigma) if sigma > 0.3 else background), blurred
 
 
 def _journey(
@@ -332,7 +388,8 @@ MODEL = WorldModel()
 OOD_MODEL = replace(MODEL, camera_path=(14.0, 28.0), object_path=(8.0, 36.0), gain=(1.3, 2.2), jpeg_quality=(40, 80))
 STILL = {"camera_path": (0.0, 0.5), "camera_turn": 0.0}
 
-# Worlds that differ in one respect: blur length, what moves, noise, saturation, tone curve, compression.
+# Worlds that differ in one respect: blur length, what moves, noise, saturation, tone curve, compression; and `wide`, to
+# train on: any blur from none, and surfaces more like those of photographs.
 FAMILIES = {
     "": MODEL,
     "long": replace(MODEL, camera_path=(14.0, 28.0), object_path=(10.0, 30.0)),
@@ -342,6 +399,13 @@ FAMILIES = {
     "bright": replace(MODEL, gain=(1.6, 2.6), lamps=0.12),
     "tone": replace(MODEL, sensor=Sensor(gamma=1.4)),
     "jpeg": replace(MODEL, jpeg_quality=(25, 60)),
+    "wide": replace(
+        MODEL,
+        camera_path=(0.0, 20.0),
+        object_path=(0.0, 26.0),
+        gain=(0.7, 1.6),
+        look=Look(patterns=0.1, solid=0.55, shadows=0.55, limbs=0.2, defocus=4.0),
+    ),
 }
 _COUNTS = {"train": 1000, "val": 50, "test": 100, "test-ood": 100}
 
