@@ -77,7 +77,7 @@ FAMILIES = {
         MODEL, camera_path=(0.0, 20.0), object_path=(0.0, 26.0), objects=(0, 3), rotation=1.0, gain=(0.8, 1.4)
     ),
 }
-VIEWS = {("sample-wide", "train"): 12}  # blurs of each crop; elsewhere one
+VIEWS = {("sample-wide", "train"): 24}  # blurs of each crop; elsewhere one
 
 SPLITS: dict[str, tuple[tuple[Crop, ...], BlurModel]] = {
     "train": (_TRAIN, MODEL),

@@ -101,10 +101,19 @@ def test_families_are_the_same_crops_under_another_blur(pairs):
     seen = {name: source.read(key) for name, source in families.items()}
     assert len({pair.digest for pair in seen.values()} | {plain.digest}) == len(FAMILIES)
     same_sharp = {name for name, pair in seen.items() if np.array_equal(pair.sharp, plain.sharp)}
-    assert same_sharp == set(seen) - {"sample-noisy", "sample-bright", "sample-tone"}
+    assert same_sharp == set(seen) - {"sample-noisy", "sample-bright", "sample-tone", "sample-wide"}
     kept = {name: sharpness(pair.blurred) / sharpness(pair.sharp) for name, pair in seen.items()}
     assert kept["sample-long"] < 0.9 * sharpness(plain.blurred) / sharpness(plain.sharp) < 0.5 * kept["sample-local"]
     assert seen["sample-tone"].sharp.mean() < plain.sharp.mean() < seen["sample-bright"].sharp.mean()
+
+
+def test_a_wide_family_shows_every_training_crop_under_many_blurs():
+    wide, plain = open_source("sample-wide", "train"), open_source("sample", "train")
+    assert len(wide.keys) == len(set(wide.keys)) == 24 * len(plain.keys)
+    first, other = (wide.read(key) for key in ("brick-014", "brick-1014"))
+    assert first.blurred.shape == other.blurred.shape
+    assert not np.array_equal(first.blurred, other.blurred)
+    assert open_source("sample-wide", "test").keys == open_source("sample", "test").keys
 
 
 @pytest.mark.parametrize("location", ["sample-lang", "sample-", "sample-long:3", "sample:3"])

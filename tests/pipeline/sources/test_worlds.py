@@ -2,12 +2,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 
 from samdeblur.pipeline import PrepSettings, SourceError, StoreOptions, open_source, prepare, status
 from samdeblur.pipeline.sources.camera import Sensor
-from samdeblur.pipeline.sources.worlds import FAMILIES, MODEL, WorldModel, WorldSource
+from samdeblur.pipeline.sources.textures import body
+from samdeblur.pipeline.sources.worlds import FAMILIES, MODEL, Look, WorldModel, WorldSource
 from samdeblur.storage import open_store
 from samdeblur.storage.sharing.verify import verify_store
 
@@ -184,6 +186,30 @@ def test_a_family_is_a_source_with_a_name_of_its_own():
     source = WorldSource.of("worlds-long:3:64", "test")
     assert (source.dataset, source.keys[-1], source.shape("0000000")) == ("worlds-long", "0000002", (64, 64))
     assert isinstance(open_source("worlds-local:2:48", "train"), WorldSource)
+
+
+def test_a_body_is_lit_from_where_the_light_is():
+    outline = np.zeros((80, 80), np.uint8)
+    cv2.circle(outline, (40, 40), 30, 255, -1)
+    for sun in (0.0, 2.0, 4.0):
+        shade = body(np.random.default_rng(3), outline, 30.0, sun)[..., 0]
+        towards, away = (shade[round(40 + s * np.sin(sun)), round(40 + s * np.cos(sun))] for s in (24, -24))
+        assert towards > 1.2 * away > 0
+
+
+def test_what_is_far_may_be_out_of_focus_and_masks_stay():
+    sharp, soft = (replace(STILL, look=Look(defocus=sigma)).render((6, 1)) for sigma in (0.0, 30.0))
+    step = [np.abs(np.diff(scene.sharp.astype(float), axis=1)).mean() for scene in (sharp, soft)]
+    assert step[1] < 0.9 * step[0]
+    assert soft.masks == sharp.masks
+
+
+def test_limbs_make_outlines_longer():
+    def border(look):
+        scenes = [replace(STILL, things=(1, 3), look=look).render((7, seed)) for seed in range(6)]
+        return sum((np.diff(scene.masks.atoms.astype(int), axis=1) != 0).sum() for scene in scenes)
+
+    assert border(Look(limbs=1.0)) > border(Look())
 
 
 @pytest.mark.parametrize(
