@@ -39,7 +39,7 @@ from samdeblur.storage.format.layout import (
     write_all_chunks,
 )
 from samdeblur.storage.writing.fence import FencedStore
-from samdeblur.storage.writing.lease import Lease
+from samdeblur.storage.writing.lease import Lease, StoreBusy
 
 RESIZING = "resizing.json"  # in the run folder: row -> height and width about to be written
 
@@ -161,6 +161,15 @@ def _values(name: str, content: ImageContent) -> NDArray[Any]:
     return {f"images/{n}": getattr(content, n) for n in IMAGE_NAMES}[name]
 
 
+def _lease(folder: Path) -> Lease:
+    """The lease of a run folder, made where it is missing. Raises StoreBusy."""
+    for _ in range(10):
+        folder.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):  # a job that has just ended took the folder along
+            return Lease(folder)
+    raise StoreBusy(f"{folder}: other jobs begin and end here all the time; run again")
+
+
 class Committer:
     """The one writer of a store's shards and index.
 
@@ -173,8 +182,7 @@ class Committer:
         self.header = read_header(store)
         self._store = store
         self._folder = run_folder(store)
-        self._folder.mkdir(parents=True, exist_ok=True)
-        self.lease = Lease(self._folder)
+        self.lease = _lease(self._folder)
         self._fence = self.lease.fence
         self._fence.set_aside(self._folder / "staging")
         for leftover in (store / "index").rglob(f"*{PARTIAL}"):

@@ -120,8 +120,13 @@ def _is_free(holder: dict[str, Any]) -> bool:
         return True
     if holder["host"] != socket.gethostname():
         return False
+    return is_gone(holder["pid"])
+
+
+def is_gone(pid: int) -> bool:
+    """Whether this host has no such process any more."""
     try:
-        os.kill(holder["pid"], 0)
+        os.kill(pid, 0)
     except ProcessLookupError:
         return True
     except PermissionError:

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 
 from samdeblur.storage import AtomMap, ImageNotReady, StoreError, TooManyAtoms, open_store
-from samdeblur.storage.format.layout import create_store
 from samdeblur.storage.sharing.verify import verify_store
 from samdeblur.storage.writing import lease
 from samdeblur.storage.writing.commits import Committer, ImageContent, check_caps, run_folder, stage_block, staged_shard
+from samdeblur.storage.writing.creation import create_store
 from samdeblur.storage.writing.lease import Lease, StoreBusy
 
 
