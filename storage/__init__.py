@@ -4,7 +4,7 @@
 `writing`, `exchange` (formats of other programs), `sharing`. Nothing here knows networks or PyTorch.
 """
 
-from samdeblur.storage.access.location import Unreachable
+from samdeblur.storage.access.files import Unreachable
 from samdeblur.storage.atoms import AtomMap, TooManyAtoms
 from samdeblur.storage.format.layout import StoreError
 from samdeblur.storage.store import ImageNotReady, MaskStore, PictureError, StoreDamaged, UnknownImage, open_store

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,8 +12,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from samdeblur.storage.access.header import open_checked
-from samdeblur.storage.access.location import Unreachable
+from samdeblur.storage.access.files import Unreachable
+from samdeblur.storage.access.header import Opened, open_checked
 from samdeblur.storage.atoms import MAX_ATOMS, AtomMap, check_window, from_window
 from samdeblur.storage.format.layout import (
     DONE,
@@ -77,22 +78,23 @@ class MaskStore:
     it was read from; start DataLoader workers with `spawn` or `forkserver`.
 
     Memory: the index (about 120 bytes an image, and its name twice; 32 more when digests are asked for), at most
-    TABLE_BYTES of tables, and what its reader keeps: at most `readers.CACHE_BYTES` of decoded chunks of a folder, or
-    the indices of 256 shards of a zip.
+    TABLE_BYTES of tables, and what its reader keeps: at most `readers.CACHE_BYTES` of decoded chunks, and the indices
+    of `readers.CACHED_TAILS` shards.
     """
 
-    def __init__(self, location: str | Path) -> None:
-        self.path, self.reader, self.header = open_checked(location)
+    def __init__(self, location: str | Path, opened: Opened | None = None) -> None:
+        self.path, self.reader, self.header = opened or open_checked(location)
         self._arrays = self.header.arrays
         self._data_names = list(self.header.data_arrays())
         self._present: set[tuple[str, int]] = set()
         self._tables: OrderedDict[int, NDArray[np.uint16]] = OrderedDict()
         self._table_bytes = 0
         self._pictures: Pictures | None = None
-        self.counts: NDArray[np.int32] = self._read("index/counts")  # (I, 3) masks, atoms, pairs
-        self.states: NDArray[np.uint8] = self._read("index/state")  # (I,)
-        self.shapes: NDArray[np.int32] = self._read("index/shape")  # (I, 2) height, width
-        self.shard_digests: NDArray[np.uint8] = self._read("index/shard_digest")  # (blocks, arrays, 32)
+        index = self._read_index("counts", "state", "shape", "shard_digest")
+        self.counts: NDArray[np.int32] = index["index/counts"]  # (I, 3) masks, atoms, pairs
+        self.states: NDArray[np.uint8] = index["index/state"]  # (I,)
+        self.shapes: NDArray[np.int32] = index["index/shape"]  # (I, 2) height, width
+        self.shard_digests: NDArray[np.uint8] = index["index/shard_digest"]  # (blocks, arrays, 32)
         beyond = {
             "shape": (self.shapes > self.header.extent).any() or (self.shapes < 0).any(),
             "counts": (self.counts > (MAX_RECORDS, MAX_ATOMS, MAX_PAIRS)).any() or (self.counts < 0).any(),
@@ -102,7 +104,7 @@ class MaskStore:
                 raise StoreDamaged(f"{self.path / f'index/{name}'}: numbers beyond the limits of the format")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return MaskStore, (str(self.path),), {"_pictures": self._pictures}
+        return MaskStore, (self.path.text,), {"_pictures": self._pictures}
 
     def with_pictures(self, pictures: Pictures) -> MaskStore:
         """This store with pictures that lie elsewhere, in place of any of its own: `image` and `ready_keys` go by them.
@@ -182,6 +184,8 @@ class MaskStore:
             ValueError: the window does not fit.
         """
         position = self._ready(key)
+        with self._blaming("atoms"):
+            self._require_shards(("pairs", "atoms"), position // self.header.block_size)
         pairs = self._table(position)
         plane = self._plane("atoms", position, window)
         mask_ids = np.arange(self.counts[position, 0], dtype=np.int32)
@@ -260,29 +264,37 @@ class MaskStore:
         return window
 
     def _read(self, name: str, where: Any = ...) -> NDArray[Any]:
-        try:
+        with self._blaming(name):
             if name in self._data_names:
-                self._require_shard(name, where[0] // self.header.block_size)
+                self._require_shards([name], where[0] // self.header.block_size)
             return self.reader.read(name, self._arrays[name], where)
+
+    def _read_index(self, *names: str) -> dict[str, NDArray[Any]]:
+        with self._blaming("index"):
+            return self.reader.read_whole({f"index/{name}": self._arrays[f"index/{name}"] for name in names})
+
+    @contextmanager
+    def _blaming(self, name: str) -> Iterator[None]:
+        """Raise StoreDamaged for what cannot be read of an array."""
+        try:
+            yield
         except (StoreDamaged, Unreachable):
             raise
         except (ValueError, OSError) as error:
             raise StoreDamaged(f"{self.path / name}: cannot be read; check the store with verify ({error})") from error
 
-    def _require_shard(self, name: str, block: int) -> None:
-        """Compare the end of a shard with the index, once: missing it would read as zeros, and another's as its own."""
-        if (name, block) in self._present:
-            return
-        expected = self.shard_digests[block, self._data_names.index(name)].tobytes()
-        if self.reader.has_shards and expected != NO_SHARD:
-            spec = self._arrays[name]
-            trailer = self.reader.trailer(name, block, spec)
-            if trailer != expected:
-                problem = "this shard is missing" if trailer is None else "this shard is damaged or another's"
-                raise StoreDamaged(
-                    f"{self.path / name / spec.part_path(block)}: {problem}; restore it, or prepare a new store"
-                )
-        self._present.add((name, block))
+    def _require_shards(self, names: Sequence[str], block: int) -> None:
+        """Compare the digests in shards with the index, once: one missing would read as zeros, another's as its own."""
+        names = [name for name in names if (name, block) not in self._present]
+        expected = {name: self.shard_digests[block, self._data_names.index(name)].tobytes() for name in names}
+        wanted = [name for name in names if self.reader.has_shards and expected[name] != NO_SHARD]
+        found = self.reader.digests([(name, block) for name in wanted], self._arrays) if wanted else []
+        for name, digest in zip(wanted, found, strict=True):
+            if digest != expected[name]:
+                problem = "this shard is missing" if digest is None else "this shard is damaged or another's"
+                file = self.path / name / self._arrays[name].part_path(block)
+                raise StoreDamaged(f"{file}: {problem}; restore it, or prepare a new store")
+        self._present |= {(name, block) for name in names}
 
 
 def open_store(location: str | Path) -> MaskStore:

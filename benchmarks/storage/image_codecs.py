@@ -32,8 +32,9 @@ from PIL import Image
 
 from benchmarks.common.figures import RESULTS
 from samdeblur.pipeline import open_source
+from samdeblur.storage.access.files import open_files
 from samdeblur.storage.access.location import Location
-from samdeblur.storage.access.readers import FolderReader
+from samdeblur.storage.access.readers import ChunkReader
 from samdeblur.storage.format.layout import CHUNK, IMAGE_LEVEL, IMAGE_NAMES, ArraySpec, round_up
 
 IMAGES = 2048  # about as many as GoPro has for training
@@ -132,7 +133,7 @@ class Stored:
         self._shapes = [pair[0].shape[:2] for pair in pairs]
         self._spec = array_of(way, self._shapes)
         self._blocks = [self._block(kind) for kind in range(len(IMAGE_NAMES))]
-        self._reader = FolderReader(Location(str(folder)))
+        self._reader = ChunkReader(open_files(Location(str(folder))))
         for name in IMAGE_NAMES:
             (folder / name / "c" / "0").mkdir(parents=True)
             (folder / name / "zarr.json").write_text(json.dumps(self._spec.document()))

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from samdeblur.storage.access.location import Location, Unreachable
+from samdeblur.storage.access.files import Unreachable
+from samdeblur.storage.access.location import Location, without_secrets
 from samdeblur.storage.access.readers import Reader, open_reader
 from samdeblur.storage.format.layout import (
     CHUNK,
@@ -23,11 +24,12 @@ from samdeblur.storage.format.layout import (
     StoreError,
 )
 
+Opened = tuple[Location, Reader, Header]
 DIGESTS = ("pixels", "file", "none")
 GROUP = {"attributes": {}, "zarr_format": 3, "node_type": "group"}
 
 
-def open_checked(location: Location | Path | str) -> tuple[Location, Reader, Header]:
+def open_checked(location: Location | Path | str) -> Opened:
     """A store's reader, and the header, whose arrays are all there and as the format asks.
 
     Raises:
@@ -37,14 +39,17 @@ def open_checked(location: Location | Path | str) -> tuple[Location, Reader, Hea
     """
     try:
         place = location if isinstance(location, Location) else Location(str(location))
+    except ValueError as error:
+        raise StoreError(f"{without_secrets(str(location))}: not a mask store ({error})") from error
+    try:
         reader = open_reader(place)
         header, documents = claimed_header(reader)
     except (FileNotFoundError, StoreError, Unreachable):
         raise
     except (OSError, ValueError) as error:
-        raise StoreError(f"{location}: not a mask store ({error})") from error
+        raise StoreError(f"{place}: not a mask store ({error})") from error
     for problem in document_problems(header, documents):
-        raise StoreError(f"{location}: not a mask store of format {FORMAT} ({problem})")
+        raise StoreError(f"{place}: not a mask store of format {FORMAT} ({problem})")
     return place, reader, header
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import google_crc32c
@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 
 from samdeblur.storage.format.layout import CRC_BYTES, DIGEST_BYTES, ArraySpec
 
-ABSENT = np.uint64(2**64 - 1)
+ABSENT = 2**64 - 1
 
-Span = tuple[int, int]
-Fetch = Callable[[Sequence[Span]], Sequence[bytes]]  # byte ranges of one file, all at once
+Cell = tuple[int, ...]  # a chunk of a shard, by its place along each axis
 
 
 def decode_chunk(content: bytes, spec: ArraySpec) -> NDArray[Any]:
@@ -28,11 +27,24 @@ def decode_chunk(content: bytes, spec: ArraySpec) -> NDArray[Any]:
     """
     order = spec.order or tuple(range(len(spec.chunks)))
     chunk = np.empty([spec.chunks[axis] for axis in order], spec.dtype)
+    frame = checked(content)
+    if frame_size(frame) != chunk.nbytes:
+        raise ValueError("a chunk is not of the size that chunks of this array have")
     try:
-        decompress(checked(content), chunk)
+        decompress(frame, chunk)
     except RuntimeError as error:
         raise ValueError(f"a chunk cannot be decompressed: {error}") from error
     return chunk.transpose(np.argsort(order))
+
+
+def frame_size(frame: bytes) -> int | None:
+    """What a frame of Zstandard says how large its content is (RFC 8878, 3.1.1.1); None when it does not say it."""
+    if len(frame) < 6 or not frame.startswith(b"\x28\xb5\x2f\xfd"):
+        return None
+    single, flag = frame[4] >> 5 & 1, frame[4] >> 6
+    start = 6 - single + (0, 1, 2, 4)[frame[4] & 3]
+    length = (single, 2, 4, 8)[flag]
+    return int.from_bytes(frame[start : start + length], "little") + (256 if length == 2 else 0) if length else None
 
 
 def checked(content: bytes) -> bytes:
@@ -65,19 +77,24 @@ def decode_index(content: bytes, spec: ArraySpec) -> NDArray[np.uint64]:
     return np.frombuffer(checked(content), "<u8").reshape(*grid, 2)
 
 
-def read_shard(
-    spec: ArraySpec, index: NDArray[np.uint64], fetch: Fetch, start: Sequence[int], stop: Sequence[int]
-) -> NDArray[Any]:
-    """The box from `start` to `stop` (per axis, inside the shard) out of one shard."""
-    found = np.zeros([b - a for a, b in zip(start, stop, strict=True)], spec.dtype)
+def cells_within(spec: ArraySpec, start: Sequence[int], stop: Sequence[int]) -> Iterator[Cell]:
+    """The chunks of a shard that a box from `start` to `stop` (per axis, inside the shard) touches."""
     axes = [range(a // size, -(-b // size)) for a, b, size in zip(start, stop, spec.chunks, strict=True)]
-    cells = [cell for cell in itertools.product(*axes) if index[cell][0] != ABSENT]
-    spans = [(int(index[cell][0]), int(index[cell][0]) + int(index[cell][1])) for cell in cells]
-    if any(after - before > 2 * np.prod(spec.chunks) * found.itemsize + 1024 for before, after in spans):
+    return itertools.product(*axes)
+
+
+def span_of(index: NDArray[np.uint64], cell: Cell, spec: ArraySpec) -> tuple[int, int] | None:
+    """First and last byte (exclusive) of a chunk in its shard; None for one of zeros, which is not there.
+
+    Raises:
+        ValueError: no chunk of this array is as long.
+    """
+    first, size = (int(number) for number in index[cell])
+    if first == ABSENT:
+        return None
+    if size > 2 * np.prod(spec.chunks) * np.dtype(spec.dtype).itemsize + 1024:
         raise ValueError("a chunk is larger than a chunk of this array can be")
-    for cell, content in zip(cells, fetch(spans), strict=True):
-        put(found, start, decode_chunk(content, spec), [i * size for i, size in zip(cell, spec.chunks, strict=True)])
-    return found
+    return first, first + size
 
 
 def put(box: NDArray[Any], corner: Sequence[int], chunk: NDArray[Any], place: Sequence[int]) -> None:

@@ -17,7 +17,6 @@ import numpy as np
 import zarr
 from zarr.storage import MemoryStore
 
-from samdeblur.storage.access.readers import FolderReader
 from samdeblur.storage.files import PARTIAL, fsync_path, sha256_file, write_durably
 from samdeblur.storage.format.layout import (
     DONE,
@@ -113,7 +112,7 @@ def _filters(codec: Codec) -> dict[str, Any]:
 def _source(store: Path, images: bool) -> tuple[MaskStore, Header]:
     """The store opened, and the header of what is to be exported of it."""
     source = open_store(store)
-    if not isinstance(source.reader, FolderReader):
+    if source.path.remote or not source.path.path.is_dir():
         raise StoreError(f"{store}: not a folder; export from the store it was made of, or copy the file")
     pending = int((source.states == PENDING).sum())
     if pending:

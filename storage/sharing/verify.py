@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from samdeblur.storage.access.files import Unreachable
 from samdeblur.storage.access.header import claimed_header, document_problems
-from samdeblur.storage.access.location import Location, Unreachable
+from samdeblur.storage.access.location import Location, without_secrets
 from samdeblur.storage.access.readers import Reader, open_reader
 from samdeblur.storage.atoms import MAX_ATOMS, from_window
 from samdeblur.storage.files import sha256_file
@@ -27,7 +28,7 @@ from samdeblur.storage.format.layout import (
     seal,
     unpack_keys,
 )
-from samdeblur.storage.store import MaskStore, open_store
+from samdeblur.storage.store import MaskStore, StoreDamaged
 
 SHOWN = 6  # images named in one line
 
@@ -42,7 +43,11 @@ def verify_store(location: str | Path) -> Iterator[str]:
     Raises:
         Unreachable: a server that does not answer, or sends no parts of files.
     """
-    place = Location(str(location))
+    try:
+        place = Location(str(location))
+    except ValueError as error:
+        yield f"{without_secrets(str(location))}: not a mask store ({error})"
+        return
     yield from _checksum_problems(place)
     try:
         reader = open_reader(place)
@@ -61,20 +66,26 @@ def verify_store(location: str | Path) -> Iterator[str]:
     if problems:
         yield from problems + stray
         return
-    store = open_store(location)
-    damaged: set[int] = set()
+    try:
+        store = MaskStore(location, (place, reader, header))
+    except StoreDamaged as error:
+        yield str(error)
+        return
+    sound = True
     for block in range(header.n_blocks):
+        damaged = False
         for problem in _shard_problems(store, block):
-            damaged.add(block)
+            damaged = True
             yield problem
-    if not damaged:  # or they are named with what they hit
-        yield from stray
-    for position, key in enumerate(store.keys):
-        if position // header.block_size not in damaged:
+        sound = sound and not damaged
+        for position in () if damaged else header.block_range(block):  # the shards are still at hand
+            key = store.keys[position]
             try:
                 yield from (f"{place}: {key}: {problem}" for problem in _image_problems(store, position, key))
             except (StoreError, ValueError, IndexError) as error:
                 yield f"{place}: {key}: {error}"
+    if sound:  # or they are named with what they hit
+        yield from stray
 
 
 def _checksum_problems(place: Location) -> Iterator[str]:
@@ -170,25 +181,30 @@ def _shard_problems(store: MaskStore, block: int) -> Iterator[str]:
             if hit:
                 yield f"{store.path / name}: damaged ({hit})"
             continue
-        trailer = store.reader.trailer(name, block, spec)
         if expected == NO_SHARD:
-            if trailer is not None and begun:
+            if (
+                begun
+                and store.reader.lists
+                and store.reader.digests([(name, block)], store.header.arrays)[0] is not None
+            ):
                 yield f"{shard}: not in the index ({whole})"
-        elif trailer is None:
+            continue
+        try:
+            digests = store.reader.check((name, block), spec)
+        except ValueError:  # an entry of a zip
+            digests = b"", b"damaged"
+        if digests is None:
             yield f"{shard}: missing ({whole})"
+            continue
+        stated, found = digests
+        if found == expected == stated:
+            continue
+        twins = [b for b, known in enumerate(store.shard_digests) if known[column].tobytes() == stated]
+        if found == stated and twins:
+            other = store.header.block_range(twins[0])
+            yield f"{shard}: is the shard of images {store.keys[other[0]]} to {store.keys[other[-1]]} ({whole})"
         else:
-            try:
-                found = store.reader.digest(name, block, spec)
-            except ValueError:  # an entry of a zip
-                found = b""
-            if found == expected == trailer:
-                continue
-            twins = [b for b, digests in enumerate(store.shard_digests) if digests[column].tobytes() == trailer]
-            if found == trailer and twins:
-                other = store.header.block_range(twins[0])
-                yield f"{shard}: is the shard of images {store.keys[other[0]]} to {store.keys[other[-1]]} ({whole})"
-            else:
-                yield f"{shard}: does not match its checksum ({_unreadable(store, name, rows) or whole})"
+            yield f"{shard}: does not match its checksum ({_unreadable(store, name, rows) or whole})"
 
 
 def _unreadable(store: MaskStore, name: str, rows: range) -> str:

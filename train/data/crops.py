@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from samdeblur.models import AtomBatch
 from samdeblur.storage import AtomMap, ImageNotReady, MaskStore, StoreError
-from samdeblur.storage.access.location import Unreachable
+from samdeblur.storage.access.files import Unreachable
 from samdeblur.storage.store import Window
 from samdeblur.train.data.cache import PictureCache
 from samdeblur.train.stopping import SIGNALS

@@ -10,7 +10,7 @@ import pytest
 import servers
 
 from samdeblur.storage import MaskStore, StoreError, Unreachable, open_store
-from samdeblur.storage.access import location
+from samdeblur.storage.access import files
 from samdeblur.storage.access.zips import TAIL
 from samdeblur.storage.sharing.export import export_zip
 from samdeblur.storage.sharing.verify import verify_store
@@ -85,7 +85,7 @@ def test_a_server_without_byte_ranges_is_refused_in_one_line(folder, name, whole
 
 @pytest.mark.parametrize("name", ["whole.zarr", "whole.zarr.zip"])
 def test_a_silent_server_is_given_up(name, monkeypatch):
-    monkeypatch.setattr(location, "TIMEOUT", 0.2)
+    monkeypatch.setattr(files, "TIMEOUT", 0.2)
     with servers.silent_server() as served, pytest.raises(Unreachable, match="no answer within"):
         open_store(f"{served.url}/{name}")
 
@@ -95,7 +95,7 @@ def test_a_refusing_server_is_named():
         open_store(f"{served.url}/whole.zarr")
 
 
-@pytest.mark.parametrize("address", ["ftp://host/x.zarr", "gs://bucket/x.zarr", "http://host/masks.h5"])
+@pytest.mark.parametrize("address", ["ftp://host/x.zarr", "webdav://host/x.zarr", "http://host/masks.h5"])
 def test_other_addresses_are_refused_in_one_line(address):
     with pytest.raises(StoreError, match=address):
         open_store(address)
