@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -19,6 +21,7 @@ from samdeblur.evaluation.evaluate import Evaluation, evaluate
 from samdeblur.evaluation.metrics.mode_collapse import COLLAPSE_DB
 from samdeblur.evaluation.metrics.perceptual import perceptual_metrics
 from samdeblur.evaluation.ranks import Ranks, is_first, joined
+from samdeblur.evaluation.report.pictures import forget_sets
 from samdeblur.evaluation.report.write import write_report
 from samdeblur.evaluation.restore import FALLBACKS, FLAG
 from samdeblur.evaluation.results import (
@@ -32,14 +35,16 @@ from samdeblur.evaluation.results import (
     write_results,
 )
 from samdeblur.evaluation.sets import ImageSet
+from samdeblur.evaluation.tables.caveats import caveats
+from samdeblur.evaluation.tables.published import SETS
 from samdeblur.evaluation.tables.text import as_markdown, run_table
 from samdeblur.models import Deblurrer, TileError, check_tiles, load_network
 from samdeblur.models.inference.tiles import OVERLAP
+from samdeblur.storage import folders
 from samdeblur.storage.files import sha256_file
-from samdeblur.train.state import CONFIG, run_weights
+from samdeblur.train.state import CONFIG, run_weights, trained
 
 TRAIN_SIZE = 256  # of the paper, for weights that do not say
-TLC_SETS = ("gopro",)  # where the paper uses TLC
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -63,22 +68,35 @@ def guard_of(context: click.Context, parameter: click.Parameter, value: str | No
     return value
 
 
+def which_weights(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """best, last, initial or step-N. Raises BadParameter."""
+    if value is not None and not re.fullmatch(r"best|last|initial|step-\d+", value):
+        raise click.BadParameter(f"{value!r} is none of best, last, initial, step-N")
+    return value
+
+
+weights_option = click.option(
+    "--weights", callback=which_weights, metavar="best|last|initial|step-N",
+    help="Of a run.  [default: best, or last where nothing was validated after step 0]",
+)  # fmt: skip
+
+
 @cli.command()
 @click.argument("network", metavar="RUN")
 @click.argument("sets", metavar="STORE|FOLDER...", nargs=-1, required=True)
 @click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder of the results.")
 @images_options
-@click.option("--weights", type=click.Choice(["best", "last", "initial"]), default="best", show_default=True)
+@weights_option
 @click.option("--with-step-0", is_flag=True, help="Also score the network as it was before training.")
 @click.option("--sam", metavar="bundled|NAME|PATH", help="Segment Anything weights that find the masks of a FOLDER.")
-@click.option("--split", default="test", show_default=True, help="Of a FOLDER in the layout of a dataset.")
-@click.option("--layout", default="auto", show_default=True, help="Of a FOLDER, as for samdeblur-prep run.")
+@click.option("--split", help="Of a FOLDER in the layout of a dataset.  [default: test]")
+@click.option("--layout", help="Of a FOLDER, as for samdeblur-prep run.  [default: auto]")
 @click.option("--pictures", type=click.IntRange(0), default=24, show_default=True,
               help="Images per set that the report shows in full, worst first.")  # fmt: skip
 @click.option("--save-images", is_flag=True, help="Write every result as PNG below OUT/restored.")
 @click.option("--tlc", type=click.Choice(["auto", "on", "off"]), default="auto", is_flag=False, flag_value="on",
-              help="Local means in place of means over the whole image. auto, the default: on GoPro alone, as in the "
-                   "paper; --tlc by itself means on.")  # fmt: skip
+              help="Local means in place of means over the whole image. auto, the default: on GoPro's test split "
+                   "alone, as in the paper; --tlc by itself means on.")  # fmt: skip
 @click.option("--train-size", type=click.IntRange(1), metavar="PIXELS",
               help="Side of training crops, for TLC.  [default: what the weights say, else 256]")  # fmt: skip
 @click.option("--tile", type=click.IntRange(1), metavar="PIXELS",
@@ -102,18 +120,26 @@ def guard_of(context: click.Context, parameter: click.Parameter, value: str | No
 def run(network: str, sets: tuple[str, ...], out: Path, **options: Any) -> int:
     """Score RUN (the folder of a run, or a checkpoint) on sets of images; writes results.json, .csv and report.html.
 
-    A set is a mask store, or a folder: pairs in any layout that samdeblur-prep takes, or blurred pictures alone, which
-    are restored into OUT/restored and not scored. Of a folder the masks are found on the spot, with --sam.
+    A set is a mask store, or a folder of pairs in any layout that samdeblur-prep takes, whose masks are found on the
+    spot, with --sam. Blurred pictures alone are for `restore`.
 
     Run the same command again to go on with an evaluation that was interrupted. Several GPUs:
     torchrun --nproc_per_node=N -m samdeblur.cli.eval run ...
     """
     inference = _inference(options)
+    folders.check_claim(out, folders.EVALUATION)
     path = run_weights(Path(network), options["weights"])
     first = run_weights(Path(network), "initial") if options["with_step_0"] else None
     with joined(options["device"]) as ranks:
         model = load_network(path).to(ranks.device)
-        loose = Loose(options["split"], options["layout"], options["sam"], model.prior is not None, ranks.device)
+        loose = Loose(
+            options["split"],
+            options["layout"],
+            options["sam"],
+            model.prior is not None,
+            ranks.device,
+            bool(options["metrics"]),
+        )
         _check_tiles(model, inference)
         opened = open_sets(sets, loose, options["images"], options["images_layout"])
         ways = [replace(inference, tlc=_tlc(options, images, model)) for images in opened]
@@ -121,14 +147,18 @@ def run(network: str, sets: tuple[str, ...], out: Path, **options: Any) -> int:
             raise click.UsageError("--train-size is for --tlc")
         sha256 = sha256_file(path).hex()
         _refuse_other_weights(out, sha256)
+        extra = perceptual_metrics(options["metrics"], ranks.device) if options["metrics"] else None
+        if ranks.first:
+            folders.claim(out, folders.EVALUATION)
         task = Evaluation(
             out,
             sha256,
             Conventions(collapse_db=options["collapse_db"], align=options["align"]),
-            perceptual_metrics(options["metrics"], ranks.device) if options["metrics"] else None,
+            extra,
             options["pictures"],
             options["save_images"],
             _say,
+            _bar,
         )
         found = []
         for images, way in zip(opened, ways, strict=True):
@@ -151,13 +181,25 @@ def run(network: str, sets: tuple[str, ...], out: Path, **options: Any) -> int:
         }
     if not is_first():
         return 0
-    results = Results(method_of(Path(network), model), str(path), sha256, tuple(found), task.conventions, environment)
+    results = Results(
+        method_of(Path(network), model),
+        str(path),
+        sha256,
+        tuple(found),
+        task.conventions,
+        environment,
+        trained(path, model.provenance),
+    )
+    forget_sets(out, [result.name for result in found])
     write_results(results, out)
     click.echo(as_markdown(run_table(results)))
+    click.echo(f"weights: {path}{f', {results.trained}' if results.trained else ''}")
+    for line in caveats(results):
+        click.echo(f"note: {line}")
     click.echo(f"report: {write_report(out, results)}")
     if options["save_images"]:
         click.echo(f"restored pictures: {out / 'restored'}")
-    unusable = sum(result.unready - images.unready for result, images in zip(found, opened, strict=True))
+    unusable = sum(result.unready for result in found)
     if unusable:
         click.echo(f"{unusable} of the images could not be used and are left out, as said above", err=True)
     return QUARANTINED if unusable else 0
@@ -183,7 +225,8 @@ def _inference(options: dict[str, Any]) -> Inference:
 
 def _tlc(options: dict[str, Any], images: ImageSet, model: Deblurrer) -> int | None:
     """Size of training crops that local means are made for on a set; None for global means."""
-    wanted = options["tlc"] == "on" or (options["tlc"] == "auto" and images.dataset.lower() in TLC_SETS)
+    of_paper = SETS.get((images.dataset, images.split))
+    wanted = options["tlc"] == "on" or (options["tlc"] == "auto" and of_paper and of_paper.inference.tlc)
     return (options["train_size"] or model.train_size or TRAIN_SIZE) if wanted else None
 
 
@@ -197,6 +240,10 @@ def _evaluate(model: Deblurrer, images: ImageSet, inference: Inference, task: Ev
             bar.update(done - bar.n)
 
         return evaluate(model, images, inference, task, ranks, progress)
+
+
+def _bar(items: Sequence[Any], what: str) -> Iterable[Any]:
+    return progress_bar(items, unit="img", desc=what, disable=not is_first())
 
 
 def _say(line: str) -> None:

@@ -15,11 +15,13 @@ from typing import Any
 import click
 from tqdm import tqdm
 
+from samdeblur.evaluation.evaluate import NoImages
 from samdeblur.evaluation.metrics.perceptual import PerceptualError
 from samdeblur.evaluation.results import ResultsError
 from samdeblur.models import CheckpointError, DeviceError, NotFinite, OutOfMemory
 from samdeblur.pipeline import ClusterLost, SettingsError, SourceError, WorkerKilled
 from samdeblur.storage import ImageNotReady, PictureError, StoreDamaged, StoreError
+from samdeblur.storage.folders import NotItsFolder
 from samdeblur.storage.listing import ListingError
 from samdeblur.storage.writing.lease import StoreBusy
 from samdeblur.train.config import ConfigError
@@ -39,8 +41,19 @@ REFUSALS = (
     DeviceError,
     ResultsError,
     PerceptualError,
+    NotItsFolder,
 )
-FAILURES = (StoreDamaged, PictureError, StoreBusy, Diverged, ClusterLost, WorkerKilled, OutOfMemory, NotFinite)
+FAILURES = (
+    StoreDamaged,
+    PictureError,
+    StoreBusy,
+    Diverged,
+    ClusterLost,
+    WorkerKilled,
+    OutOfMemory,
+    NotFinite,
+    NoImages,
+)
 
 
 def run_command(command: click.Command, interrupted: str = "") -> None:

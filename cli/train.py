@@ -12,17 +12,24 @@ from typing import Any
 import click
 
 from samdeblur.cli.messages import FAILED, REQUEUE, WRONG_USAGE, progress_bar, run_command
-from samdeblur.cli.support.images import images_options, with_all_images
+from samdeblur.cli.support.images import images_options, say_left_out, some, with_all_images
+from samdeblur.evaluation.metrics.psnr_ssim import SMALLEST
 from samdeblur.evaluation.ranks import is_first
 from samdeblur.models import METHODS, pick_device
-from samdeblur.storage import open_store
+from samdeblur.storage import MaskStore, folders, open_store
 from samdeblur.train.config import ARCHITECTURE, ConfigError, TrainConfig, parse_assignment, read_config
 from samdeblur.train.loop import Diverged, train
-from samdeblur.train.state import Row
+from samdeblur.train.start import large_enough
+from samdeblur.train.state import Row, best_step
 from samdeblur.train.stopping import Stopped
 
 # What comes to all processes of a run.
-_ALIKE: dict[type[Exception], int] = {Stopped: REQUEUE, Diverged: FAILED, ConfigError: WRONG_USAGE}
+_ALIKE: dict[type[Exception], int] = {
+    Stopped: REQUEUE,
+    Diverged: FAILED,
+    ConfigError: WRONG_USAGE,
+    folders.NotItsFolder: WRONG_USAGE,
+}
 
 
 @contextmanager
@@ -81,10 +88,15 @@ def cli(
     settings = TrainConfig.of(values)
     if settings.weights and (fixed := [name for name in ARCHITECTURE if name in given]):
         raise ConfigError(f"{fixed[0]}: follows from the checkpoint {settings.weights}; leave it out")
+    folders.check_claim(out, folders.RUN)
     stores = [open_store(store)] + ([open_store(val)] if val else [])
     if len(images) == 1:
         images *= len(stores)  # the folder of a dataset has all its splits
     training, *validation = with_all_images(stores, images, images_layout)
+    if is_first():
+        for used in (training, *validation):
+            say_left_out(used)
+        _say_small(validation[0] if validation else training)
     start = time.monotonic()
     what = f"{settings.method} on {pick_device(settings.device)}"
     with progress_bar(total=settings.steps, unit="step", desc=what, disable=not is_first()) as bar:
@@ -92,14 +104,27 @@ def cli(
         history = train(settings, training, out, validation[0] if validation else None, shown)
     if not is_first():
         return
-    best = max((row for row in history if "val_psnr" in row), key=lambda row: row["val_psnr"])
+    step = best_step(history)
+    best = next(row for row in history if row["step"] == step and "val_psnr" in row)
     done = settings.steps - shown.first
     spent = f"{done} of them now, in {time.monotonic() - start:.0f} s" if done else "all done before"
     click.echo(
         f"{out}: {settings.steps} steps of {what}, {spent}; validation PSNR "
         f"{history[0]['val_psnr']:.2f} dB at step 0, best {best['val_psnr']:.2f} dB at step {int(best['step'])}"
     )
+    if best["val_psnr"] < history[0]["val_psnr"]:
+        click.echo("note: training never came back to what the weights were worth at step 0", err=True)
     click.echo(f"curves: {out / 'curves.png'}   weights: {out / 'best.safetensors'}")
+
+
+def _say_small(store: MaskStore) -> None:
+    ready = store.ready_keys
+    if small := sorted(set(ready) - set(large_enough(store, ready))):
+        click.echo(
+            f"{store.path}: {len(small)} of the images are smaller than {SMALLEST} pixels, and not validated on: "
+            f"{some(small)}",
+            err=True,
+        )
 
 
 class _Shown:

@@ -2,34 +2,53 @@
 
 from __future__ import annotations
 
+import hashlib
+import heapq
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from urllib.parse import quote
+from typing import Any, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from samdeblur.evaluation.journal import Journal
+from samdeblur.evaluation.journal import Entry, Journal
 from samdeblur.evaluation.metrics.alignment import aligned_scores
-from samdeblur.evaluation.metrics.perceptual import PerceptualMetrics
-from samdeblur.evaluation.metrics.psnr_ssim import FIDELITY, compare
+from samdeblur.evaluation.metrics.perceptual import PerceptualError, PerceptualMetrics
+from samdeblur.evaluation.metrics.psnr_ssim import FIDELITY, SMALLEST, compare
 from samdeblur.evaluation.ranks import Ranks
-from samdeblur.evaluation.report.pictures import forget_pictures, keep_pictures, keep_thumbnail
+from samdeblur.evaluation.report.pictures import (
+    forget_pictures,
+    keep_pictures,
+    keep_thumbnail,
+    kept_pictures,
+    read_thumbnail,
+)
 from samdeblur.evaluation.restore import Restored, Restorer
 from samdeblur.evaluation.results import Conventions, Inference, Score, SetResult
-from samdeblur.evaluation.sets import ImageSet, Sample, UnusableImage
+from samdeblur.evaluation.sets import ImageSet, Masks, Sample, UnusableImage
 from samdeblur.models import Deblurrer, deblur
 from samdeblur.models.inference.tiles import OVERLAP
 from samdeblur.storage import MaskStore
-from samdeblur.storage.files import write_durably
+from samdeblur.storage.files import file_stamp, file_stem, write_durably
+from samdeblur.storage.format.layout import pixel_digest
 
+Item = TypeVar("Item")
 Picture = NDArray[np.uint8]
 CPU = torch.device("cpu")
+
+
+class NoImages(ValueError):
+    """A set of which no image can be used."""
+
+
+def _without_bar(items: Iterable[Item], what: str) -> Iterable[Item]:
+    return items
 
 
 @dataclass(frozen=True)
@@ -44,6 +63,7 @@ class Evaluation:
         pictures: images of each set that the report shows in full, the worst ones; 0 keeps no pictures at all.
         save_images: whether all results are written as PNG files.
         say: takes one line for a person.
+        bar: shows how far it is with some items of work.
     """
 
     folder: Path
@@ -53,6 +73,7 @@ class Evaluation:
     pictures: int = 24
     save_images: bool = False
     say: Callable[[str], None] = print
+    bar: Callable[[Sequence[Any], str], Iterable[Any]] = _without_bar
 
 
 def evaluate(
@@ -65,15 +86,19 @@ def evaluate(
 ) -> SetResult:
     """Score a network on a set, going on where an evaluation of the same kind was stopped.
 
+    What was scored counts as long as the image is the same, in content; an image that was replaced is scored again.
+
     Args:
         network: as it was loaded; `inference` says what is done with it.
         progress: called with the number of images that are done, and of all, as far as this process knows.
 
     Raises:
         NotFinite, OutOfMemory, TileError: the network cannot do it; what was scored is kept.
+        NoImages: none of the images can be used.
     """
     about = SetResult(images.dataset, images.split, images.recipe, (), inference)
     identity = {
+        "journal": 2,
         "weights": task.sha256,
         "set": about.name,
         "recipe": images.recipe,
@@ -83,54 +108,169 @@ def evaluate(
         "saved": task.save_images,
     }
     journal = Journal(task.folder, about.name, identity, ranks.rank)
-    known, _ = journal.read()
+    mine = _Scoring(network, images, inference, task, ranks, about.name)
+    known = journal.read(mine.holds)
     ranks.wait()  # all have read before any writes
-    restorer = Restorer(network, inference, task.say if ranks.first else lambda line: None)
-    unusable: list[str] = []
-    device = next(network.parameters()).device
-    mine = ranks.share([key for key in images.keys if key not in known])
+    for entry in ranks.share([entry for key, entry in known.items() if entry.stamp != images.stamp(key)]):
+        journal.add(replace(entry, stamp=images.stamp(entry.score.key)))  # touched, and still the same
+    keys = ranks.share([key for key in images.keys if key not in known])
     progress(len(known), len(images.keys))
+    kept = _Worst(task.pictures, (entry.score for entry in known.values()))
+    unusable: dict[str, str] = {}
     start = time.perf_counter()
-    for number, (key, sample) in enumerate(_read_ahead(images, mine), 1):
-        if isinstance(sample, UnusableImage):
-            task.say(f"{about.name}: {key} is left out: {sample}")
-            unusable.append(key)
+    for number, (key, read) in enumerate(_read_ahead(mine.read, keys), 1):
+        try:
+            if isinstance(read, UnusableImage):
+                raise read
+            score, result, masks = mine.score(key, read.sample)
+        except UnusableImage as error:
+            task.say(f"{about.name}: {key} is left out: {error}")
+            unusable[key] = str(error)
+            progress(len(known) + number, len(images.keys))
             continue
-        masks = images.masks(key, sample.blurred) if network.prior is not None else None
-        restored = restorer(sample.blurred, masks.atoms if masks is not None else None)
-        score = measure(key, sample, restored, task.conventions.align == "ecc", task.extra, device)
-        if task.pictures:
-            keep_thumbnail(task.folder, about.name, key, restored.picture)
-        if task.save_images:
-            write_png(restored_path(task.folder, about.name, key), restored.picture)
+        mine.keep(score, read.sample, result, masks, kept.takes(score))
         seconds, start = time.perf_counter() - start, time.perf_counter()
-        journal.add(score, seconds)
+        journal.add(Entry(score, seconds, read.stamp, read.content, mine.saved(key)))
         progress(len(known) + number, len(images.keys))
-    n_unusable = sum(ranks.gather([len(unusable)]))
-    found, seconds = journal.read()
-    scores = tuple(found[key] for key in images.keys if key in found)
-    worst = worst_first(scores)[: task.pictures]
-    if ranks.first:  # of other weights, or other images
-        thumbnails = [score.key for score in scores] if task.pictures else []
-        forget_pictures(task.folder, about.name, pictures=[score.key for score in worst], thumbnails=thumbnails)
-    ranks.wait()
-    for score in ranks.share(worst):
-        sample = images.sample(score.key)
-        masks = images.masks(score.key, sample.blurred)
-        atoms, records = masks or (None, None)
-        result = restorer(sample.blurred, atoms if network.prior is not None else None).picture
-        keep_pictures(task.folder, about.name, score.key, sample.blurred, result, sample.sharp, atoms, records)
-    ranks.wait()
-    return SetResult(
-        images.dataset,
-        images.split,
-        images.recipe,
-        scores,
-        inference,
-        unready=images.unready + n_unusable,
-        seconds=seconds,
+    for theirs in ranks.gather([unusable]):
+        unusable |= theirs
+    found = journal.read(lambda entry: entry.score.key not in unusable)
+    ordered = [found[key] for key in images.keys if key in found]
+    if not ordered:
+        key, why = next(iter((unusable | dict(images.left_out)).items()))
+        raise NoImages(f"{about.name}: none of the {len(images.keys)} images can be used; {key}: {why}")
+    scores = tuple(entry.score for entry in ordered)
+    mine.complete(scores)
+    left_out = dict(images.left_out) | unusable
+    return replace(
+        about,
+        scores=scores,
+        unready=len(left_out),
+        left_out=left_out,
+        seconds=sum(entry.seconds for entry in ordered),
         collapse_db=task.conventions.collapse_db,
+        segmenter=images.segmenter if network.prior is not None else "",
     )
+
+
+class _Read(NamedTuple):
+    """An image, with what it went by just before it was read."""
+
+    sample: Sample
+    stamp: str
+    content: str
+
+
+class _Scoring:
+    """A network at work on one set: what comes out of it is measured, and kept for the report."""
+
+    def __init__(
+        self, network: Deblurrer, images: ImageSet, inference: Inference, task: Evaluation, ranks: Ranks, name: str
+    ) -> None:
+        self.network, self.images, self.inference, self.task, self.ranks = network, images, inference, task, ranks
+        self.name = name
+        self.device = next(network.parameters()).device
+
+    @cached_property
+    def restorer(self) -> Restorer:
+        """Made when there is something to do: local means take a pass of the network."""
+        return Restorer(self.network, self.inference, self.task.say if self.ranks.first else lambda line: None)
+
+    def holds(self, entry: Entry) -> bool:
+        """Whether a score is still that of the image: by what the image goes by, in doubt by its content."""
+        key = entry.score.key
+        if key not in self._keys or entry.saved != self.saved(key):
+            return False
+        return entry.stamp == self.images.stamp(key) or entry.content == self.images.content(key)
+
+    @cached_property
+    def _keys(self) -> frozenset[str]:
+        return frozenset(self.images.keys)
+
+    def saved(self, key: str) -> str:
+        return file_stamp(restored_path(self.task.folder, self.name, key)) if self.task.save_images else ""
+
+    def read(self, key: str) -> _Read:
+        """Raises UnusableImage."""
+        stamp, content = self.images.stamp(key), self.images.content(key)
+        sample = self.images.sample(key)
+        height, width = sample.blurred.shape[:2]
+        if sample.sharp is not None and min(height, width) < SMALLEST:
+            raise UnusableImage(f"{width}x{height} pixels, less than the {SMALLEST} of a window of SSIM")
+        return _Read(sample, stamp, content)
+
+    def score(self, key: str, sample: Sample) -> tuple[Score, Restored, Masks | None]:
+        """Raises UnusableImage."""
+        masks = self.images.masks(key, sample.blurred) if self.network.prior is not None else None
+        restored = self.restorer(sample.blurred, masks.atoms if masks is not None else None)
+        aligned = self.task.conventions.align == "ecc"
+        try:
+            score = measure(key, sample, restored, aligned, self.task.extra, self.device)
+        except PerceptualError as error:
+            raise UnusableImage(str(error)) from error
+        return replace(score, pixels=_pixels(sample)), restored, masks
+
+    def keep(self, score: Score, sample: Sample, restored: Restored, masks: Masks | None, in_full: bool) -> None:
+        """Write what the report shows of an image, and the result itself where that is wanted."""
+        folder, key = self.task.folder, score.key
+        if self.task.pictures:
+            keep_thumbnail(folder, self.name, key, restored.picture)
+        if self.task.save_images:
+            write_png(restored_path(folder, self.name, key), restored.picture)
+        if in_full:
+            if masks is None and self.images.stored:
+                masks = self.images.masks(key, sample.blurred)
+            atoms, records = masks or (None, None)
+            keep_pictures(folder, self.name, key, sample.blurred, restored.picture, sample.sharp, atoms, records)
+
+    def complete(self, scores: Sequence[Score]) -> None:
+        """Take away what the report does not show, and make what it lacks: where more pictures are asked for now."""
+        folder, shown = self.task.folder, self.task.pictures
+        worst = worst_first(scores)[:shown]
+        if self.ranks.first:
+            thumbnails = [score.key for score in scores] if shown else []
+            forget_pictures(folder, self.name, pictures=[score.key for score in worst], thumbnails=thumbnails)
+        self.ranks.wait()
+        in_full = {score.key for score in worst}
+        lacking = [
+            score
+            for score in (scores if shown else [])
+            if read_thumbnail(folder, self.name, score.key) is None
+            or (score.key in in_full and not kept_pictures(folder, self.name, score.key))
+        ]
+        for score in self.task.bar(self.ranks.share(lacking), f"{self.name}: pictures of the report"):
+            sample = self.read(score.key).sample
+            _, restored, masks = self.score(score.key, sample)
+            self.keep(score, sample, restored, masks, score.key in in_full)
+        self.ranks.wait()
+
+
+class _Worst:
+    """The worst images so far, as many as are shown."""
+
+    def __init__(self, count: int, scores: Iterable[Score]) -> None:
+        self.count = count
+        self._gains: list[float] = []  # a heap, of negated gains: the best of the worst comes first
+        for score in scores:
+            self.takes(score)
+
+    def takes(self, score: Score) -> bool:
+        """Whether an image is among them, from now on."""
+        if len(self._gains) < self.count:
+            heapq.heappush(self._gains, -score.gain)
+            return True
+        if not self.count or score.gain > -self._gains[0]:
+            return False
+        heapq.heapreplace(self._gains, -score.gain)
+        return True
+
+
+def _pixels(sample: Sample) -> str:
+    """The start of a digest of an image, decoded."""
+    digest = hashlib.sha256(pixel_digest(sample.blurred))
+    if sample.sharp is not None:
+        digest.update(pixel_digest(sample.sharp))
+    return digest.hexdigest()[:16]
 
 
 def score_images(
@@ -190,8 +330,8 @@ def worst_first(scores: Sequence[Score]) -> list[Score]:
 
 def restored_path(folder: Path, name: str, key: str) -> Path:
     """Where the result of an image is saved: key as a path below a folder of the set."""
-    parts = [quote(part, safe="") if part not in ("", ".", "..") else f"_{part}" for part in key.split("/")]
-    return folder.joinpath("restored", quote(name, safe=""), *parts[:-1], f"{parts[-1]}.png")
+    *folders, last = (file_stem(part) if part not in ("", ".", "..") else f"_{part}" for part in key.split("/"))
+    return folder.joinpath("restored", file_stem(name), *folders, f"{last}.png")
 
 
 def write_png(path: Path, picture: Picture) -> None:
@@ -202,17 +342,17 @@ def write_png(path: Path, picture: Picture) -> None:
     write_durably(path, data.tobytes())
 
 
-def _read_ahead(images: ImageSet, keys: Sequence[str]) -> Iterator[tuple[str, Sample | UnusableImage]]:
+def _read_ahead(read_one: Callable[[str], _Read], keys: Sequence[str]) -> Iterator[tuple[str, _Read | UnusableImage]]:
     """The pictures of each key, or why there are none; the next are read meanwhile."""
 
-    def read(key: str) -> Sample | UnusableImage:
+    def read(key: str) -> _Read | UnusableImage:
         try:
-            return images.sample(key)
+            return read_one(key)
         except UnusableImage as error:
             return error
 
     with ThreadPoolExecutor(1, "read") as pool:
-        ahead: Future[Sample | UnusableImage] | None = pool.submit(read, keys[0]) if keys else None
+        ahead: Future[_Read | UnusableImage] | None = pool.submit(read, keys[0]) if keys else None
         for position, key in enumerate(keys):
             assert ahead is not None
             now = ahead

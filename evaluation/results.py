@@ -34,12 +34,14 @@ class Score:
             others that were asked for. Empty where there is no sharp picture.
         flags: what the guard found suspicious in the result.
         fallback: what stands in place of a suspicious result; empty for the result itself.
+        pixels: start of a digest of the pictures it is of, decoded; empty where nobody looked.
     """
 
     key: str
     metrics: Mapping[str, float] = field(default_factory=dict)
     flags: tuple[str, ...] = ()
     fallback: str = ""
+    pixels: str = field(default="", compare=False)
 
     @property
     def gain(self) -> float:
@@ -88,6 +90,31 @@ class Conventions:
 
 
 @dataclass(frozen=True)
+class Trained:
+    """Of which step of a training run weights are.
+
+    Attributes:
+        step: theirs.
+        of: steps the run was asked for.
+        reached: the last step of it that is saved.
+        segmenter: what the masks were of that it looked at, as `ImageSet.segmenter`; empty for none.
+    """
+
+    step: int
+    of: int
+    reached: int
+    segmenter: str = ""
+
+    @property
+    def finished(self) -> bool:
+        return self.reached >= self.of
+
+    def __str__(self) -> str:
+        unfinished = "" if self.finished else f", which is not finished: it stands at step {self.reached:,}"
+        return f"step {self.step:,} of {self.of:,}{unfinished}"
+
+
+@dataclass(frozen=True)
 class SetResult:
     """Scores of one network on one set of images, in the order of the set."""
 
@@ -100,6 +127,8 @@ class SetResult:
     unready: int = 0  # images the set could not give
     seconds: float = 0.0  # spent on the images, reading and scoring included
     collapse_db: float = COLLAPSE_DB
+    left_out: Mapping[str, str] = field(default_factory=dict)  # the images the set could not give, and why
+    segmenter: str = ""  # what the masks are of, as `ImageSet.segmenter`
 
     @property
     def name(self) -> str:
@@ -122,6 +151,7 @@ class Results:
     sets: tuple[SetResult, ...]
     conventions: Conventions = Conventions()
     environment: Mapping[str, str] = field(default_factory=dict)  # versions and device
+    trained: Trained | None = None  # where that is known
 
 
 def write_results(results: Results, folder: Path) -> None:
@@ -135,6 +165,8 @@ def write_results(results: Results, folder: Path) -> None:
                 "split": s.split,
                 "recipe": s.recipe,
                 "unready": s.unready,
+                **({"left_out": dict(s.left_out)} if s.left_out else {}),
+                **({"segmenter": s.segmenter} if s.segmenter else {}),
                 "inference": asdict(s.inference),
                 **({} if s.psnr_step_0 is None else {"psnr_step_0": s.psnr_step_0}),
                 "summary": s.summary,
@@ -146,22 +178,30 @@ def write_results(results: Results, folder: Path) -> None:
         "method": results.method,
         "weights": results.weights,
         "sha256": results.sha256,
+        **({"trained": asdict(results.trained)} if results.trained else {}),
         "conventions": asdict(results.conventions),
         "environment": dict(results.environment),
         "sets": sets,
     }
     text = json.dumps(_without_infinity(document), indent=1, allow_nan=False)
-    write_durably(folder / RESULTS, text.encode())
+    write_durably(folder / RESULTS, f"{text}\n".encode())
 
     names = dict.fromkeys(name for s in results.sets for score in s.scores for name in score.metrics)
     table = io.StringIO()
-    writer = csv.DictWriter(table, ["dataset", "split", "key", *names, "flags", "fallback"], restval="")
+    columns = ["dataset", "split", "key", *names, "flags", "fallback"]
+    writer = csv.DictWriter(table, columns, restval="", lineterminator="\n")
     writer.writeheader()
     for s in results.sets:
         for score in s.scores:
             row = {"dataset": s.dataset, "split": s.split, "key": score.key, **score.metrics}
-            writer.writerow(row | {"flags": " ".join(score.flags), "fallback": score.fallback})
-    write_durably(folder / TABLE, table.getvalue().encode())
+            row |= {"flags": " ".join(score.flags), "fallback": score.fallback}
+            writer.writerow({name: inert(value) for name, value in row.items()})
+    write_durably(folder / TABLE, table.getvalue().encode(errors="replace"))
+
+
+def inert(value: Any) -> Any:
+    """A cell of CSV that no spreadsheet takes for a formula: text that begins like one gets an apostrophe before it."""
+    return f"'{value}" if isinstance(value, str) and value.lstrip().startswith(("=", "+", "-", "@")) else value
 
 
 def read_results(folder: Path) -> Results:
@@ -170,14 +210,15 @@ def read_results(folder: Path) -> Results:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such results; write them with samdeblur-eval run")
     try:
-        document = json.loads(path.read_text())
+        document = json.loads(path.read_text(encoding="utf-8"))
         conventions = Conventions(**_fields(document["conventions"], Conventions(), {"collapse_db": _number}))
         sets = tuple(_set(row, conventions.collapse_db) for row in document["sets"])
         if not sets or not all(result.scores for result in sets):
             raise ValueError("no images")
         environment = {_text(name): _text(value) for name, value in document["environment"].items()}
         method, weights, sha256 = (_text(document[name]) for name in ("method", "weights", "sha256"))
-        return Results(method, weights, sha256, sets, conventions, environment)
+        trained = _trained(document["trained"]) if "trained" in document else None
+        return Results(method, weights, sha256, sets, conventions, environment, trained)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ResultsError(f"{path}: not results of samdeblur-eval run ({type(error).__name__}: {error})") from error
 
@@ -198,7 +239,13 @@ def _set(row: dict[str, Any], collapse_db: float) -> SetResult:
         row["unready"],
         _number(row["timings"]["total"]) if "timings" in row else 0.0,
         collapse_db,
+        {_text(key): _text(why) for key, why in row.get("left_out", {}).items()},
+        _text(row.get("segmenter", "")),
     )
+
+
+def _trained(row: Mapping[str, Any]) -> Trained:
+    return Trained(_step(row["step"]), _step(row["of"]), _step(row["reached"]), _text(row["segmenter"]))
 
 
 def as_row(score: Score) -> dict[str, Any]:
@@ -207,15 +254,17 @@ def as_row(score: Score) -> dict[str, Any]:
     for name, value in score.metrics.items():
         row[name] = value if math.isfinite(value) else "nan" if math.isnan(value) else None
     row |= {"flags": list(score.flags)} if score.flags else {}
-    return row | ({"fallback": score.fallback} if score.fallback else {})
+    row |= {"fallback": score.fallback} if score.fallback else {}
+    return row | ({"pixels": score.pixels} if score.pixels else {})
 
 
 def score_of(row: Mapping[str, Any]) -> Score:
     """A score from its row in a file. Raises KeyError, TypeError."""
-    other = ("key", "flags", "fallback")
+    other = ("key", "flags", "fallback", "pixels")
     metrics = {name: _metric(value) for name, value in row.items() if name not in other}
     flags = tuple(_text(flag) for flag in row.get("flags", ()))
-    return Score(_text(row["key"]), metrics, flags, _text(row.get("fallback", "")))
+    texts = (_text(row.get(name, "")) for name in ("fallback", "pixels"))
+    return Score(_text(row["key"]), metrics, flags, *texts)
 
 
 def _fields(row: Mapping[str, Any], default: Any, kinds: Mapping[str, Callable[[Any], Any]]) -> dict[str, Any]:
@@ -239,6 +288,12 @@ def _text_or_none(value: Any) -> str | None:
 def _size(value: Any) -> int | None:
     if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
         raise TypeError(f"{value!r} is not a number of pixels")
+    return value
+
+
+def _step(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise TypeError(f"{value!r} is not a step")
     return value
 
 

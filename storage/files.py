@@ -7,11 +7,13 @@ import codecs
 import hashlib
 import os
 from pathlib import Path
+from urllib.parse import quote
 
 from zarr.core.buffer import Buffer
 from zarr.storage import LocalStore
 
 PARTIAL = ".partial"
+MAX_NAME = 180  # of the 255 bytes that file systems allow
 
 
 def fsync_path(path: Path) -> None:
@@ -52,6 +54,26 @@ def decode_text(data: bytes) -> str:
     if encoding == "utf-8-sig" and b"\0" in data[:4]:  # the mark was lost
         encoding = "utf-16-be" if data.startswith(b"\0") else "utf-16-le"
     return data.decode(encoding)
+
+
+def file_stem(text: str) -> str:
+    """Any text as part of a file name: one for each text, and never a folder, hidden, or too long."""
+    data = text.encode(errors="surrogatepass")
+    quoted = quote(data, safe="") or "%"
+    if quoted.startswith("."):
+        quoted = f"%2E{quoted[1:]}"
+    if len(quoted) > MAX_NAME:
+        quoted = f"{quoted[: MAX_NAME - 17]}~{hashlib.sha256(data).hexdigest()[:16]}"
+    return quoted
+
+
+def file_stamp(path: Path) -> str:
+    """What changes whenever a file is replaced or written to: its size, times and number; "" for none that is there."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return ""
+    return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}"
 
 
 class DurableStore(LocalStore):

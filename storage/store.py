@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -58,6 +59,10 @@ class Pictures(Protocol):
     """Pictures that lie elsewhere than the masks; names join the two. Sent to other processes along with the store."""
 
     def __contains__(self, key: object, /) -> bool: ...
+
+    def files(self, key: str) -> Sequence[Path]:
+        """The files that the pictures of an image are read from."""
+        ...
 
     def image(self, store: MaskStore, name: str, key: str) -> NDArray[np.uint8]:
         """The `blurred` or `sharp` picture that the masks of an image are of, whole; it is not written to.
@@ -171,6 +176,13 @@ class MaskStore:
         """Why an image was quarantined; empty when it was not."""
         return unpack_text(self._read("index/error", self.position(key)))
 
+    def why_not_ready(self, key: str) -> str:
+        """Why an image is not among `ready_keys`."""
+        state = self.states[self.position(key)]
+        if state == PENDING:
+            return "not prepared yet"
+        return "its picture is not there" if state == DONE else f"quarantined: {self.error(key)}"
+
     def digest(self, key: str) -> bytes:
         """SHA-256 of the blurred source; the attribute `digest` says of what."""
         return self._digests[self.position(key)].tobytes()
@@ -215,6 +227,26 @@ class MaskStore:
             return self._plane(f"images/{name}", position, window)
         top, left, height, width = self._window(position, window)
         return self._pictures.image(self, name, key)[top : top + height, left : left + width].copy()
+
+    def content(self, key: str) -> str:
+        """Of what an image's masks, records and own pictures are, SHA-256 (hex): the same as long as no byte changes.
+
+        Raises UnknownImage.
+        """
+        position = self.position(key)
+        shards = self.shard_digests[position // self.header.block_size]
+        return hashlib.sha256(f"{self.header.seal} {position}".encode() + shards.tobytes()).hexdigest()
+
+    def sources_digest(self, keys: Sequence[str]) -> str:
+        """SHA-256 (hex) of the digests of images and of how many masks they have: the same in every form of a store."""
+        rows = [self.position(key) for key in keys]
+        digest = hashlib.sha256(self._digests[rows].tobytes())
+        digest.update(self.counts[rows].astype("<i4").tobytes())
+        return digest.hexdigest()
+
+    def picture_files(self, key: str) -> Sequence[Path]:
+        """The files that the pictures of an image are read from, where they lie elsewhere than the masks."""
+        return () if self._pictures is None else self._pictures.files(key)
 
     def require_images(self) -> None:
         """Raise StoreError when the store holds masks alone."""

@@ -75,10 +75,12 @@ def train(
         network = build_network(config).to(ranks.device)
         config = resolved(config, network)
         facts = run_facts(config, store, keys, val) | {"smaller_than_crop": crops.n_small}
+        network.provenance = {"of": config.steps, "segmenter": facts["train"]["segmenter"] if network.prior else ""}
         run = _Run(config, network, val, folder, ranks, request, progress)
-        run.restore(read_run(folder, config, facts))
+        state = read_run(folder, config, facts)
         if ranks.first:
             write_facts(folder, config, facts)
+        run.restore(state)
         loader = crop_loader(
             crops,
             Share(config.batch_size, run.step + 1, config.steps, config.accumulate, ranks.rank, ranks.world),

@@ -13,16 +13,18 @@ from typing import Any
 import numpy as np
 import torch
 
+from samdeblur.evaluation.metrics.psnr_ssim import SMALLEST
 from samdeblur.models import Deblurrer, NAFNet, load_network, prior_for, with_prior
 from samdeblur.models.checkpoints.loading import BUNDLED_NETWORK, resolve_checkpoint
 from samdeblur.storage import MaskStore, StoreError
 from samdeblur.storage.files import sha256_file
+from samdeblur.storage.format.layout import mask_kind
 from samdeblur.train.config import ARCHITECTURE, ConfigError, TrainConfig
 
 
 @dataclass(frozen=True)
 class Validation:
-    """Images to validate on."""
+    """Images to validate on; none that SSIM has no window for."""
 
     store: MaskStore
     keys: Sequence[str]
@@ -100,9 +102,18 @@ def split_images(store: MaskStore, share: float, seed: int) -> tuple[list[str], 
         raise StoreError(
             f"{store.path}: {len(keys)} images are ready; holding one out for validation needs two (--val)"
         )
+    if not (fit := set(large_enough(store, keys))):
+        raise StoreError(f"{store.path}: no image has the {SMALLEST} pixels that validation needs")
     order = np.random.default_rng(seed).permutation(len(keys))
     n_val = min(len(keys) - 1, max(1, round(share * len(keys))))
-    return [keys[i] for i in sorted(order[n_val:])], [keys[i] for i in sorted(order[:n_val])]
+    chosen = [i for i in order if keys[i] in fit][:n_val]
+    held_out = set(chosen)
+    return [key for i, key in enumerate(keys) if i not in held_out], [keys[i] for i in sorted(chosen)]
+
+
+def large_enough(store: MaskStore, keys: Sequence[str]) -> list[str]:
+    """Those of the images that a window of SSIM fits into."""
+    return [key for key in keys if min(store.shape(key)) >= SMALLEST]
 
 
 def choose_images(
@@ -112,9 +123,10 @@ def choose_images(
     for used in (store, validation or store):
         used.require_images()
     if validation is not None:
-        keys, val = _ready_keys(store), Validation(validation, _ready_keys(validation))
+        keys, val = _ready_keys(store), Validation(validation, large_enough(validation, _ready_keys(validation)))
         if not val.keys:
-            raise StoreError(f"{validation.path}: no image is ready to validate on")
+            small = f", for all are smaller than {SMALLEST} pixels" if validation.ready_keys else ""
+            raise StoreError(f"{validation.path}: no image is ready to validate on{small}")
     else:
         keys, held_out = split_images(store, config.val_share, config.seed)
         val = Validation(store, held_out)
@@ -135,14 +147,22 @@ def _ready_keys(store: MaskStore) -> list[str]:
 def run_facts(config: TrainConfig, store: MaskStore, keys: Sequence[str], val: Validation) -> dict[str, Any]:
     """What a run depends on beside its settings."""
 
-    def describe(used: MaskStore) -> dict[str, Any]:
-        return {"dataset": used.header.dataset, "split": used.header.split, "recipe": used.header.fingerprint}
+    def describe(used: MaskStore, images: Sequence[str]) -> dict[str, Any]:
+        return {
+            "dataset": used.header.dataset,
+            "split": used.header.split,
+            "seal": used.header.seal,
+            "recipe": used.header.fingerprint,
+            "segmenter": mask_kind(used.header.recipe),
+            "made_by": dict(used.header.recipe),
+            "content_sha256": used.sources_digest(images),
+        }
 
     digest = hashlib.sha256("\n".join(keys).encode()).hexdigest()
     path = resolve_checkpoint(Path(config.weights), BUNDLED_NETWORK) if config.weights else None
     return {
-        "train": {**describe(store), "images": len(keys), "images_sha256": digest},
-        "validation": {**describe(val.store), "images": list(val.keys)},
+        "train": {**describe(store, keys), "images": len(keys), "images_sha256": digest},
+        "validation": {**describe(val.store, val.keys), "images": list(val.keys)},
         "weights": sha256_file(path).hex() if path else None,
         "versions": {name: metadata.version(name) for name in ("samdeblur", "torch", "numpy")},
         "code": code_state(Path(__file__).parent),

@@ -3,7 +3,8 @@
 config.yaml           the resolved settings
 run.json              stores (with fingerprints), held-out images, versions, state of the code
 state.pt              everything needed to go on: step, weights, optimiser, average of weights, scaler, history
-initial|last|best.safetensors   weights that `load_network` reads; step-N.safetensors where they are asked for
+initial|last|best.safetensors   weights that `load_network` reads, with their step in the head; `best` never of
+                      step 0; step-N.safetensors where they are asked for
 log.csv, curves.png   loss, learning rate, speed and validation, for people
 """
 
@@ -19,19 +20,23 @@ from typing import Any
 import matplotlib
 import torch
 
+from samdeblur.evaluation.results import Trained
 from samdeblur.models import CheckpointError, Deblurrer
 from samdeblur.models.checkpoints.loading import (
     BEST_WEIGHTS,
     BUNDLED_NETWORK,
+    LAST_WEIGHTS,
     encode_network,
     read_torch,
     resolve_checkpoint,
+    training_of,
 )
+from samdeblur.storage import folders
 from samdeblur.storage.files import write_durably
 from samdeblur.train.config import ConfigError, TrainConfig, read_config
 
 CONFIG, RUN, STATE, LOG, CURVES = "config.yaml", "run.json", "state.pt", "log.csv", "curves.png"
-INITIAL_WEIGHTS, LAST_WEIGHTS = "initial.safetensors", "last.safetensors"
+INITIAL_WEIGHTS = "initial.safetensors"
 TIMES = ("samples_per_second", "loader_wait")  # columns of a row that differ from run to run
 COLUMNS = ("step", "loss", "learning_rate", *TIMES, "val_psnr", "val_ssim", "val_mcr")
 
@@ -50,10 +55,13 @@ def read_run(folder: Path, config: TrainConfig, facts: Mapping[str, Any]) -> dic
         facts: `train`, `validation` and `weights` (JSON values, compared) and what else run.json is to say.
 
     Raises:
-        ConfigError: the folder holds a run with other settings or stores.
+        ConfigError: the folder holds a run with other settings or stores, or weights and no state to go on from.
+        NotItsFolder: it holds something else.
         CheckpointError: its state cannot be read.
     """
+    folders.check_claim(folder, folders.RUN)
     if not (folder / STATE).exists():
+        _refuse_orphans(folder)
         return None
     stored = TrainConfig.of(read_config(str(folder / CONFIG)))
     changed = [
@@ -61,17 +69,35 @@ def read_run(folder: Path, config: TrainConfig, facts: Mapping[str, Any]) -> dic
         for name in vars(config)
         if name not in _FREE and getattr(stored, name) != getattr(config, name)
     ]
-    known = json.loads((folder / RUN).read_text())
-    changed += [f"{name}: other images, masks or weights" for name in _DATA if known.get(name) != facts[name]]
+    known = json.loads((folder / RUN).read_text(encoding="utf-8"))
+    changed += [f"{name}: other images, masks or weights" for name in _DATA if _differ(known.get(name), facts[name])]
     if changed:
         raise ConfigError(f"{folder}: holds a run with other settings ({'; '.join(changed)}); use another --out")
     return read_torch(folder / STATE)
 
 
+def _refuse_orphans(folder: Path) -> None:
+    """Raise ConfigError for weights without a state; those of step 0 may be what a kill left of the first one."""
+    for name in (LAST_WEIGHTS, BEST_WEIGHTS):
+        path = folder / name
+        if path.exists() and (training_of(path) or {"step": "?"}).get("step") != 0:
+            raise ConfigError(
+                f"{folder}: holds the weights of a run ({name}), and no {STATE} to go on from; put it back, or use "
+                "another --out"
+            )
+
+
+def _differ(known: Any, now: Any) -> bool:
+    """Whether facts contradict each other; what an earlier version did not write down does not."""
+    if isinstance(known, Mapping) and isinstance(now, Mapping):
+        return any(_differ(known[name], now[name]) for name in known.keys() & now.keys())
+    return bool(known != now)
+
+
 def write_facts(folder: Path, config: TrainConfig, facts: Mapping[str, Any]) -> None:
     """Say in the folder what is run."""
-    folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / RUN, json.dumps(facts, indent=1).encode())
+    folders.claim(folder, folders.RUN)
+    _write(folder / RUN, (json.dumps(facts, indent=1, allow_nan=False) + "\n").encode())
     _write(folder / CONFIG, config.to_yaml().encode())
 
 
@@ -89,6 +115,7 @@ def save_state(folder: Path, state: dict[str, Any], network: Deblurrer, keep: bo
     torch.save(state, buffer)
     history: list[Row] = state["history"]
     step: int = state["step"]
+    network.provenance = {**(network.provenance or {}), "step": step}
     weights = encode_network(network)
     names = {LAST_WEIGHTS: True, INITIAL_WEIGHTS: step == 0, BEST_WEIGHTS: best_step(history) == step}
     for name, wanted in (names | {f"step-{step}.safetensors": keep}).items():
@@ -108,15 +135,15 @@ def _write(path: Path, data: bytes | memoryview) -> None:
 
 
 def best_step(history: list[Row]) -> float | None:
-    """Step of the highest validation PSNR, the last of equals; None before the first validation."""
-    validated = [row for row in history if "val_psnr" in row]
+    """Step of the highest validation PSNR after step 0, the last of equals; None before there is one."""
+    validated = [row for row in history if "val_psnr" in row and row["step"]]
     return max(validated, key=lambda row: (row["val_psnr"], row["step"]))["step"] if validated else None
 
 
 def write_log(folder: Path, history: list[Row]) -> None:
     """The whole log, and its curves."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, restval="")
+    writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(_cells(row) for row in history)
     _write(folder / LOG, text.getvalue().encode())
@@ -126,7 +153,7 @@ def write_log(folder: Path, history: list[Row]) -> None:
 def add_to_log(folder: Path, row: Row) -> None:
     """One row at the end of the log, for who watches; `write_log` writes it again with the next state."""
     with open(folder / LOG, "a", newline="") as file:
-        csv.DictWriter(file, COLUMNS, restval="").writerow(_cells(row))
+        csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n").writerow(_cells(row))
 
 
 def _cells(row: Row) -> dict[str, str]:
@@ -161,8 +188,11 @@ def read_curves(folder: Path) -> bytes:
     return path.read_bytes()
 
 
-def run_weights(folder: Path, which: str) -> Path:
-    """Path of the `best`, `last` or `initial` weights of a run; `folder` may be a checkpoint file itself, or "bundled".
+def run_weights(folder: Path, which: str | None = None) -> Path:
+    """Path of the weights of a run; `folder` may be a checkpoint file itself, or "bundled".
+
+    Args:
+        which: best, last, initial or step-N; by default best, or last where nothing was validated yet.
 
     Raises:
         FileNotFoundError, CheckpointError: no such run or weights.
@@ -171,7 +201,29 @@ def run_weights(folder: Path, which: str) -> Path:
         return resolve_checkpoint(folder, BUNDLED_NETWORK)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such run or checkpoint")
-    path = folder / f"{which}.safetensors"
-    if not path.exists():
-        raise CheckpointError(f"{folder}: no {path.name}; is this the folder of a training run?")
-    return path
+    names = [f"{which}.safetensors"] if which else [BEST_WEIGHTS, LAST_WEIGHTS]
+    found = next((folder / name for name in names if (folder / name).exists()), None)
+    if found is not None:
+        return found
+    there = sorted(path.stem for path in folder.glob("*.safetensors"))
+    if not there:
+        what = folders.kind_of(folder)
+        advice = f"it is {folders.WORDS[what]}; swapped?" if what not in (None, folders.RUN) else ""
+        raise CheckpointError(f"{folder}: no {names[0]}; {advice or 'is this the folder of a training run?'}")
+    why = ", for nothing was validated after step 0" if which == "best" else ""
+    raise CheckpointError(f"{folder}: no {names[0]}{why}; there are {', '.join(there)}")
+
+
+def trained(path: Path, training: Mapping[str, Any] | None) -> Trained | None:
+    """Of which step weights are, and how far their run has come.
+
+    Args:
+        path: of the weights; beside them lie those of the last step, if they are still in the folder of the run.
+        training: what they say of themselves.
+    """
+    if training is None or not all(isinstance(training.get(name), int) for name in ("step", "of")):
+        return None
+    last = path.with_name(LAST_WEIGHTS)
+    latest = (training_of(last) if last.exists() else None) or {}
+    reached = latest.get("step", training["of"])
+    return Trained(training["step"], training["of"], reached, str(training.get("segmenter", "")))

@@ -13,6 +13,7 @@ from samdeblur.evaluation.tables.bootstrap import RESAMPLES
 from samdeblur.evaluation.tables.comparison import Settings, compare
 from samdeblur.evaluation.tables.formats import FILES, FORMATS
 from samdeblur.evaluation.tables.text import tables_of
+from samdeblur.storage import folders
 from samdeblur.storage.files import write_durably
 from samdeblur.train.state import read_curves
 
@@ -52,17 +53,23 @@ def table(
     from the method `none` and from the published rows. Results of other conventions, or of other images under the
     same name, are refused.
     """
+    for path in results:
+        if path.is_dir() and folders.kind_of(path) == folders.RUN:
+            raise click.UsageError(f"{path}: a training run, not results; evaluate it first, with samdeblur-eval run")
+    if out is not None:
+        folders.check_claim(out, folders.TABLE)
     runs = [read_results(path) for path in results]
     files = [(path / RESULTS if path.is_dir() else path).resolve() for path in results]
     if twice := next((path for path, file in zip(results, files, strict=True) if files.count(file) > 1), None):
         raise click.UsageError(f"{twice}: given twice")
-    folders = [file.parent for file in files]
+    places = [file.parent for file in files]
     figures = {f"training of {run.name}": read_curves(run) for run in curves}
     settings = Settings(ssim, published, resamples, seed, mean_runs, baseline)
     comparison = compare(runs, [str(path) for path in results], settings)
     click.echo(FORMATS[form](comparison).rstrip("\n"))
     if out is not None:
+        folders.claim(out, folders.TABLE)
         for name, written in FORMATS.items():
-            write_durably(out / FILES[name], written(comparison).encode())
-        path = write_comparison(out, runs, folders, figures, tables_of(comparison))
+            write_durably(out / FILES[name], written(comparison).encode(errors="replace"))
+        path = write_comparison(out, runs, places, figures, tables_of(comparison))
         click.echo(f"report: {path}", err=True)

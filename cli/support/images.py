@@ -10,6 +10,9 @@ import click
 from samdeblur.pipeline import open_source
 from samdeblur.pipeline.sources.pictures import with_dataset
 from samdeblur.storage import MaskStore
+from samdeblur.storage.format.layout import PENDING, QUARANTINED
+
+NAMED = 8  # images named in a message
 
 
 def images_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -63,3 +66,25 @@ def with_images(store: MaskStore, folder: str, layout: str = "auto") -> MaskStor
             err=True,
         )
     return joined
+
+
+def say_left_out(store: MaskStore) -> None:
+    """Name on stderr the images of a store that have no masks, and why."""
+    waiting = [key for key, state in zip(store.keys, store.states, strict=True) if state == PENDING]
+    bad = [key for key, state in zip(store.keys, store.states, strict=True) if state == QUARANTINED]
+    if not waiting and not bad:
+        return
+    parts = (
+        [f"{len(bad)} quarantined ({some([f'{key}: {store.error(key)}' for key in bad[:NAMED]], len(bad))})"]
+        if bad
+        else []
+    )
+    parts += [f"{len(waiting)} not prepared yet ({some(waiting)})"] if waiting else []
+    done = len(store) - len(waiting) - len(bad)
+    click.echo(f"{store.path}: {done} of {len(store)} images; {'; '.join(parts)}", err=True)
+
+
+def some(names: Sequence[str], count: int = 0) -> str:
+    """The first of some names, and how many more there are."""
+    more = max(count, len(names)) - len(names[:NAMED])
+    return ", ".join(names[:NAMED]) + (f" and {more:,} more" if more else "")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from importlib import metadata
 from pathlib import Path
 
 import click
@@ -12,54 +14,121 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from samdeblur.cli.support.images import with_all_images
+from samdeblur.cli.support.images import say_left_out, some, with_all_images
 from samdeblur.evaluation.sets import ImageSet, LooseSet, Sample, StoreSet, UnusableImage
+from samdeblur.evaluation.tables.arrangement import distinct_labels
 from samdeblur.pipeline import BUNDLED_SETTINGS, BadImage, PrepSettings, Source, Weights, open_source
-from samdeblur.pipeline.job.recipe import load_stages
+from samdeblur.pipeline.job.recipe import Stages, load_stages
 from samdeblur.pipeline.sources.base import SourceError
+from samdeblur.pipeline.sources.layouts import LAYOUTS, has_layout
 from samdeblur.pipeline.sources.listing import images_in, unread_forms
 from samdeblur.pipeline.sources.opening import embedded
-from samdeblur.storage import AtomMap, MaskStore, open_store
+from samdeblur.storage import AtomMap, MaskStore, folders, open_store
 from samdeblur.storage.decode import read_image
-from samdeblur.storage.format.layout import fingerprint
-from samdeblur.storage.listing import is_image, is_unread
+from samdeblur.storage.format.layout import fingerprint, mask_kind
+from samdeblur.storage.listing import image_files, is_image, is_unread
 
 
 @dataclass(frozen=True)
 class Loose:
     """How folders without a store are read, and how their masks are found."""
 
-    split: str
-    layout: str
+    split: str | None  # None: test, where there are splits
+    layout: str | None  # None: whatever it looks like
     sam: str | None
     with_masks: bool  # whether the network looks at masks
     device: torch.device  # of this process
+    unscored: bool = False  # whether pictures without sharp ones are of use
 
 
 def open_sets(
     locations: Sequence[str], loose: Loose, images: Sequence[str], images_layout: str | None
 ) -> list[ImageSet]:
-    """The sets at some places; `images` are the folders of pictures for the stores among them.
+    """The sets at some places, each with a name of its own; `images` are the folders of pictures for the stores.
 
     Raises:
-        UsageError: masks are needed and no segmenter is named, or one is named and nothing needs it.
+        UsageError: masks are needed and no segmenter is named, or one is named and nothing needs it; a set twice;
+            pictures that have nothing to be scored by; folders that hold something else.
         FileNotFoundError, StoreError, SourceError: nothing there that can be evaluated.
     """
+    places = [os.path.realpath(location) if os.path.exists(location) else location for location in locations]
+    if twice := next(
+        (location for location, place in zip(locations, places, strict=True) if places.count(place) > 1), ""
+    ):
+        raise click.UsageError(f"{twice}: given twice")
+    for location in locations:
+        _refuse_others(location)
     is_store = [_is_store(location) for location in locations]
     stores = [open_store(location) for location, known in zip(locations, is_store, strict=True) if known]
     if loose.sam is not None and all(is_store):
         raise click.UsageError("--sam is for folders of pictures; the masks of a store are in it")
     ready = iter(with_all_images(stores, images, images_layout))
     sources = [None if known else _open_source(place, loose) for place, known in zip(locations, is_store, strict=True)]
-    segmenter = _Segmenter(loose) if loose.with_masks and not all(is_store) else None
-    return [_of_store(next(ready)) if source is None else source.with_masks(segmenter) for source in sources]
+    segmenter = Segmenter(loose) if loose.with_masks and not all(is_store) else None
+    opened: list[ImageSet] = [
+        _of_store(next(ready)) if source is None else source.with_masks(segmenter) for source in sources
+    ]
+    for found, location in zip(opened, locations, strict=True):
+        found.dataset = _own_name(found, location)
+    _tell_apart(opened, locations)
+    return opened
+
+
+def _refuse_others(location: str) -> None:
+    """Raise UsageError for what is no set: a run, results, a picture."""
+    path = Path(location)
+    if path.is_file() and is_image(path.name):
+        raise click.UsageError(
+            f"{location}: one picture, with nothing to score it by; restore it with samdeblur-eval restore RUN "
+            f"{location} --out FOLDER"
+        )
+    kind = folders.kind_of(path) if path.is_dir() else None
+    if kind not in (None, folders.STORE):
+        swapped = "; swapped? It is samdeblur-eval run RUN STORE|FOLDER..." if kind == folders.RUN else ""
+        raise click.UsageError(f"{location}: holds {folders.WORDS[kind]}, and no images to score{swapped}")
+
+
+def _own_name(found: ImageSet, location: str) -> str:
+    """The name of the dataset, if it has as many images as its authors count; else that of the folder or the file."""
+    images = len(found.keys) + len(found.left_out)
+    layout = next((of for of in LAYOUTS.values() if of.dataset and of.dataset.lower() == found.dataset.lower()), None)
+    if layout is None or layout.dataset is None:
+        return found.dataset
+    published = layout.published.get(found.split)
+    if published == images:
+        return layout.dataset
+    name = _name_of_place(location)
+    counted = f"{published:,} images" if published else f"no split {found.split}"
+    click.echo(f"note: {location}: called {name}, for {layout.dataset} has {counted} and this {images:,}", err=True)
+    return name
+
+
+def _name_of_place(location: str) -> str:
+    """The last part of a path or an address, without the endings of stores."""
+    path = location.split("?")[0] if "://" in location else os.path.abspath(location)
+    name = path.rstrip("/").rsplit("/", 1)[-1]
+    for ending in (".zip", ".hdf5", ".h5", ".zarr"):
+        name = name.removesuffix(ending)
+    return name or "images"
+
+
+def _tell_apart(opened: Sequence[ImageSet], locations: Sequence[str]) -> None:
+    """Sets of one name get as much of their places into it as makes them differ."""
+    same: dict[tuple[str, str, str], list[int]] = {}
+    for position, images in enumerate(opened):
+        same.setdefault((images.dataset, images.split, images.recipe), []).append(position)
+    for positions in same.values():
+        if len(positions) > 1:
+            names = [opened[position].dataset for position in positions]
+            for position, name in zip(
+                positions, distinct_labels(names, [locations[position] for position in positions]), strict=True
+            ):
+                opened[position].dataset = name
 
 
 def _of_store(store: MaskStore) -> StoreSet:
-    found = StoreSet(store)
-    if found.unready:
-        click.echo(f"{store.path}: {found.unready} of {len(store)} images are not ready and are left out", err=True)
-    return found
+    say_left_out(store)
+    return StoreSet(store)
 
 
 def _is_store(location: str) -> bool:
@@ -69,8 +138,8 @@ def _is_store(location: str) -> bool:
     return (path / "zarr.json").exists()
 
 
-class _Segmenter:
-    """Segment Anything for blurred pictures."""
+class Segmenter:
+    """Segment Anything for blurred pictures; loaded when the first comes."""
 
     def __init__(self, loose: Loose) -> None:
         if loose.sam is None:
@@ -81,7 +150,12 @@ class _Segmenter:
         settings = BUNDLED_SETTINGS if loose.sam == "bundled" else {}
         self.settings = PrepSettings(sam=Weights.of_sam(loose.sam), sam_settings=settings, device=loose.device.type)
         self.recipe = fingerprint(self.settings.recipe())
-        self._stages = load_stages(self.settings, loose.device)
+        self.kind = mask_kind(self.settings.recipe())
+        self._device = loose.device
+
+    @cached_property
+    def _stages(self) -> Stages:
+        return load_stages(self.settings, self._device)
 
     def __call__(self, blurred: NDArray[np.uint8]) -> tuple[AtomMap, dict[str, NDArray[np.float64]]]:
         assert self._stages.segmenter is not None
@@ -90,30 +164,57 @@ class _Segmenter:
 
 @dataclass(frozen=True)
 class _Pictures:
-    """The images of a folder."""
+    """The images of a folder, or of a source of this package.
+
+    Attributes:
+        files: key -> the files that its pictures are read from.
+        made_by: what makes them, where no files do.
+    """
 
     dataset: str
     split: str
     keys: Sequence[str]
     read: Callable[[str], Sample]
+    files: Mapping[str, Sequence[Path]]
+    made_by: str = ""
 
-    def with_masks(self, segmenter: _Segmenter | None) -> LooseSet:
-        recipe = segmenter.recipe if segmenter is not None else ""
-        return LooseSet(self.dataset, self.split, recipe, self.keys, self.read, segmenter)
+    def with_masks(self, segmenter: Segmenter | None) -> LooseSet:
+        recipe, kind = (segmenter.recipe, segmenter.kind) if segmenter is not None else ("", "")
+        return LooseSet(
+            self.dataset, self.split, recipe, self.keys, self.read, segmenter, self.files, self.made_by, kind
+        )
 
 
 def _open_source(location: str, loose: Loose) -> _Pictures:
-    folder = Path(location)
-    if folder.is_dir() and any(is_image(name) for name in os.listdir(folder)):
-        files = _readable(folder)
-        return _Pictures(folder.resolve().name, "blurred", list(files), lambda key: _read_alone(files[key]))
+    """Pairs in a known layout, else blurred pictures alone."""
+    root = Path(os.path.abspath(location))
+    asked = loose.split is not None or loose.layout is not None
+    if not asked and not embedded(location) and root.is_dir() and not has_layout(root) and image_files(root):
+        if not loose.unscored:
+            raise click.UsageError(
+                f"{location}: pictures without sharp ones, which cannot be scored; restore them with samdeblur-eval "
+                f"restore RUN {location} --out FOLDER. (--metric niqe and others of pyiqa need no sharp pictures)"
+            )
+        alone = _readable(root)
+        files = {key: (path,) for key, path in alone.items()}
+        return _Pictures(root.resolve().name, "blurred", list(alone), lambda key: _read_alone(alone[key]), files)
     try:
-        source = open_source(location, loose.split, loose.layout)
+        source = open_source(location, loose.split or "test", loose.layout or "auto")
     except SourceError as error:
         raise SourceError(f"{location}: not a mask store, and not pictures: {error}") from error
     for note in source.notes:
         click.echo(f"note: {note}", err=True)
-    return _Pictures(source.dataset, source.split, source.keys, lambda key: _read_pair(source, key))
+    if root.is_dir() and not embedded(location) and (strays := list(filter(is_image, os.listdir(root)))):
+        click.echo(f"note: {location}: {some(sorted(strays))}: beside the pairs, and none of them", err=True)
+    made_by = "" if hasattr(source, "files") else f"{location} {source.split} samdeblur {metadata.version('samdeblur')}"
+    return _Pictures(
+        source.dataset,
+        source.split,
+        source.keys,
+        lambda key: _read_pair(source, key),
+        getattr(source, "files", {}),
+        made_by,
+    )
 
 
 def _readable(folder: Path) -> dict[str, Path]:

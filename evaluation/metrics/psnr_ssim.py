@@ -18,6 +18,7 @@ Picture: TypeAlias = NDArray[np.uint8]
 Convention: TypeAlias = Literal["wang", "nafnet"]
 
 FIDELITY = ("psnr", "ssim_wang", "ssim_nafnet")
+SMALLEST = 2 * max(BORDERS.values()) + 1  # pixels: the window of SSIM, which a smaller picture has no place for
 
 
 def psnr(image: Picture, reference: Picture) -> float:
@@ -177,4 +178,4 @@ def _check_convention(convention: str, height: int, width: int) -> None:
     if convention not in BORDERS:
         raise ValueError(f"unknown SSIM convention {convention!r}, choose wang or nafnet")
     if min(height, width) <= 2 * BORDERS[convention]:
-        raise ValueError(f"images of {width}x{height} are smaller than the SSIM window of 11 pixels")
+        raise ValueError(f"images of {width}x{height} are smaller than the SSIM window of {SMALLEST} pixels")

@@ -12,7 +12,6 @@ are a script that hands over its data.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
@@ -28,13 +27,12 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from samdeblur.storage import AtomMap
-from samdeblur.storage.files import PARTIAL, fsync_path, write_durably
+from samdeblur.storage.files import PARTIAL, file_stem, fsync_path, write_durably
 from samdeblur.storage.sharing.view import masks_by_atom, rounded_rows
 
 THUMBNAIL_SIDE = 160  # pixels
 THUMBNAIL_QUALITY = 72
 FILES = {"blurred": ".blurred.png", "result": ".result.png", "sharp": ".sharp.png", "masks": ".masks.js"}
-MAX_NAME = 180  # of the 255 bytes that file systems allow
 
 Picture = NDArray[np.uint8]
 
@@ -106,6 +104,14 @@ def forget_pictures(folder: Path, name: str, pictures: Collection[str], thumbnai
                 path.unlink(missing_ok=True)
 
 
+def forget_sets(folder: Path, names: Collection[str]) -> None:
+    """Remove the pictures of other sets than these, which an earlier evaluation left."""
+    for place in ("pictures", "thumbnails"):
+        for path in (folder / place).glob("*"):
+            if path.name not in {file_stem(name) for name in names}:
+                shutil.rmtree(path, ignore_errors=True)
+
+
 def borrow_picture(source: Path, target: Path) -> None:
     """The same file in another folder: a second name of it where the disk allows, else a copy."""
     if target.exists() and target.samefile(source):
@@ -133,17 +139,6 @@ def thumbnail_path(folder: Path, name: str, key: str) -> Path:
 
 def _pictures_folder(folder: Path, name: str) -> Path:
     return folder / "pictures" / file_stem(name)
-
-
-def file_stem(text: str) -> str:
-    """Any text as part of a file name: one for each text, and never a folder, hidden, or too long."""
-    data = text.encode(errors="surrogatepass")
-    quoted = quote(data, safe="") or "%"
-    if quoted.startswith("."):
-        quoted = f"%2E{quoted[1:]}"
-    if len(quoted) > MAX_NAME:
-        quoted = f"{quoted[: MAX_NAME - 17]}~{hashlib.sha256(data).hexdigest()[:16]}"
-    return quoted
 
 
 def encode_thumbnail(picture: Picture) -> bytes:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import chain, count
 from pathlib import Path
 
-from samdeblur.evaluation.results import RESULTS, Conventions, Results, ResultsError, Score, SetResult
+from samdeblur.evaluation.results import RESULTS, Conventions, Results, ResultsError, Score, SetResult, Trained
 from samdeblur.evaluation.tables import published
 
 SAME_DB = 0.05  # blurred pictures whose PSNR differs by more are other pictures; decoders of JPEG differ by less
@@ -50,6 +50,7 @@ class Network:
     sha256: str
     places: tuple[str, ...]
     sets: Mapping[SetKey, SetResult]
+    trained: Trained | None = None
 
     @property
     def label(self) -> str:
@@ -120,6 +121,7 @@ def line_up(runs: Sequence[Results], places: Sequence[str] = (), mean_runs: bool
     for key in keys:
         images = _check_images([(sets[key], place) for sets, place in zip(found, places, strict=True) if key in sets])
         columns.append(Column(key, set_name(*key) if several[key[:2]] > 1 else set_name(*key[:2]), images))
+        notes += _other_pixels([(sets[key], place) for sets, place in zip(found, places, strict=True) if key in sets])
     for dataset, split in (of for of, recipes in several.items() if recipes > 1):
         notes.append(f"{set_name(dataset, split)}: masks of several recipes, which are sets of their own.")
     networks = _merge(runs, places, found)
@@ -198,7 +200,7 @@ def _with_metrics(run: Results, place: str, notes: list[str]) -> list[SetResult]
                 _check_numbers(score, f"{place}: {name}")
             scored.append(result)
             if result.unready:
-                notes.append(f"{name}: {_images(result.unready)} could not be evaluated in {place}.")
+                notes.append(f"{name}: {images_in_words(result.unready)} could not be evaluated in {place}.")
         else:
             notes.append(f"{name} is left out: {place} has no metrics of it, for want of sharp pictures.")
     if not scored:
@@ -206,8 +208,8 @@ def _with_metrics(run: Results, place: str, notes: list[str]) -> list[SetResult]
     return scored
 
 
-def _images(count: int) -> str:
-    return "1 image" if count == 1 else f"{count} images"
+def images_in_words(count: int) -> str:
+    return "1 image" if count == 1 else f"{count:,} images"
 
 
 def _check_numbers(score: Score, where: str) -> None:
@@ -263,6 +265,21 @@ def _check_images(results: Sequence[tuple[SetResult, str]]) -> tuple[str, ...]:
     return tuple(expected)
 
 
+def _other_pixels(results: Sequence[tuple[SetResult, str]]) -> list[str]:
+    """Which results are of pictures that look the same and are not, as decoders of JPEG give them."""
+    first, first_place = results[0]
+    pixels = {score.key: score.pixels for score in first.scores}
+    notes = []
+    for result, place in results[1:]:
+        odd = sum(bool(s.pixels and pixels[s.key]) and s.pixels != pixels[s.key] for s in result.scores)
+        if odd:
+            notes.append(
+                f"{set_name(first.dataset, first.split)}: {images_in_words(odd)} with other pixels in {place} than in "
+                f"{first_place}, though about as blurred."
+            )
+    return notes
+
+
 def _merge(
     runs: Sequence[Results], places: Sequence[str], found: Sequence[Mapping[SetKey, SetResult]]
 ) -> list[Network]:
@@ -271,7 +288,8 @@ def _merge(
     Where the weights were evaluated twice on a set, only results with the same inference are put together.
     """
     made = [
-        Network(_method(run), run.sha256, (place,), sets) for run, place, sets in zip(runs, places, found, strict=True)
+        Network(_method(run), run.sha256, (place,), sets, run.trained)
+        for run, place, sets in zip(runs, places, found, strict=True)
     ]
     times = Counter((network.method, network.sha256, key) for network in made for key in network.sets)
     repeated = {(method, sha256) for (method, sha256, _), count in times.items() if count > 1}

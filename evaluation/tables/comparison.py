@@ -8,10 +8,20 @@ from typing import Literal
 
 import numpy as np
 
-from samdeblur.evaluation.results import Conventions, Results
+from samdeblur.evaluation.results import Conventions, Results, Trained
 from samdeblur.evaluation.tables import published
-from samdeblur.evaluation.tables.arrangement import Column, Group, Lineup, NotComparable, differing, line_up, printable
+from samdeblur.evaluation.tables.arrangement import (
+    Column,
+    Group,
+    Lineup,
+    NotComparable,
+    differing,
+    images_in_words,
+    line_up,
+    printable,
+)
 from samdeblur.evaluation.tables.bootstrap import LEVEL, RESAMPLES
+from samdeblur.evaluation.tables.caveats import FEW, other_masks
 from samdeblur.evaluation.tables.estimates import (
     HIGHEST_DB,
     INPUT,
@@ -65,6 +75,7 @@ class Row:
     cells: tuple[Cell | None, ...]
     places: tuple[str, ...] = ()
     sha256: tuple[str, ...] = ()
+    trained: tuple[Trained | None, ...] = ()
 
     @property
     def ours(self) -> bool:
@@ -128,10 +139,12 @@ def compare(runs: Sequence[Results], places: Sequence[str] = (), settings: Setti
                 tuple(cells),
                 tuple(place for network in group.networks for place in network.places),
                 tuple(network.sha256 for network in group.networks),
+                tuple(network.trained for network in group.networks),
             )
         )
     name = groups[baseline].label if len(groups) > 1 else ""
     notes = [*_conventions(lineup.conventions, settings), *notes, *lineup.notes, *_ways(lineup), *_cut(lineup)]
+    notes += [*_weights(groups), *_few(columns), *_masks(lineup)]
     return Comparison(columns, tuple(names), tuple(rows), name, lineup.conventions, settings, tuple(notes))
 
 
@@ -149,10 +162,10 @@ def _published(lineup: Lineup, settings: Settings) -> tuple[list[Row], list[str]
     """The published rows, if they are shown, and what a reader should know of them."""
     if settings.published is False:
         return [], []
-    known = [published.SETS.get(column.key[:2]) for column in lineup.columns]
+    known = [_of_paper(column) for column in lineup.columns]
     reason = differing(lineup.conventions, published.CONVENTIONS)
-    if not any(known):
-        reason = f"none of the sets is one of the paper's ({', '.join(' '.join(key) for key in published.SETS)})"
+    if not reason and not any(known):
+        reason = f"none of the sets is one of the paper's, in name and number ({_paper_sets()})"
     if reason:
         reason = f"published numbers do not stand beside these: {printable(reason)}"
         if settings.published:
@@ -168,11 +181,19 @@ def _published(lineup: Lineup, settings: Settings) -> tuple[list[Row], list[str]
     return [_published_row(row, lineup.columns) for row in published.ROWS], notes
 
 
+def _of_paper(column: Column) -> published.PublishedSet | None:
+    """The set of the paper that a column is, by its name and the number of its images."""
+    found = published.SETS.get(column.key[:2])
+    return found if found is not None and found.images == len(column.images) else None
+
+
+def _paper_sets() -> str:
+    return ", ".join(f"{' '.join(key)} {found.images:,}" for key, found in published.SETS.items())
+
+
 def _apart(lineup: Lineup, column: Column, of_paper: published.PublishedSet) -> list[str]:
     """How our evaluation of a set differs from the published one."""
     notes = []
-    if len(column.images) != of_paper.images:
-        notes.append(f"{column.name}: {len(column.images)} images here, published numbers are of {of_paper.images}.")
     usual = str(of_paper.inference)
     ways = {group.label: group.way(column.key) for group in lineup.groups}
     odd = [f"{label} with {way or USUAL}" for label, way in ways.items() if way not in (usual, None)]
@@ -182,8 +203,8 @@ def _apart(lineup: Lineup, column: Column, of_paper: published.PublishedSet) -> 
 
 
 def _published_row(row: published.PublishedRow, columns: Sequence[Column]) -> Row:
-    scores = [row.scores.get(column.key[:2], {}) for column in columns]
-    sets = [published.SETS.get(column.key[:2]) for column in columns]
+    sets = [_of_paper(column) for column in columns]
+    scores = [row.scores.get(column.key[:2], {}) if of else {} for column, of in zip(columns, sets, strict=True)]
     sizes = [of_paper.images if of_paper is not None else 0 for of_paper in sets]
     cells = [
         _published_cell(found, of_paper.images, str(of_paper.inference)) if of_paper is not None else None
@@ -225,6 +246,33 @@ def _ways(lineup: Lineup) -> list[str]:
             if way := group.way(column.key):
                 labels.setdefault(way, []).append(group.label)
         notes += [f"{column.name} with {way}: {', '.join(several)}." for way, several in labels.items()]
+    return notes
+
+
+def _weights(groups: Sequence[Group]) -> list[str]:
+    """Of which steps the weights are, where they say."""
+    said = []
+    for group in groups:
+        steps = [str(network.trained) for network in group.networks if network.trained is not None]
+        said += [f"{group.label}: {'; '.join(dict.fromkeys(steps))}"] if steps else []
+    return [f"Weights of {', '.join(said)}."] if said else []
+
+
+def _few(columns: Sequence[Column]) -> list[str]:
+    return [
+        f"{column.name}: {images_in_words(len(column.images))}, too few for means to say much."
+        for column in columns
+        if len(column.images) < FEW
+    ]
+
+
+def _masks(lineup: Lineup) -> list[str]:
+    """Where a network met masks of another kind than in training."""
+    notes = []
+    for column in lineup.columns:
+        for group in lineup.groups:
+            found = (other_masks(n.sets[column.key], n.trained) for n in group.networks if column.key in n.sets)
+            notes += [f"{group.label}, {column.name}: {line}." for line in dict.fromkeys(filter(None, found))]
     return notes
 
 

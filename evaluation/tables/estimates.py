@@ -15,6 +15,7 @@ from samdeblur.evaluation.tables.bootstrap import mean_of_rates, percentiles, re
 
 METRICS = (*FROM_PICTURES, "mcr")
 HIGHEST_DB = 100.0  # PSNR above it, that of perfect results too, counts as this much, so that means stay finite
+FEWEST = 2  # images that have an interval
 INPUT = -1  # position of the blurred input among rows
 
 
@@ -149,7 +150,7 @@ def cell(
     images = max(sum(found.images) for found in mine.values())
     scores = {metric: _estimate(metric, found) for metric, found in mine.items()}
     over_baseline = {
-        metric: Estimate(found.value - other.value, *percentiles(found.resampled - other.resampled))
+        metric: Estimate(found.value - other.value, *_ends(found, found.resampled - other.resampled))
         for metric, found in mine.items()
         if baseline not in (None, position) and (other := samples.get((baseline or 0, metric))) is not None
     }
@@ -161,6 +162,11 @@ def cell(
 
 def _estimate(metric: str, found: Sampled) -> Estimate:
     """Rates do without resamples: those of a set without a collapse never have one, and would leave no doubt."""
-    if metric == "mcr":
+    if metric == "mcr" and min(found.images) >= FEWEST:
         return Estimate(found.value, *mean_of_rates(found.values, found.images, found.weights))
-    return Estimate(found.value, *percentiles(found.resampled))
+    return Estimate(found.value, *_ends(found, found.resampled))
+
+
+def _ends(found: Sampled, resampled: NDArray[np.float64]) -> tuple[float, float] | tuple[None, None]:
+    """Ends of the interval; one image says nothing of others, so there is none where a set has no more."""
+    return percentiles(resampled) if min(found.images) >= FEWEST else (None, None)

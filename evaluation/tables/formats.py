@@ -7,6 +7,7 @@ import io
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from samdeblur.evaluation.results import inert
 from samdeblur.evaluation.tables.arrangement import printable
 from samdeblur.evaluation.tables.cells import LABELS, Table
 from samdeblur.evaluation.tables.comparison import Comparison, Row
@@ -58,7 +59,7 @@ def csv_text(comparison: Comparison) -> str:
         text, list(dict.fromkeys(name for record in rows for name in record)), restval="", lineterminator="\n"
     )
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: inert(value) for name, value in row.items()} for row in rows)
     return text.getvalue()
 
 
@@ -76,6 +77,7 @@ def _records(comparison: Comparison, row: Row) -> Iterator[dict[str, object]]:
             "runs": len(row.sha256) or "",
             "results": "; ".join(row.places),
             "sha256": "; ".join(map(printable, row.sha256)),
+            "step": "; ".join(f"{of.step}" if of else "" for of in row.trained),
             "set": name,
             "dataset": dataset,
             "split": split,

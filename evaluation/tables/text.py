@@ -99,7 +99,7 @@ def shown_metrics(comparison: Comparison) -> tuple[str, ...]:
 def score_grid(comparison: Comparison) -> list[list[list[Number]]]:
     """Numbers by row, set and metric.
 
-    The best of ours, as printed, are marked where there are at least two, unless the blurred input itself is better.
+    The best of ours, as printed, are marked where they differ, unless the blurred input itself is better.
     """
     metrics = shown_metrics(comparison)
     grid = []
@@ -113,7 +113,7 @@ def score_grid(comparison: Comparison) -> list[list[list[Number]]]:
                 for line, row in enumerate(comparison.rows)
                 if row.ours and (value := _value(row.cells[place], metric)) is not None
             }
-            if len(values) > 1:
+            if len({grid[line][place][position].text for line in values}) > 1:
                 best_value = (min if metric == "mcr" else max)(values.values())
                 blurred = [_value(row.cells[place], metric) for row in comparison.rows if row.kind == "input"]
                 if any(value is not None and value > best_value for value in blurred):
@@ -160,12 +160,16 @@ def _with_interval(row: Row, cell: Cell, what: str, metric: str) -> str:
     scale, digits = (100, 2) if metric == "mcr" else (1, digits or metric_digits(metric))
     values = [scale * value for value in (found.value, found.low, found.high) if value is not None]
     if what != "scores":
-        value, low, high = (_signed(value, digits) for value in values)
-        return f"{value} [{low}, {high}]"
-    value, low, high = (f"{value:.{digits}f}" for value in values)
+        value, *ends = (_signed(value, digits) for value in values)
+        return value + _between(ends)
+    value, *ends = (f"{value:.{digits}f}" for value in values)
     unit = "%" if metric == "mcr" else ""
     spread = f" ± {scale * cell.spread[metric]:.{digits}f}" if metric in cell.spread else ""
-    return f"{value}{unit}{spread} [{low}, {high}]"
+    return f"{value}{unit}{spread}{_between(ends)}"
+
+
+def _between(ends: Sequence[str]) -> str:
+    return f" [{', '.join(ends)}]" if ends else ""
 
 
 def _value(cell: Cell | None, metric: str) -> float | None:

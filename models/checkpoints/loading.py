@@ -23,7 +23,7 @@ from samdeblur.models.priors.methods import MASK_DROPOUT, build_prior
 
 BUNDLED = Path(__file__).parents[1] / "bundled"  # weights this package carries, each with a card
 BUNDLED_NETWORK, BUNDLED_SAM = BUNDLED / "nafnet.safetensors", BUNDLED / "sam.safetensors"
-BEST_WEIGHTS = "best.safetensors"  # name of the best weights in the folder of a training run
+BEST_WEIGHTS, LAST_WEIGHTS = "best.safetensors", "last.safetensors"  # in the folder of a training run
 
 # What networks with the keys of a public NAFNet are, by the prior they bring.
 _PUBLISHED = {
@@ -58,6 +58,7 @@ def encode_network(network: Deblurrer) -> bytes:
         "network": {"name": "nafnet", **network.network.config},
         "prior": network.prior.config if network.prior is not None else None,
         **({"train_size": network.train_size} if network.train_size is not None else {}),
+        **({"training": dict(network.provenance)} if network.provenance is not None else {}),
     }
     state = {key: tensor.detach().cpu().contiguous() for key, tensor in network.state_dict().items()}
     return save(state, {METADATA_KEY: json.dumps(config, sort_keys=True)})
@@ -77,8 +78,22 @@ def load_network(path: str | Path) -> Deblurrer:
     found = _read_network(path)
     network = with_prior(NAFNet(**found.network), build_prior(found.prior))
     network.load_state_dict(found.state)
-    network.recognised, network.train_size = found.what, found.train_size
+    network.recognised, network.train_size, network.provenance = found.what, found.train_size, found.training
     return network.eval()
+
+
+def training_of(path: Path) -> dict[str, Any] | None:
+    """Of which step of a run weights are, as `Deblurrer.provenance`, from the head of the file; None if it is silent.
+
+    Raises CheckpointError.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = (file.metadata() or {}).get(METADATA_KEY)
+            found = json.loads(metadata).get("training") if metadata else None
+    except (SafetensorError, OSError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path}: not a checkpoint; safetensors cannot read it") from error
+    return found if isinstance(found, dict) else None
 
 
 def describe_checkpoint(path: str | Path) -> str:
@@ -107,11 +122,16 @@ def resolve_checkpoint(path: Path, bundled: Path) -> Path:
     """The file a path stands for: itself, the best weights of a training run's folder, or `bundled` for that word
     (give the full path of a file of that name).
 
-    Raises FileNotFoundError.
+    Raises FileNotFoundError, and CheckpointError for a run that has no best weights yet.
     """
     if str(path) == "bundled":
         return bundled
     if path.is_dir():
+        if not (path / BEST_WEIGHTS).exists() and (path / LAST_WEIGHTS).exists():
+            raise CheckpointError(
+                f"{path}: no {BEST_WEIGHTS} yet, for nothing was validated after step 0; go on training, or name "
+                f"{path / LAST_WEIGHTS}"
+            )
         path = path / BEST_WEIGHTS
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint")
@@ -137,6 +157,7 @@ class _Recognised:
     prior: dict[str, Any] | None  # as `build_prior` takes it
     state: dict[str, Tensor]  # under the names of a Deblurrer
     train_size: int | None = None
+    training: dict[str, Any] | None = None
 
 
 def _expected(found: _Recognised, n_tensors: int) -> dict[str, tuple[int, ...]]:
@@ -167,7 +188,10 @@ def _recognise_own(state: dict[str, Tensor], config: dict[str, Any]) -> _Recogni
     what, size = _describe("a network of samdeblur", arguments, config["prior"]), config.get("train_size")
     if size is not None and (type(size) is not int or size < 1):
         raise ValueError(f"train_size {size!r} is no number of pixels")
-    found = _Recognised(what, arguments, config["prior"], state, size)
+    training = config.get("training")
+    if training is not None and not isinstance(training, dict):
+        raise ValueError(f"training {training!r} is no mapping")
+    found = _Recognised(what, arguments, config["prior"], state, size, training)
     _compare(_shapes(state), _expected(found, len(state)))
     return found
 

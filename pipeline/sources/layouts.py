@@ -56,6 +56,11 @@ def detect_layout(root: Path, split: str) -> str:
     raise SourceError(f"{root}: no known layout; expected one of {trees}; name the folder that holds one of these")
 
 
+def has_layout(root: Path) -> bool:
+    """Whether a folder holds a dataset in any of the layouts."""
+    return any(layout.splits(root) for layout in LAYOUTS.values())
+
+
 def list_split(root: Path, split: str, layout: str) -> Pairs:
     """The pairs of a split, by key. Raises SourceError for a split that is not there."""
     split = nfc(split)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -49,6 +51,9 @@ class DatasetPictures:
 
     def __contains__(self, key: object, /) -> bool:
         return isinstance(key, str) and self._names.find(key) is not None
+
+    def files(self, key: str) -> Sequence[Path]:
+        return getattr(self.source, "files", {}).get(key, ())
 
     def image(self, store: MaskStore, name: str, key: str) -> NDArray[np.uint8]:
         """See `Pictures`. Raises also SourceLost, when the disk that the dataset lies on cannot be read."""

@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec, TransposeCodec, ZstdCodec
 
-from samdeblur.storage.files import sha256_file
+from samdeblur.storage.files import DurableStore, fsync_path, sha256_file
 
 FORMAT = 1
 CHUNK = 256  # pixels on a side of a chunk of a plane
@@ -259,6 +260,19 @@ def fingerprint(recipe: Mapping[str, Any]) -> str:
     return hashlib.sha256(_compact(recipe)).hexdigest()
 
 
+def mask_kind(recipe: Mapping[str, Any]) -> str:
+    """What found the masks of a recipe, in a word, with the start of a digest of its settings.
+
+    What the pictures were pre-deblurred with makes no difference: the paper does that for training alone.
+    """
+    if isinstance(imported := recipe.get("imported"), Mapping):
+        claims = imported.get("claims")
+        return mask_kind(claims) if isinstance(claims, Mapping) else f"imported {imported.get('format', '')}".strip()
+    segmenter = recipe.get("segmenter", recipe)
+    name = segmenter.get("name", "masks") if isinstance(segmenter, Mapping) else segmenter
+    return f"{name} {fingerprint({'segmenter': segmenter, 'mode': recipe.get('mode')})[:8]}"
+
+
 def _compact(value: Mapping[str, Any]) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
@@ -282,6 +296,31 @@ def unpack_text(raw: NDArray[np.uint8]) -> str:
 
 def round_up(size: int, step: int = CHUNK) -> int:
     return max(step, -(-size // step) * step)
+
+
+def create_store(path: Path, header: Header, keys: Sequence[str], shapes: NDArray[np.int32]) -> None:
+    """Make a store with every image pending. It appears whole or not at all.
+
+    Args:
+        path: where; must not exist.
+        header: attributes and sizes.
+        keys: I names.
+        shapes: (I, 2) int32 height, width; 0 0 where unknown.
+    """
+    building = path.with_name(path.name + ".creating")
+    shutil.rmtree(building, ignore_errors=True)
+    building.parent.mkdir(parents=True, exist_ok=True)
+    packed = pack_keys(keys, header.key_bytes)
+    attributes = header.attributes() | {"seal": seal(header.attributes(), packed, shapes)}
+    group = zarr.create_group(DurableStore(building), attributes=attributes)
+    for name, spec in header.data_arrays().items():
+        create_array(group, name, spec)
+    known: dict[str, Any] = {"index/key": packed, "index/shape": shapes}
+    with write_all_chunks():
+        for name, spec in header.index_arrays().items():
+            create_array(group, name, spec)[...] = known.get(name, 0)
+    os.rename(building, path)
+    fsync_path(path.parent)
 
 
 def pack_keys(keys: Sequence[str], key_bytes: int) -> NDArray[np.uint8]:

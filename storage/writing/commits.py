@@ -1,8 +1,7 @@
 """How blocks enter a store: a worker stages the shards of a block, the coordinator alone moves and indexes them.
 
 A kill at any point loses at most blocks that were not committed; `index/state` is written last, so what it calls done
-is complete and on the disk. Every change of a store goes through the fence of the job that holds it, so a job that was
-suspended in the middle of a commit, and wakes when another has the store, changes nothing any more.
+is complete and on the disk.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 
 from samdeblur.storage.access.header import read_header
 from samdeblur.storage.atoms import AtomMap, TooManyAtoms
-from samdeblur.storage.files import PARTIAL, DurableStore, fsync_path
+from samdeblur.storage.files import PARTIAL, DurableStore, fsync_path, write_durably
 from samdeblur.storage.format.layout import (
     ERROR_BYTES,
     IMAGE_NAMES,
@@ -38,8 +37,7 @@ from samdeblur.storage.format.layout import (
     seal,
     write_all_chunks,
 )
-from samdeblur.storage.writing.fence import FencedStore
-from samdeblur.storage.writing.lease import Lease, StoreBusy
+from samdeblur.storage.writing.lease import Lease
 
 RESIZING = "resizing.json"  # in the run folder: row -> height and width about to be written
 
@@ -161,15 +159,6 @@ def _values(name: str, content: ImageContent) -> NDArray[Any]:
     return {f"images/{n}": getattr(content, n) for n in IMAGE_NAMES}[name]
 
 
-def _lease(folder: Path) -> Lease:
-    """The lease of a run folder, made where it is missing. Raises StoreBusy."""
-    for _ in range(10):
-        folder.mkdir(parents=True, exist_ok=True)
-        with suppress(FileNotFoundError):  # a job that has just ended took the folder along
-            return Lease(folder)
-    raise StoreBusy(f"{folder}: other jobs begin and end here all the time; run again")
-
-
 class Committer:
     """The one writer of a store's shards and index.
 
@@ -182,14 +171,12 @@ class Committer:
         self.header = read_header(store)
         self._store = store
         self._folder = run_folder(store)
-        self.lease = _lease(self._folder)
-        self._fence = self.lease.fence
-        self._fence.set_aside(self._folder / "staging")
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self.lease = Lease(self._folder)
+        shutil.rmtree(self._folder / "staging", ignore_errors=True)
         for leftover in (store / "index").rglob(f"*{PARTIAL}"):
-            self._fence.set_aside(leftover)
-        self._fence.tidy()
-        for plan in self._fence.left_behind(RESIZING):
-            self._resize(plan)
+            leftover.unlink()
+        self._finish_resizing()
 
     def staging(self, block: int) -> Path:
         """The staging folder of this job's attempt at a block; several attempts each add a name of their own."""
@@ -216,30 +203,32 @@ class Committer:
         changed = fits & (shapes != known[list(rows)]).any(axis=1)
         if changed.any():  # written down before anything is undone, so that a job that is killed here is finished
             new = {int(row): shape.tolist() for row, shape, yes in zip(rows, shapes, changed, strict=True) if yes}
-            plan = self._fence.keep(RESIZING, json.dumps(new).encode())
+            write_durably(self._folder / RESIZING, json.dumps(new).encode())
         blocks = sorted({row // self.header.block_size for row in rows})
         again = np.concatenate([self.header.block_range(block) for block in blocks])
         self._write("index/state", again, [PENDING] * len(again))
-        if changed.any():
-            self._resize(plan)
+        self._finish_resizing()
 
-    def _resize(self, plan: Path) -> None:
+    def _finish_resizing(self) -> None:
         """Sizes and the seal over them change together: what is to become of them is written down first."""
+        plan = self._folder / RESIZING
+        if not plan.exists():
+            return
         new = json.loads(plan.read_bytes())
         self._write("index/shape", np.array([int(row) for row in new]), list(new.values()))
         root = self._store / "zarr.json"
         document = json.loads(root.read_bytes())
         keys, shapes = (np.asarray(self._array(f"index/{name}")[:]) for name in ("key", "shape"))
         document["attributes"]["seal"] = seal(self.header.attributes(), keys, shapes)
-        self._fence.write(root, json.dumps(document, indent=2).encode())
-        self._fence.set_aside(plan)
+        write_durably(root, json.dumps(document, indent=2).encode())
+        plan.unlink()
         self.header = read_header(self._store)
 
     def commit(self, blocks: Sequence[StagedBlock]) -> None:
         """Move staged shards into place, index them, then call them done; each step is on the disk before the next.
 
         Raises:
-            StoreBusy: another job took the store over; nothing is written from then on.
+            StoreBusy: another job took the store over; nothing was written.
         """
         if not blocks:
             return
@@ -264,7 +253,6 @@ class Committer:
         for block in blocks:  # the attempts that came second, too
             for attempt in (self._folder / "staging").glob(f"{block.block}-*"):
                 shutil.rmtree(attempt, ignore_errors=True)
-        self._fence.tidy()
 
     def close(self) -> None:
         """Let the store go; what this job staged and did not commit is dropped."""
@@ -277,33 +265,25 @@ class Committer:
 
     def _array(self, name: str) -> zarr.Array:
         with write_all_chunks():
-            return zarr.open_array(FencedStore(self._store / name, self._fence), mode="r+")
+            return zarr.open_array(DurableStore(self._store / name), mode="r+")
 
     def _write(self, name: str, rows: NDArray[np.int64], values: Sequence[Any]) -> None:
         array = self._array(name)
         array.oindex[rows] = np.asarray(values, array.dtype)
 
     def _move_in(self, block: StagedBlock) -> set[Path]:
-        """Returns the folders whose entries changed.
-
-        A shard moves with the folder it has to itself; over one that is there (of a killed job, or done again) alone.
-        """
+        """Returns the folders whose entries changed. A shard moves with the folder it has to itself."""
         changed = set()
-        arrays = self.header.data_arrays()
-        for (name, spec), digest in zip(arrays.items(), block.shard_digests, strict=True):
-            target = self._store / name / "c" / str(block.block)
+        for name, digest in zip(self.header.data_arrays(), block.shard_digests, strict=True):
+            chunks = self._store / name / "c"
+            target = chunks / str(block.block)
+            if target.exists():  # left by a killed job
+                shutil.rmtree(target)
             if digest == NO_SHARD:
-                self._fence.set_aside(target)
                 continue
-            staged = staged_shard(Path(block.staging), name)
-            if target.exists():
-                shard = self._store / name / spec.part_path(block.block)
-                self._fence.bring_in(staged / shard.relative_to(target), shard)
-                changed.add(shard.parent)
-                continue
-            if not target.parent.exists():
-                target.parent.mkdir(exist_ok=True)
-                changed.add(target.parent.parent)
-            self._fence.bring_in(staged, target)
-            changed.add(target.parent)
+            if not chunks.exists():
+                chunks.mkdir()
+                changed.add(chunks.parent)
+            os.rename(staged_shard(Path(block.staging), name), target)
+            changed.add(chunks)
         return changed

@@ -1,4 +1,4 @@
-"""One job at a time on a store: a lease on disk that expires, and a fence for the changes of the job that holds it."""
+"""One job at a time on a store: a lease on disk that expires, with a token that is read again before each commit."""
 
 from __future__ import annotations
 
@@ -14,17 +14,19 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from samdeblur.storage.writing.fence import Fence, StoreBusy
+from samdeblur.storage.files import write_durably
 
 LEASE_SECONDS = 60.0
-LOCK_TRIES, LOCK_PAUSE = 100, 0.05  # seconds
+
+
+class StoreBusy(RuntimeError):
+    """Another job holds the store, or has taken it over."""
 
 
 class Lease:
     """Holds `<folder>/lease.json` and renews it in the background until it is released.
 
-    A lease that was not renewed in time, or whose process is gone (same host), is free to take. Changes go through
-    `fence`, which whoever takes over shuts.
+    A lease that was not renewed in time, or whose process is gone (same host), is free to take.
 
     Raises:
         StoreBusy: another job holds it.
@@ -46,8 +48,7 @@ class Lease:
                     f"{self._path.parent}: job {holder['pid']} on {holder['host']} is writing to this store; "
                     f"wait for it, or for {LEASE_SECONDS:.0f} s after it died"
                 )
-            self.fence = Fence(self._path.parent, self.token)
-            self.fence.write(self._path, self._document())
+            write_durably(self._path, self._document())
         self.check()
 
     def check(self) -> None:
@@ -58,21 +59,20 @@ class Lease:
     def release(self) -> None:
         self._released.set()
         self._renewal.join()
-        with suppress(StoreBusy), _alone_in(self._path.parent):
-            self.fence.set_aside(self._path)
-        self.fence.remove()
+        with _alone_in(self._path.parent):
+            if self._is_mine():
+                self._path.unlink(missing_ok=True)
 
     def _renew(self) -> None:
         while not self._released.wait(LEASE_SECONDS / 4):
             with suppress(OSError), _alone_in(self._path.parent):  # a disk that is away may come back in time
                 if not self._is_mine():
                     return
-                with suppress(StoreBusy):
-                    self.fence.write(self._path, self._document())
+                write_durably(self._path, self._document())
 
     def _is_mine(self) -> bool:
         holder = _read(self._path)
-        return holder is not None and holder["token"] == self.token and self.fence.holds
+        return holder is not None and holder["token"] == self.token
 
     def _document(self) -> bytes:
         holder = {"token": self.token, "host": socket.gethostname(), "pid": os.getpid(), "renewed": time.time()}
@@ -81,21 +81,11 @@ class Lease:
 
 @contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
-    """One process at a time, of those that see each other's locks.
-
-    It spares jobs that start together from shutting each other out; what keeps a store whole is the fence. So a file
-    system without locks goes without, and a process that was suspended with the lock does not hold up others for long.
-    """
+    """One process at a time, of those that see each other's locks; a file system without locks goes without."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        for _ in range(LOCK_TRIES):
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                time.sleep(LOCK_PAUSE)
-            except OSError:
-                break
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)
@@ -120,13 +110,8 @@ def _is_free(holder: dict[str, Any]) -> bool:
         return True
     if holder["host"] != socket.gethostname():
         return False
-    return is_gone(holder["pid"])
-
-
-def is_gone(pid: int) -> bool:
-    """Whether this host has no such process any more."""
     try:
-        os.kill(pid, 0)
+        os.kill(holder["pid"], 0)
     except ProcessLookupError:
         return True
     except PermissionError:

@@ -79,27 +79,24 @@ def test_masks_found_on_the_spot_are_those_of_a_preparation(samdeblur, trained, 
     assert loose["recipe"] == open_store(prepared).header.fingerprint
 
 
-def test_blurred_pictures_alone_are_restored(samdeblur, trained, pairs, random_sam, tmp_path):
-    torch.save(random_sam().state_dict(), tmp_path / "sam.pth")
-    options = ("--sam", tmp_path / "sam.pth", "--save-images", "--out", tmp_path / "o")
-    done = samdeblur("eval", "run", trained, pairs / "blur", *options)
-    assert done.code == 0, done.err
-    (found,) = results_of(tmp_path / "o")["sets"]
-    assert found["summary"] == {"images": 5}
-    assert [image["key"] for image in found["images"]] == [f"{n:03d}" for n in range(5)]
-    restored = sorted((tmp_path / "o/restored").rglob("*.png"))
-    assert [path.name for path in restored] == [f"{n:03d}.png" for n in range(5)]
-    assert cv2.imread(str(restored[0])).shape == (48, 64, 3)
-    assert (tmp_path / "o/report.html").exists()
+@pytest.mark.parametrize("options", [(), ("--save-images",), ("--tile", 128), ("--sam", "bundled"), ("--pictures", 0)])
+def test_blurred_pictures_alone_have_no_scores_and_are_sent_to_restore(samdeblur, checkpoint, pairs, tmp_path, options):
+    refused = samdeblur("eval", "run", checkpoint, pairs / "blur", *options, "--out", tmp_path / "o")
+    assert refused.code == 2
+    assert f"restore them with samdeblur-eval restore RUN {pairs / 'blur'} --out FOLDER" in refused.error
+    assert not (tmp_path / "o").exists()
+
+
+def test_one_picture_is_sent_to_restore(samdeblur, checkpoint, pairs, tmp_path):
+    refused = samdeblur("eval", "run", checkpoint, pairs / "blur/000.png", "--out", tmp_path / "o")
+    assert (refused.code, "samdeblur-eval restore RUN" in refused.error) == (2, True)
 
 
 def test_stores_and_folders_may_stand_beside_each_other(samdeblur, checkpoint, pairs, store, tmp_path):
     options = ("--out", tmp_path / "o", "--pictures", 0)
-    assert samdeblur("eval", "run", checkpoint, store, pairs, pairs / "blur", *options).code == 0
+    assert samdeblur("eval", "run", checkpoint, store, pairs, *options).code == 0
     sets = results_of(tmp_path / "o")["sets"]
-    assert [(found["dataset"], bool(found["recipe"])) for found in sets] == [
-        ("pairs", True), ("pairs", False), ("blur", False)
-    ]  # fmt: skip
+    assert [(found["dataset"], bool(found["recipe"])) for found in sets] == [("pairs", True), ("pairs", False)]
 
 
 def test_without_a_segmenter_masks_cannot_be_found(samdeblur, trained, pairs, tmp_path):

@@ -63,13 +63,14 @@ def test_what_the_folder_lacks_is_said_and_left_out(evaluate, share, pairs):
     for folder in ("blur", "sharp"):
         (pairs / folder / "004.png").unlink()
     done, results = evaluate("less", share, "--images", pairs)
-    assert done.code == 0, done.err
+    assert done.code == 3, done.err
     said = [line for line in done.err.splitlines() if line.startswith(f"{pairs}: ")]
     assert len(said) == 1
     assert f"2 of the 5 images ready in {share} are not there, such as 002" in said[0]
     (scored,) = sets(results)
     assert [image["key"] for image in scored["images"]] == ["000", "001", "003"]
     assert scored["unready"] == 2
+    assert scored["left_out"] == {"002": "its picture is not there", "004": "its picture is not there"}
 
 
 def test_pictures_of_the_folder_go_before_those_of_the_store(evaluate, store, pairs):
@@ -84,6 +85,9 @@ def test_each_store_has_a_folder_of_its_own(evaluate, store, share, pairs, tmp_p
     done, results = evaluate("two", share, store, "--images", pairs, "--images", pairs, "--pictures", 0)
     assert done.code == 0, done.err
     first, second = sets(results)
+    assert (first["dataset"], second["dataset"]) == ("pairs (masks.zarr.zip)", "pairs (prepared.zarr)")
+    for one in (first, second):
+        del one["timings"], one["dataset"]
     assert first == second
     for given, words in [
         ((share, store, "--images", pairs), "one folder for each store, in the same order; 1 given for 2"),
@@ -99,12 +103,19 @@ def test_each_store_has_a_folder_of_its_own(evaluate, store, share, pairs, tmp_p
         assert not folder.exists()
 
 
-def test_another_picture_ends_the_evaluation_in_one_line(evaluate, share, pairs):
+def test_another_picture_than_that_of_the_masks_is_left_out_and_where_all_are_nothing_is_scored(evaluate, share, pairs):
     picture = cv2.imread(str(pairs / "blur/001.png"))
     cv2.imwrite(str(pairs / "blur/001.png"), picture ^ 1)
-    failed, _ = evaluate("failed", share, "--images", pairs)
+    done, results = evaluate("done", share, "--images", pairs)
+    assert done.code == 3
+    assert f"001 is left out: {pairs}: 001: its masks are of another picture" in done.err
+    assert [image["key"] for image in sets(results)[0]["images"]] == ["000", "002", "003", "004"]
+    for file in (pairs / "blur").iterdir():
+        cv2.imwrite(str(file), cv2.imread(str(file)) ^ 2)
+    failed, folder = evaluate("failed", share, "--images", pairs)
     assert failed.code == 1
-    assert f"{pairs}: 001: its masks are of another picture" in failed.error
+    assert "none of the 5 images can be used; 000: " in failed.err
+    assert not (folder / "results.json").exists()
 
 
 def test_the_split_is_that_of_the_store(store, pairs):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 
 from samdeblur.evaluation.results import Inference
 from samdeblur.models import NAFNet
+from samdeblur.pipeline.sources.layouts import LAYOUTS
 
 
 @pytest.fixture
@@ -97,13 +98,34 @@ def test_local_means_are_those_of_the_crops_a_run_was_trained_on(samdeblur, stor
     assert document["sets"][0]["psnr_step_0"] is not None
 
 
-@pytest.mark.parametrize(("dataset", "local"), [("GoPro", 256), ("REDS", None)])
-def test_of_itself_tlc_is_for_gopro_alone(samdeblur, checkpoint, pairs, prep_run, tmp_path, dataset, local):
+@pytest.mark.parametrize(("dataset", "local"), [("GoPro", 256), ("gopro", 256), ("REDS", None)])
+def test_of_itself_tlc_is_for_gopro_alone(
+    samdeblur, checkpoint, pairs, prep_run, tmp_path, dataset, local, monkeypatch
+):
+    monkeypatch.setitem(LAYOUTS, "gopro", replace(LAYOUTS["gopro"], published={"test": 5}))
     assert prep_run(pairs, tmp_path / "s.zarr", "--dataset", dataset).code == 0
     done = samdeblur("eval", "run", checkpoint, tmp_path / "s.zarr", "--pictures", 0, "--out", tmp_path / "o")
     assert done.code == 0, done.err
     document = json.loads((tmp_path / "o/results.json").read_text())
     assert document["sets"][0]["inference"]["tlc"] == local
+
+
+@pytest.mark.parametrize("as_store", [True, False])
+def test_a_set_that_only_looks_like_gopro_is_named_by_its_place_and_has_no_tlc(
+    samdeblur, checkpoint, pairs, prep_run, tmp_path, as_store
+):
+    place = tmp_path / "mine"
+    (place / "test").mkdir(parents=True)
+    pairs.rename(place / "test/GOPR0001_01_00")
+    if as_store:
+        assert prep_run(place, tmp_path / "own.zarr").code == 0
+    options = ("--pictures", 0, "--out", tmp_path / "o")
+    done = samdeblur("eval", "run", checkpoint, tmp_path / "own.zarr" if as_store else place, *options)
+    assert done.code == 0, done.err
+    (found,) = json.loads((tmp_path / "o/results.json").read_text())["sets"]
+    assert (found["dataset"], found["inference"]["tlc"]) == ("own" if as_store else "mine", None)
+    assert "for GoPro has 1,111 images and this 5" in done.err
+    assert "(published)" not in samdeblur("eval", "table", tmp_path / "o").out
 
 
 @pytest.mark.parametrize(

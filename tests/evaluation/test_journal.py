@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from samdeblur.evaluation.journal import Journal
+from samdeblur.evaluation.journal import Entry, Journal
 from samdeblur.evaluation.results import Score
 
 IDENTITY = {"weights": "ab", "tile": None}
@@ -19,33 +19,32 @@ SCORES = [
 def written(tmp_path):
     journal = Journal(tmp_path, "GoPro test", IDENTITY)
     for number, score in enumerate(SCORES):
-        journal.add(score, number + 0.5)
+        journal.add(Entry(score, number + 0.5))
     return tmp_path
 
 
 def test_what_was_added_is_read_again_bit_for_bit(written):
-    scores, seconds = Journal(written, "GoPro test", IDENTITY).read()
-    assert list(scores.values()) == SCORES
-    assert seconds == 4.5
+    entries = Journal(written, "GoPro test", IDENTITY).read()
+    assert list(entries.values()) == [Entry(score, number + 0.5) for number, score in enumerate(SCORES)]
 
 
 def test_processes_read_what_all_of_them_wrote(written):
     other = Journal(written, "GoPro test", IDENTITY, rank=3)
-    other.add(Score("d"), 1.0)
-    assert list(other.read()[0]) == list(Journal(written, "GoPro test", IDENTITY).read()[0]) == ["a", "é/ü", "c", "d"]
+    other.add(Entry(Score("d"), 1.0))
+    assert list(other.read()) == list(Journal(written, "GoPro test", IDENTITY).read()) == ["a", "é/ü", "c", "d"]
 
 
 def test_what_was_scored_otherwise_is_not_read_and_written_over(written):
     other = Journal(written, "GoPro test", IDENTITY | {"tile": 512})
-    assert other.read() == ({}, 0)
-    other.add(Score("z"), 1.0)
-    assert list(other.read()[0]) == ["z"]
-    assert Journal(written, "GoPro test", IDENTITY).read() == ({}, 0)
+    assert other.read() == {}
+    other.add(Entry(Score("z"), 1.0))
+    assert list(other.read()) == ["z"]
+    assert Journal(written, "GoPro test", IDENTITY).read() == {}
 
 
 def test_sets_do_not_meet(written):
-    assert Journal(written, "GoPro", IDENTITY).read() == ({}, 0)
-    assert Journal(written, "GoPro test/..", IDENTITY).read() == ({}, 0)
+    assert Journal(written, "GoPro", IDENTITY).read() == {}
+    assert Journal(written, "GoPro test/..", IDENTITY).read() == {}
 
 
 def test_cut_off_anywhere_whole_lines_count_and_writing_goes_on(written):
@@ -56,6 +55,24 @@ def test_cut_off_anywhere_whole_lines_count_and_writing_goes_on(written):
         path.write_bytes(whole[:cut])
         left = sum(at <= cut for at in lines[2:])
         journal = Journal(written, "GoPro test", IDENTITY)
-        assert list(journal.read()[0].values()) == SCORES[:left], cut
-        journal.add(Score("new"), 0.0)
-        assert list(journal.read()[0].values()) == [*SCORES[:left], Score("new")], cut
+        assert [entry.score for entry in journal.read().values()] == SCORES[:left], cut
+        journal.add(Entry(Score("new"), 0.0))
+        assert [entry.score for entry in journal.read().values()] == [*SCORES[:left], Score("new")], cut
+
+
+def test_of_an_image_the_last_line_counts_whichever_process_wrote_it(tmp_path):
+    first, second = (Journal(tmp_path, "toy", IDENTITY, rank) for rank in (1, 0))
+    first.add(Entry(Score("a", {"psnr": 1.0}), 1.0, content="old"))
+    second.read()
+    second.add(Entry(Score("a", {"psnr": 2.0}), 1.0, content="new"))  # in the file that is read before the other
+    assert Journal(tmp_path, "toy", IDENTITY).read()["a"].score.metrics == {"psnr": 2.0}
+    assert Journal(tmp_path, "toy", IDENTITY).read(lambda entry: entry.content == "old") == {}
+
+
+def test_lines_of_another_form_are_passed_over(written):
+    (path,) = (written / "journal").iterdir()
+    with open(path, "ab") as file:
+        file.write(
+            b'{"key": "odd"}\n[]\n7\n{"key": 3, "seconds": 0, "stamp": "", "content": "", "saved": "", "pass": 9}\n'
+        )
+    assert [entry.score for entry in Journal(written, "GoPro test", IDENTITY).read().values()] == SCORES

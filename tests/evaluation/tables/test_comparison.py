@@ -8,7 +8,7 @@ import pytest
 from evaluations import one_set, results, scores
 from scipy import stats
 
-from samdeblur.evaluation.results import Conventions, Inference
+from samdeblur.evaluation.results import Conventions, Inference, Trained
 from samdeblur.evaluation.tables import published
 from samdeblur.evaluation.tables.arrangement import NotComparable
 from samdeblur.evaluation.tables.comparison import MEANS, Settings, compare
@@ -182,7 +182,8 @@ def test_the_blurred_input_has_a_row():
     assert "mcr" not in found.scores
 
 
-def test_published_rows_stand_beside_sets_of_the_paper_alone():
+def test_published_rows_stand_beside_sets_of_the_paper_alone(small_paper):
+    small_paper(4)
     ours = results("map", one_set([1.0] * 4, REDS), one_set([2.0], ("REDS", "train")))
     comparison = compare([ours], settings=QUICK)
     paper = row(comparison, "MAP (no dropout) (published)")
@@ -193,11 +194,62 @@ def test_published_rows_stand_beside_sets_of_the_paper_alone():
     assert found.over_published["mcr"].high == pytest.approx(found.scores["mcr"].high - 0.004)
     assert "ssim_wang" not in found.over_published
     assert noted(comparison, published.SOURCE, "nafnet")
-    assert noted(comparison, "REDS val", "4 images here", "3000")
+
+
+@pytest.mark.parametrize("images", [2999, 3001, 4])
+def test_a_set_of_another_size_than_the_published_one_has_no_published_rows_beside_it(images):
+    of_paper = compare([results("map", one_set([1.0] * 3000, REDS))], settings=QUICK)
+    assert cell(of_paper, "map").over_published["psnr"].value == pytest.approx(21 - 26.81)
+    ours = compare([results("map", one_set([1.0] * images, REDS))], settings=QUICK)
+    assert {line.kind for line in ours.rows} == {"input", "run"}
+    assert cell(ours, "map").over_published == {}
+    assert noted(ours, "none of the sets is one of the paper's, in name and number", "REDS val 3,000")
+
+
+def test_one_image_has_no_interval_and_neither_have_means_with_it():
+    runs = [
+        results(method, one_set([gain]), one_set([gain] * 9, REDS)) for method, gain in (("none", 1.0), ("map", 2.0))
+    ]
+    comparison = compare(runs, settings=QUICK)
+    for place, certain in enumerate((False, True, False, False)):
+        name = comparison.names[place]
+        found = cell(comparison, "map", place)
+        assert found.scores["psnr"].value == 22.0, name
+        for estimate in (*found.scores.values(), *found.over_baseline.values()):
+            assert (estimate.low is None, estimate.high is None) == (name != "REDS val",) * 2, (name, certain)
+
+
+def test_steps_of_unfinished_runs_and_masks_of_another_kind_are_noted():
+    seen = Trained(400, 1000, 600, "segment-anything 1a2b3c4d")
+    found = replace(one_set([1.0] * 12), segmenter="superpixels 5e6f7a8b")
+    comparison = compare(
+        [replace(results("map", found), trained=seen), replace(results("none", found), trained=Trained(7, 7, 7))],
+        settings=QUICK,
+    )
+    assert noted(
+        comparison, "map: step 400 of 1,000, which is not finished: it stands at step 600", "none: step 7 of 7"
+    )
+    assert noted(
+        comparison,
+        "map, toy test: masks of superpixels 5e6f7a8b, where training saw those of segment-anything 1a2b3c4d.",
+    )
+    assert not noted(comparison, "none, toy test: masks")
+    assert not noted(comparison, "too few")
+    assert row(comparison, "map").trained == (seen,)
+
+
+def test_pictures_that_only_look_the_same_are_noted():
+    one, other = (
+        results("map", replace(found, scores=tuple(replace(s, pixels=pixels) for s in found.scores)), run=pixels)
+        for found, pixels in ((one_set([1.0] * 3), "aa"), (one_set([2.0] * 3), "bb"))
+    )
+    assert noted(compare([one, other], ["a", "b"], QUICK), "toy test: 3 images with other pixels in b than in a")
+    assert not noted(compare([one, replace(one, sha256="0" * 64)], ["a", "b"], QUICK), "other pixels")
 
 
 def test_published_means_are_over_all_sets_of_the_paper():
-    comparison = compare([results("cat", *(one_set([1.0], key) for key in published.SETS))], settings=QUICK)
+    sets = (one_set([1.0] * of_paper.images, key) for key, of_paper in published.SETS.items())
+    comparison = compare([results("cat", *sets)], settings=QUICK)
     of_sets, of_images = row(comparison, "CAT (published)").cells[-2:]
     assert of_sets.scores["psnr"].value == pytest.approx((32.88 + 26.55 + 26.65 + 29.77) / 4)
     weighted = 1111 * 32.88 + 980 * 26.55 + 3000 * 26.65 + 395 * 29.77
@@ -216,7 +268,8 @@ def test_published_means_are_over_all_sets_of_the_paper():
         (REDS, Inference(512, 64), ("with tiles 512/64",)),
     ],
 )
-def test_inference_other_than_that_of_the_paper_is_noted(key, inference, words):
+def test_inference_other_than_that_of_the_paper_is_noted(key, inference, words, small_paper):
+    small_paper(1)
     comparison = compare([results("map", one_set([1.0], key, inference=inference))], settings=QUICK)
     assert noted(comparison, "published numbers are with") == bool(words)
     assert noted(comparison, *words)
@@ -227,14 +280,16 @@ def test_inference_that_the_label_does_not_say_is_noted():
     assert noted(compare([ours], settings=QUICK), "GoPro test with TLC 256: map.")
 
 
-def test_published_ssim_is_left_out_beside_wang():
+def test_published_ssim_is_left_out_beside_wang(small_paper):
+    small_paper(1)
     comparison = compare([results("map", one_set([1.0], REDS))], settings=replace(QUICK, ssim="wang"))
     assert noted(comparison, "Published SSIM is left out")
     assert noted(comparison, "SSIM of the convention wang")
 
 
 @pytest.mark.parametrize("conventions", [Conventions(align="ecc"), Conventions(collapse_db=2.0)])
-def test_published_rows_never_stand_beside_other_conventions(conventions):
+def test_published_rows_never_stand_beside_other_conventions(conventions, small_paper):
+    small_paper(1)
     ours = results("map", one_set([1.0], ("RealBlur-J", "test")), conventions=conventions)
     comparison = compare([ours], settings=QUICK)
     assert not any(line.kind == "published" for line in comparison.rows)
@@ -247,7 +302,7 @@ def test_published_rows_never_stand_beside_other_conventions(conventions):
 def test_published_rows_are_refused_or_left_out_without_a_set_of_the_paper():
     ours = results("map", one_set([1.0]))
     assert noted(compare([ours], settings=QUICK), "none of the sets is one of the paper's")
-    with pytest.raises(NotComparable, match="GoPro test, RealBlur-J test, REDS val, ReLoBlur test"):
+    with pytest.raises(NotComparable, match="GoPro test 1,111, RealBlur-J test 980, REDS val 3,000, ReLoBlur test 395"):
         compare([ours], settings=replace(QUICK, published=True))
     without = compare([results("map", one_set([1.0], REDS))], settings=replace(QUICK, published=False))
     assert not any(line.kind == "published" for line in without.rows)
