@@ -1,8 +1,7 @@
-"""samdeblur-eval: scores, tables and reports."""
+"""samdeblur-eval: pictures restored, scores, tables and reports."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from importlib import metadata
@@ -13,9 +12,18 @@ import click
 import torch
 import yaml
 
+from samdeblur.cli.commands.restore import restore
 from samdeblur.cli.commands.table import table
 from samdeblur.cli.messages import QUARANTINED, progress_bar, run_command
 from samdeblur.cli.support.images import images_options
+from samdeblur.cli.support.inference import (
+    inference_of,
+    inference_options,
+    refuse_tiles,
+    refuse_unused,
+    tlc_of,
+    weights_option,
+)
 from samdeblur.cli.support.sets import Loose, open_sets
 from samdeblur.evaluation.evaluate import Evaluation, evaluate
 from samdeblur.evaluation.metrics.mode_collapse import COLLAPSE_DB
@@ -23,7 +31,6 @@ from samdeblur.evaluation.metrics.perceptual import perceptual_metrics
 from samdeblur.evaluation.ranks import Ranks, is_first, joined
 from samdeblur.evaluation.report.pictures import forget_sets
 from samdeblur.evaluation.report.write import write_report
-from samdeblur.evaluation.restore import FALLBACKS, FLAG
 from samdeblur.evaluation.results import (
     RESULTS,
     Conventions,
@@ -38,47 +45,23 @@ from samdeblur.evaluation.sets import ImageSet
 from samdeblur.evaluation.tables.caveats import caveats
 from samdeblur.evaluation.tables.published import SETS
 from samdeblur.evaluation.tables.text import as_markdown, run_table
-from samdeblur.models import Deblurrer, TileError, check_tiles, load_network
-from samdeblur.models.inference.tiles import OVERLAP
+from samdeblur.models import Deblurrer, load_network
 from samdeblur.storage import folders
 from samdeblur.storage.files import sha256_file
 from samdeblur.train.state import CONFIG, run_weights, trained
-
-TRAIN_SIZE = 256  # of the paper, for weights that do not say
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="samdeblur")
 def cli() -> None:
-    """Evaluate trained networks: PSNR, SSIM, mode collapse rate, tables, reports to look at.
+    """Restore pictures, and evaluate networks: PSNR, SSIM, mode collapse rate, tables, reports to look at.
 
     Exit codes: 0 done, 1 failed, 2 wrong usage, 3 finished with images left out. --debug shows tracebacks.
     """
 
 
 cli.add_command(table)
-
-
-def guard_of(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
-    """Names of fallbacks joined by commas, or flag. Raises BadParameter."""
-    names = value.split(",") if value is not None else []
-    unknown = [name for name in names if name not in FALLBACKS]
-    if unknown and value != FLAG:
-        raise click.BadParameter(f"{unknown[0]!r} is none of {FLAG}, {', '.join(FALLBACKS)}")
-    return value
-
-
-def which_weights(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
-    """best, last, initial or step-N. Raises BadParameter."""
-    if value is not None and not re.fullmatch(r"best|last|initial|step-\d+", value):
-        raise click.BadParameter(f"{value!r} is none of best, last, initial, step-N")
-    return value
-
-
-weights_option = click.option(
-    "--weights", callback=which_weights, metavar="best|last|initial|step-N",
-    help="Of a run.  [default: best, or last where nothing was validated after step 0]",
-)  # fmt: skip
+cli.add_command(restore)
 
 
 @cli.command()
@@ -94,20 +77,7 @@ weights_option = click.option(
 @click.option("--pictures", type=click.IntRange(0), default=24, show_default=True,
               help="Images per set that the report shows in full, worst first.")  # fmt: skip
 @click.option("--save-images", is_flag=True, help="Write every result as PNG below OUT/restored.")
-@click.option("--tlc", type=click.Choice(["auto", "on", "off"]), default="auto", is_flag=False, flag_value="on",
-              help="Local means in place of means over the whole image. auto, the default: on GoPro's test split "
-                   "alone, as in the paper; --tlc by itself means on.")  # fmt: skip
-@click.option("--train-size", type=click.IntRange(1), metavar="PIXELS",
-              help="Side of training crops, for TLC.  [default: what the weights say, else 256]")  # fmt: skip
-@click.option("--tile", type=click.IntRange(1), metavar="PIXELS",
-              help="Cut larger images into tiles of this side, to save memory; masks are seen whole.")  # fmt: skip
-@click.option("--overlap", type=click.IntRange(0), metavar="PIXELS",
-              help=f"Pixels that neighbouring tiles share.  [default: {OVERLAP}]")  # fmt: skip
-@click.option("--precision", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32",
-              show_default=True, help="Less than float32 changes results a little, and is named in them.")  # fmt: skip
-@click.option("--guard", callback=guard_of, metavar="flag|tlc-off,tiled,input",
-              help="Flag results that look collapsed; or put something in their place, the first named that does not "
-                   "look so.")  # fmt: skip
+@inference_options
 @click.option("--metric", "metrics", multiple=True, metavar="NAME",
               help="Beside PSNR and SSIM: lpips, dists, ms-ssim (pip install samdeblur[perceptual]), niqe and others "
                    "of pyiqa; may be repeated.")  # fmt: skip
@@ -126,7 +96,7 @@ def run(network: str, sets: tuple[str, ...], out: Path, **options: Any) -> int:
     Run the same command again to go on with an evaluation that was interrupted. Several GPUs:
     torchrun --nproc_per_node=N -m samdeblur.cli.eval run ...
     """
-    inference = _inference(options)
+    inference = inference_of(options)
     folders.check_claim(out, folders.EVALUATION)
     path = run_weights(Path(network), options["weights"])
     first = run_weights(Path(network), "initial") if options["with_step_0"] else None
@@ -140,11 +110,10 @@ def run(network: str, sets: tuple[str, ...], out: Path, **options: Any) -> int:
             ranks.device,
             bool(options["metrics"]),
         )
-        _check_tiles(model, inference)
+        refuse_tiles(model, inference)
         opened = open_sets(sets, loose, options["images"], options["images_layout"])
-        ways = [replace(inference, tlc=_tlc(options, images, model)) for images in opened]
-        if options["train_size"] is not None and not any(way.tlc for way in ways):
-            raise click.UsageError("--train-size is for --tlc")
+        ways = [replace(inference, tlc=tlc_of(options, model, _as_published(images))) for images in opened]
+        refuse_unused(options, *(way.tlc for way in ways))
         sha256 = sha256_file(path).hex()
         _refuse_other_weights(out, sha256)
         extra = perceptual_metrics(options["metrics"], ranks.device) if options["metrics"] else None
@@ -213,21 +182,10 @@ def _refuse_other_weights(out: Path, sha256: str) -> None:
         )
 
 
-def _inference(options: dict[str, Any]) -> Inference:
-    """The settings that are those of all sets. Raises UsageError."""
-    if options["overlap"] is not None and options["tile"] is None:
-        raise click.UsageError("--overlap is for --tile")
-    overlap = None
-    if options["tile"] is not None:
-        overlap = OVERLAP if options["overlap"] is None else options["overlap"]
-    return Inference(options["tile"], overlap, precision=options["precision"], guard=options["guard"])
-
-
-def _tlc(options: dict[str, Any], images: ImageSet, model: Deblurrer) -> int | None:
-    """Size of training crops that local means are made for on a set; None for global means."""
+def _as_published(images: ImageSet) -> bool:
+    """Whether the paper uses local means on a set."""
     of_paper = SETS.get((images.dataset, images.split))
-    wanted = options["tlc"] == "on" or (options["tlc"] == "auto" and of_paper and of_paper.inference.tlc)
-    return (options["train_size"] or model.train_size or TRAIN_SIZE) if wanted else None
+    return of_paper is not None and of_paper.inference.tlc is not None
 
 
 def _evaluate(model: Deblurrer, images: ImageSet, inference: Inference, task: Evaluation, ranks: Ranks) -> SetResult:
@@ -248,15 +206,6 @@ def _bar(items: Sequence[Any], what: str) -> Iterable[Any]:
 
 def _say(line: str) -> None:
     click.echo(line, err=True)
-
-
-def _check_tiles(model: Deblurrer, inference: Inference) -> None:
-    """Raises UsageError for tiles that do not suit the network."""
-    if inference.tile is not None and inference.overlap is not None:
-        try:
-            check_tiles(model, inference.tile, inference.overlap)
-        except TileError as error:
-            raise click.UsageError(f"--tile and --overlap: {error}") from error
 
 
 def method_of(folder: Path, model: Deblurrer) -> str:

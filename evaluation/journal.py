@@ -20,6 +20,7 @@ class Entry:
     Attributes:
         stamp, content: of the image, as an `ImageSet` gives them.
         saved: stamp of the file that the result was written to; empty where it was not.
+        source: file that it was made of, where there is one.
     """
 
     score: Score
@@ -27,6 +28,7 @@ class Entry:
     stamp: str = ""
     content: str = ""
     saved: str = ""
+    source: str = ""
 
 
 class Journal:
@@ -66,6 +68,7 @@ class Journal:
             "stamp": entry.stamp,
             "content": entry.content,
             "saved": entry.saved,
+            "source": entry.source,
             "pass": self._pass,
         }
         with open(self._mine, "r+b") as file:
@@ -87,7 +90,7 @@ class Journal:
         for line in lines[1:-1]:  # the last one is empty, or torn by a kill
             try:
                 row = json.loads(line)
-                rest = [row.pop(name) for name in ("seconds", "stamp", "content", "saved")]
+                rest = [row.pop(name) for name in ("seconds", "stamp", "content", "saved", "source")]
                 yield row.pop("pass"), Entry(score_of(row), *rest)
             except (ValueError, KeyError, TypeError, AttributeError):
                 continue  # scored again

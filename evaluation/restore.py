@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,9 +23,9 @@ FALLBACKS = ("tlc-off", "tiled", "input")
 
 
 class Restored(NamedTuple):
-    """A result, (H, W, 3) uint8, what the guard found suspicious in it, and what stands in its place."""
+    """A result, (H, W, 3), typed as its picture, what the guard found suspicious, and what stands in its place."""
 
-    picture: NDArray[np.uint8]
+    picture: NDArray[Any]
     flags: tuple[str, ...] = ()
     fallback: str = ""
 
@@ -55,28 +55,35 @@ class Restorer:
                 say(f"--tlc: {warning.message}")
 
     @torch.inference_mode()
-    def __call__(self, blurred: NDArray[np.uint8], atoms: AtomMap | None) -> Restored:
-        """Restore an (H, W, 3) uint8 picture.
+    def __call__(
+        self, blurred: NDArray[np.uint8] | NDArray[np.uint16], atoms: AtomMap | None, tile: int | None = None
+    ) -> Restored:
+        """Restore an (H, W, 3) uint8 or uint16 picture.
+
+        Args:
+            tile: side of tiles for this picture, where the inference names none.
 
         Raises:
             NotFinite, OutOfMemory, TileError: as `deblur`.
         """
-        output = self._output(self.network, blurred, atoms, self.inference.tile, self.inference.overlap)
+        bits = 8 * blurred.dtype.itemsize
+        tiles = (self.inference.tile, self.inference.overlap) if self.inference.tile or not tile else (tile, OVERLAP)
+        output = self._output(self.network, blurred, atoms, *tiles)
         if self.inference.guard is None:
-            return Restored(to_pixels(output[0]))
+            return Restored(to_pixels(output[0], bits))
         image = to_tensor(blurred, output)
         ways: dict[str, Callable[[], Tensor]] = {
-            "tlc-off": lambda: self._output(self.plain, blurred, atoms, self.inference.tile, self.inference.overlap),
+            "tlc-off": lambda: self._output(self.plain, blurred, atoms, *tiles),
             "tiled": lambda: self._output(self.network, blurred, atoms, TILE, OVERLAP),
             "input": lambda: image,
         }
         guarded = rescue(image, output, [(name, ways[name]) for name in self._fallbacks])
-        return Restored(to_pixels(guarded.output[0]), guarded.flags, guarded.fallback)
+        return Restored(to_pixels(guarded.output[0], bits), guarded.flags, guarded.fallback)
 
     def _output(
         self,
         network: Deblurrer,
-        blurred: NDArray[np.uint8],
+        blurred: NDArray[np.uint8] | NDArray[np.uint16],
         atoms: AtomMap | None,
         tile: int | None,
         overlap: int | None,

@@ -72,22 +72,22 @@ class BadImage(ValueError):
 
 def read_image(path: Path) -> NDArray[np.uint8]:
     """Decode a picture to (H, W, 3) uint8 RGB, upright. Raises BadImage, from the OSError when the disk gave one."""
-    with _opened(path) as (image, header):
-        _shape(image)
+    with opened(path) as (image, header):
+        upright_shape(image)
         _refuse_depth(image, header)
         if (pictures := getattr(image, "n_frames", 1)) > 1:
             raise BadImage(f"{pictures} pictures in one file, animated or of several pages; keep one of them")
-        return np.array(_opaque(_upright(image)))
+        return np.array(opaque(upright(image)))
 
 
 def image_shape(path: Path) -> tuple[int, int]:
     """Height and width of a picture, upright, from its header alone. Raises BadImage as `read_image` does."""
-    with _opened(path) as (image, _):
-        return _shape(image)
+    with opened(path) as (image, _):
+        return upright_shape(image)
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[ImageFile, bytes]]:
+def opened(path: Path) -> Iterator[tuple[ImageFile, bytes]]:
     """A picture whose header was read, and its first bytes. What goes wrong until it is closed is said of its file."""
     try:
         with open(path, "rb") as file:
@@ -114,14 +114,14 @@ def _reader(file: IO[bytes], header: bytes) -> ImageFile:
         raise
 
 
-def _shape(image: ImageFile) -> tuple[int, int]:
+def upright_shape(image: ImageFile) -> tuple[int, int]:
     """Height and width, upright. Raises BadImage for a size that no store takes."""
     width, height = image.size
     if isinstance(image, TiffImageFile):  # versions of Pillow differ in when they turn its size
         width, height = image.tag_v2[IMAGEWIDTH], image.tag_v2[IMAGELENGTH]
     if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
         raise BadImage(f"{width}x{height} pixels; at most {MAX_SIDE} on a side and {MAX_PIXELS} in all are taken")
-    return (width, height) if _orientation(image) >= 5 else (height, width)
+    return (width, height) if orientation_of(image) >= 5 else (height, width)
 
 
 def _refuse_depth(image: ImageFile, header: bytes) -> None:
@@ -154,7 +154,7 @@ def _tiff_tags(file: IO[bytes], header: bytes) -> ImageFileDirectory_v2:
     return tags
 
 
-def _orientation(image: ImageFile) -> int:
+def orientation_of(image: ImageFile) -> int:
     """1 to 8, as EXIF numbers them; 1 where nothing is said, or what is said is damaged."""
     if isinstance(image, TiffImageFile):
         found = image.tag_v2.get(ORIENTATION, 1)
@@ -172,15 +172,15 @@ def _orientation(image: ImageFile) -> int:
     return 1
 
 
-def _upright(image: ImageFile) -> Image.Image:
+def upright(image: ImageFile) -> Image.Image:
     """The decoded picture, turned as its orientation says."""
     image.info.pop("xmp", None)  # where Pillow looks for another word on the orientation
-    turn = UPRIGHT.get(_orientation(image))
+    turn = UPRIGHT.get(orientation_of(image))
     image.load()
     return image if turn is None or isinstance(image, TiffImageFile) else image.transpose(turn)  # Pillow turns TIFF
 
 
-def _opaque(image: Image.Image) -> Image.Image:
+def opaque(image: Image.Image) -> Image.Image:
     """The picture in RGB, without its alpha. Raises BadImage where that would lose something."""
     if image.mode == "RGBa":  # colours multiplied by alpha
         image = image.convert("RGBA")

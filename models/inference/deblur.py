@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -72,13 +74,13 @@ def deblur(
 @torch.inference_mode()
 def restore(
     network: Deblurrer,
-    image: NDArray[np.uint8],
+    image: NDArray[np.uint8] | NDArray[np.uint16],
     atoms: AtomMap | None = None,
     tile: int | None = None,
     overlap: int = OVERLAP,
     precision: str = "float32",
 ) -> Tensor:
-    """As `deblur`, but what the network gives, (3, H, W) on its device, not clamped and not looked at."""
+    """As `deblur`, but what the network gives, (3, H, W) on its device, not clamped, not looked at; of uint16 too."""
     weight = next(network.parameters())
     half = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(precision)
     try:
@@ -93,13 +95,17 @@ def restore(
     return output[0].float()
 
 
-def to_tensor(image: NDArray[np.uint8], like: Tensor) -> Tensor:
-    """(H, W, 3) uint8 to (1, 3, H, W) in [0, 1], of the device and type of another tensor."""
-    return torch.from_numpy(image).to(like.device).permute(2, 0, 1)[None].to(like.dtype) / 255
+def to_tensor(image: NDArray[np.uint8] | NDArray[np.uint16], like: Tensor) -> Tensor:
+    """(H, W, 3) uint8 or uint16 to (1, 3, H, W) in [0, 1], of the device and type of another tensor."""
+    levels = np.iinfo(image.dtype).max
+    plain = image if image.dtype == np.uint8 else image.astype(np.int32)
+    return torch.from_numpy(plain).to(like.device).permute(2, 0, 1)[None].to(like.dtype) / levels
 
 
-def to_pixels(output: Tensor) -> NDArray[np.uint8]:
-    """(3, H, W) to (H, W, 3) uint8: clamped to [0, 1], times 255, rounded. Raises NotFinite."""
+def to_pixels(output: Tensor, bits: int = 8) -> NDArray[Any]:
+    """(3, H, W) to (H, W, 3) uint8, or uint16: clamped to [0, 1], times 255 or 65535, rounded. Raises NotFinite."""
     if not torch.isfinite(output).all():
         raise NotFinite("the network gave values that are not finite; check the checkpoint against the images")
-    return output.clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).cpu().numpy()
+    whole = output.clamp(0, 1).mul((1 << bits) - 1).round().to(torch.uint8 if bits == 8 else torch.int32)
+    pixels: NDArray[Any] = whole.permute(1, 2, 0).cpu().numpy()
+    return pixels if bits == 8 else pixels.astype(np.uint16)

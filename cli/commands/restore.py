@@ -1,0 +1,137 @@
+"""samdeblur-eval restore: people's own pictures, one or many, under their own names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import click
+
+from samdeblur.cli.messages import FAILED, QUARANTINED, progress_bar
+from samdeblur.cli.support.inference import (
+    inference_of,
+    inference_options,
+    refuse_tiles,
+    refuse_unused,
+    tlc_of,
+    weights_option,
+)
+from samdeblur.cli.support.sets import Loose, Segmenter
+from samdeblur.evaluation.album import PAGE, Named, Picture, Way, restore_pictures
+from samdeblur.evaluation.restore import Restorer
+from samdeblur.models import load_network, pick_device
+from samdeblur.storage import folders
+from samdeblur.storage.files import sha256_file
+from samdeblur.storage.listing import files_in, is_image
+from samdeblur.storage.photos import FORMS
+from samdeblur.train.state import run_weights, trained
+
+
+@click.command()
+@click.argument("network", metavar="MODEL")
+@click.argument("places", metavar="PICTURE|FOLDER...", nargs=-1, required=True)
+@click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder of the results.")
+@click.option("--format", "form", type=click.Choice(list(FORMS)), default="png", show_default=True,
+              help="Of the results. png keeps 16 bits.")  # fmt: skip
+@click.option("--quality", type=click.IntRange(1, 100), default=95, show_default=True, help="Of jpg and webp.")
+@click.option("--compare", is_flag=True, help=f"Write OUT/{PAGE}, a slider between before and after for each picture.")
+@weights_option
+@click.option("--sam", default="bundled", show_default=True, metavar="bundled|NAME|PATH",
+              help="Segment Anything weights that find the masks, for a network that looks at masks.")  # fmt: skip
+@inference_options
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+def restore(network: str, places: tuple[str, ...], out: Path, **options: Any) -> int:
+    """Restore pictures with MODEL: bundled, the folder of a run, or a checkpoint.
+
+    OUT/photo.png for each, folders below FOLDER kept; upright, with its colour profile and EXIF. Large pictures go
+    through the network in tiles where memory asks for it. Run the same command again to go on; what is there stays.
+    """
+    inference = inference_of(options)
+    folders.check_claim(out, folders.RESTORED)
+    pictures = find_pictures(places)
+    path = run_weights(Path(network), options["weights"])
+    device = pick_device(options["device"])
+    model = load_network(path).to(device)
+    inference = replace(inference, tlc=tlc_of(options, model, False))
+    refuse_tiles(model, inference)
+    refuse_unused(options, inference.tlc)
+    segmenter = Segmenter(Loose(None, None, options["sam"], True, device)) if model.prior is not None else None
+    folders.claim(out, folders.RESTORED)
+    weights = trained(path, model.provenance)
+    if weights is not None and (not weights.step or not weights.finished):
+        click.echo(f"note: the weights are of {weights}", err=True)
+    if segmenter is not None and weights is not None and weights.segmenter not in ("", segmenter.kind):
+        click.echo(f"note: masks of {segmenter.kind}, where training saw those of {weights.segmenter}", err=True)
+    recipe = segmenter.recipe if segmenter is not None else ""
+    way = Way(sha256_file(path).hex(), inference, recipe, options["form"], options["quality"])
+    album = restore_pictures(
+        pictures,
+        out,
+        way,
+        lambda: Restorer(model, inference, _say),
+        (lambda blurred: segmenter(blurred)[0]) if segmenter is not None else None,
+        options["compare"],
+        _say,
+        _bar,
+    )
+    for source, found in album.flagged.items():
+        _say(f"{source}: looks collapsed ({found})")
+    there = f", {album.kept} of them there before" if album.kept else ""
+    count = len(album.written)
+    click.echo(f"{out}: {count} picture{'' if count == 1 else 's'} restored{there}")
+    if options["compare"] and album.written:
+        click.echo(f"to look at: {out / PAGE}")
+    if album.left_out:
+        _say(f"{len(album.left_out)} could not be restored and are left out, as said above")
+    return 0 if not album.left_out else QUARANTINED if album.written else FAILED
+
+
+def find_pictures(places: Sequence[str]) -> list[Picture]:
+    """The pictures at some places, with the names of their results; each file once. Raises UsageError."""
+    found: dict[str, Picture] = {}
+    several = sum(os.path.isdir(place) for place in places) > 1
+    for place in places:
+        path = Path(place)
+        if not path.exists():
+            raise click.UsageError(f"{place}: no such picture or folder")
+        for name, file in sorted(_files(path)) if path.is_dir() else [(path.name, path)]:
+            parts = (Path(os.path.abspath(path)).name, name) if several and path.is_dir() else (name,)
+            found.setdefault(os.path.realpath(file), Picture(file, PurePosixPath(*parts)))
+    return list(found.values())
+
+
+def _files(folder: Path) -> list[tuple[str, Path]]:
+    """Pictures below a folder, but for those that commands of this package wrote. Raises UsageError for none."""
+    kind = folders.kind_of(folder)
+    if kind is not None:
+        swapped = "; swapped? It is samdeblur-eval restore MODEL PICTURE|FOLDER..." if kind == folders.RUN else ""
+        raise click.UsageError(f"{folder}: holds {folders.WORDS[kind]}, not pictures to restore{swapped}")
+    ours: dict[Path, bool] = {folder: False}
+
+    def is_ours(place: Path) -> bool:
+        if place not in ours:
+            ours[place] = is_ours(place.parent) or folders.kind_of(place) is not None
+        return ours[place]
+
+    every = [(name, path) for name, path in files_in(folder) if is_image(path.name)]
+    found = [(name, path) for name, path in every if not is_ours(path.parent)]
+    if len(found) < len(every):
+        places = sorted({str(place) for place in ours if ours[place] and not ours[place.parent]})
+        _say(f"note: {', '.join(places)}: written by this package, and not restored again")
+    if not found:
+        raise click.UsageError(f"{folder}: no pictures there")
+    return found
+
+
+def _bar(pictures: Sequence[Named]) -> Iterable[Named]:
+    bar = progress_bar(pictures, unit="picture", desc="restored")
+    for picture, name in bar:
+        bar.set_postfix_str(picture.source.name.encode(errors="replace").decode(), refresh=False)
+        yield picture, name
+
+
+def _say(line: str) -> None:
+    click.echo(line.encode(errors="replace").decode(), err=True)

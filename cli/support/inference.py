@@ -1,0 +1,97 @@
+"""Options that say which weights are taken, and how images go through the network."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import click
+
+from samdeblur.evaluation.restore import FALLBACKS, FLAG
+from samdeblur.evaluation.results import Inference
+from samdeblur.models import Deblurrer, TileError, check_tiles
+from samdeblur.models.inference.tiles import OVERLAP
+
+TRAIN_SIZE = 256  # of the paper, for weights that do not say
+
+
+def guard_of(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """Names of fallbacks joined by commas, or flag. Raises BadParameter."""
+    names = value.split(",") if value is not None else []
+    unknown = [name for name in names if name not in FALLBACKS]
+    if unknown and value != FLAG:
+        raise click.BadParameter(f"{unknown[0]!r} is none of {FLAG}, {', '.join(FALLBACKS)}")
+    return value
+
+
+def which_weights(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """best, last, initial or step-N. Raises BadParameter."""
+    if value is not None and not re.fullmatch(r"best|last|initial|step-\d+", value):
+        raise click.BadParameter(f"{value!r} is none of best, last, initial, step-N")
+    return value
+
+
+weights_option = click.option(
+    "--weights", callback=which_weights, metavar="best|last|initial|step-N",
+    help="Of a run.  [default: best, or last where nothing was validated after step 0]",
+)  # fmt: skip
+
+_OPTIONS = (
+    click.option("--tlc", type=click.Choice(["auto", "on", "off"]), default="auto", is_flag=False, flag_value="on",
+                 help="Local means in place of means over the whole image. auto, the default: on GoPro's test split "
+                      "alone, as in the paper; --tlc by itself means on."),
+    click.option("--train-size", type=click.IntRange(1), metavar="PIXELS",
+                 help="Side of training crops, for TLC.  [default: what the weights say, else 256]"),
+    click.option("--tile", type=click.IntRange(1), metavar="PIXELS",
+                 help="Cut larger images into tiles of this side, to save memory; masks are seen whole."),
+    click.option("--overlap", type=click.IntRange(0), metavar="PIXELS",
+                 help=f"Pixels that neighbouring tiles share.  [default: {OVERLAP}]"),
+    click.option("--precision", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32",
+                 show_default=True, help="Less than float32 changes results a little, and is named in them."),
+    click.option("--guard", callback=guard_of, metavar="flag|tlc-off,tiled,input",
+                 help="Flag results that look collapsed; or put something in their place, the first named that does "
+                      "not look so."),
+)  # fmt: skip
+
+
+def inference_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--tlc, --train-size, --tile, --overlap, --precision and --guard."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def inference_of(options: Mapping[str, Any]) -> Inference:
+    """What the options say of all images alike. Raises UsageError."""
+    if options["overlap"] is not None and options["tile"] is None:
+        raise click.UsageError("--overlap is for --tile")
+    overlap = None
+    if options["tile"] is not None:
+        overlap = OVERLAP if options["overlap"] is None else options["overlap"]
+    return Inference(options["tile"], overlap, precision=options["precision"], guard=options["guard"])
+
+
+def tlc_of(options: Mapping[str, Any], model: Deblurrer, as_published: bool) -> int | None:
+    """Size of training crops that local means are made for; None for global means.
+
+    Args:
+        as_published: whether the paper uses them on the images.
+    """
+    wanted = options["tlc"] == "on" or (options["tlc"] == "auto" and as_published)
+    return (options["train_size"] or model.train_size or TRAIN_SIZE) if wanted else None
+
+
+def refuse_unused(options: Mapping[str, Any], *tlc: int | None) -> None:
+    """Raise UsageError for --train-size where nothing has local means."""
+    if options["train_size"] is not None and not any(tlc):
+        raise click.UsageError("--train-size is for --tlc")
+
+
+def refuse_tiles(model: Deblurrer, inference: Inference) -> None:
+    """Raise UsageError for tiles that do not suit the network."""
+    if inference.tile is not None and inference.overlap is not None:
+        try:
+            check_tiles(model, inference.tile, inference.overlap)
+        except TileError as error:
+            raise click.UsageError(f"--tile and --overlap: {error}") from error
