@@ -21,8 +21,9 @@ from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncode
 from torch import nn
 
 from samdeblur.storage import AtomMap
-from samdeblur.storage.format.layout import DONE, QUARANTINED, Header, create_store
+from samdeblur.storage.format.layout import DONE, QUARANTINED, Header
 from samdeblur.storage.writing.commits import Committer, ImageContent, ImageOutcome, StagedBlock, stage_block
+from samdeblur.storage.writing.creation import create_store
 
 torch.set_num_threads(1)  # pytest-xdist fills the cores
 hypothesis.settings.register_profile(

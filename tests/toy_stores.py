@@ -11,8 +11,9 @@ import pytest
 from numpy.typing import NDArray
 
 from samdeblur.storage import AtomMap, MaskStore, open_store
-from samdeblur.storage.format.layout import DONE, PENDING, Header, create_store, pixel_digest, round_up
+from samdeblur.storage.format.layout import DONE, PENDING, Header, pixel_digest, round_up
 from samdeblur.storage.writing.commits import Committer, ImageContent, ImageOutcome, StagedBlock, stage_block
+from samdeblur.storage.writing.creation import create_store
 
 Picture = NDArray[np.uint8]
 Images = Mapping[str, tuple[Picture, Picture, NDArray[np.bool_]]]

@@ -21,7 +21,7 @@ import numpy as np
 
 from benchmarks.common.figures import RESULTS
 from samdeblur.storage import AtomMap, open_store
-from samdeblur.storage.format.layout import DONE, Header, create_store
+from samdeblur.storage.format.layout import DONE, Header
 from samdeblur.storage.writing.commits import (
     Committer,
     ImageContent,
@@ -30,6 +30,7 @@ from samdeblur.storage.writing.commits import (
     geometry_records,
     stage_block,
 )
+from samdeblur.storage.writing.creation import create_store
 
 IMAGES = 1_000_000
 GROUP = 256  # blocks of a commit, the most the coordinator puts into one

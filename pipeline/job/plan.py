@@ -16,12 +16,13 @@ from samdeblur.pipeline.job.recipe import PrepSettings, check_runs
 from samdeblur.pipeline.sources.base import BadImage, Source
 from samdeblur.storage import StoreError, open_store
 from samdeblur.storage.access.header import read_header
-from samdeblur.storage.format.layout import DONE, PENDING, QUARANTINED, Header, create_store, round_up
+from samdeblur.storage.format.layout import DONE, PENDING, QUARANTINED, Header, round_up
 from samdeblur.storage.names import nfc
 from samdeblur.storage.sharing.info import stored_bytes
 from samdeblur.storage.writing.bulk import new_extent
 from samdeblur.storage.writing.commits import Committer, run_folder
 from samdeblur.storage.writing.compare import recipe_differences
+from samdeblur.storage.writing.creation import create_store
 
 BLOCK_SIZE = 8
 BLOCK_LOG = "blocks.jsonl"  # in the run folder: a line for each block that was committed
@@ -75,7 +76,10 @@ def ensure_store(source: Source, path: Path, settings: PrepSettings, options: St
         return False
     check_runs(settings)
     shapes, _ = image_shapes(source)
-    create_store(path, new_header(source, settings, options, shapes), source.keys, shapes)
+    try:
+        create_store(path, new_header(source, settings, options, shapes), source.keys, shapes)
+    except FileExistsError:  # another job has just made one
+        return False
     return True
 
 

@@ -9,7 +9,6 @@ import hashlib
 import json
 import math
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec, TransposeCodec, ZstdCodec
 
-from samdeblur.storage.files import DurableStore, fsync_path, sha256_file
+from samdeblur.storage.files import sha256_file
 
 FORMAT = 1
 CHUNK = 256  # pixels on a side of a chunk of a plane
@@ -296,31 +295,6 @@ def unpack_text(raw: NDArray[np.uint8]) -> str:
 
 def round_up(size: int, step: int = CHUNK) -> int:
     return max(step, -(-size // step) * step)
-
-
-def create_store(path: Path, header: Header, keys: Sequence[str], shapes: NDArray[np.int32]) -> None:
-    """Make a store with every image pending. It appears whole or not at all.
-
-    Args:
-        path: where; must not exist.
-        header: attributes and sizes.
-        keys: I names.
-        shapes: (I, 2) int32 height, width; 0 0 where unknown.
-    """
-    building = path.with_name(path.name + ".creating")
-    shutil.rmtree(building, ignore_errors=True)
-    building.parent.mkdir(parents=True, exist_ok=True)
-    packed = pack_keys(keys, header.key_bytes)
-    attributes = header.attributes() | {"seal": seal(header.attributes(), packed, shapes)}
-    group = zarr.create_group(DurableStore(building), attributes=attributes)
-    for name, spec in header.data_arrays().items():
-        create_array(group, name, spec)
-    known: dict[str, Any] = {"index/key": packed, "index/shape": shapes}
-    with write_all_chunks():
-        for name, spec in header.index_arrays().items():
-            create_array(group, name, spec)[...] = known.get(name, 0)
-    os.rename(building, path)
-    fsync_path(path.parent)
 
 
 def pack_keys(keys: Sequence[str], key_bytes: int) -> NDArray[np.uint8]:

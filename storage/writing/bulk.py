@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from samdeblur.storage.files import write_durably
-from samdeblur.storage.format.layout import DONE, Header, StoreError, create_store, pack_keys, round_up, seal
+from samdeblur.storage.format.layout import DONE, Header, StoreError, pack_keys, round_up, seal
 from samdeblur.storage.store import MaskStore, open_store
 from samdeblur.storage.writing.commits import (
     Committer,
@@ -23,6 +22,7 @@ from samdeblur.storage.writing.commits import (
     run_folder,
     stage_block,
 )
+from samdeblur.storage.writing.creation import create_store
 
 BLOCK_SIZE = 8
 COMMIT_SECONDS = 1.0
@@ -75,7 +75,7 @@ def fill_store(
         StoreBusy: another job writes to it.
     """
     marker = run_folder(path) / "filling"  # says that what is there is this function's own, unfinished
-    if path.exists():
+    if not _begin(path, marker, header, keys, shapes):
         if not marker.exists():
             raise StoreError(f"{path}: something is there already; choose another name")
         try:
@@ -84,9 +84,6 @@ def fill_store(
             raise StoreError(f"{path}: cannot be gone on with ({error})") from error
         if there != header or there.seal != seal(header.attributes(), pack_keys(keys, header.key_bytes), shapes):
             raise StoreError(f"{path}: another store is there already; choose another name")
-    else:
-        write_durably(marker, b"")
-        create_store(path, header, keys, shapes)
     committer = Committer(path)
     try:
         group: list[StagedBlock] = []
@@ -102,10 +99,23 @@ def fill_store(
         _commit(committer, group, progress)
     finally:
         committer.close()
-    marker.unlink()
+    marker.unlink(missing_ok=True)
     with suppress(OSError):  # what is in it is another's
         marker.parent.rmdir()
     return open_store(path)
+
+
+def _begin(path: Path, marker: Path, header: Header, keys: Sequence[str], shapes: NDArray[np.int32]) -> bool:
+    """Make the store where there is nothing; whether it was made here."""
+    if path.exists():
+        return False
+    marker.parent.mkdir(parents=True, exist_ok=True)
+    marker.touch()
+    try:
+        create_store(path, header, keys, shapes)
+    except FileExistsError:  # another job has just made it
+        return False
+    return True
 
 
 def _commit(committer: Committer, group: list[StagedBlock], progress: Callable[[int], None]) -> None:

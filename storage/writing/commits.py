@@ -1,7 +1,8 @@
 """How blocks enter a store: a worker stages the shards of a block, the coordinator alone moves and indexes them.
 
 A kill at any point loses at most blocks that were not committed; `index/state` is written last, so what it calls done
-is complete and on the disk.
+is complete and on the disk. Every change of a store goes through the fence of the job that holds it, so a job that was
+suspended in the middle of a commit, and wakes when another has the store, changes nothing any more.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 
 from samdeblur.storage.access.header import read_header
 from samdeblur.storage.atoms import AtomMap, TooManyAtoms
-from samdeblur.storage.files import PARTIAL, DurableStore, fsync_path, write_durably
+from samdeblur.storage.files import PARTIAL, DurableStore, fsync_path
 from samdeblur.storage.format.layout import (
     ERROR_BYTES,
     IMAGE_NAMES,
@@ -37,7 +38,8 @@ from samdeblur.storage.format.layout import (
     seal,
     write_all_chunks,
 )
-from samdeblur.storage.writing.lease import Lease
+from samdeblur.storage.writing.fence import FencedStore
+from samdeblur.storage.writing.lease import Lease, StoreBusy
 
 RESIZING = "resizing.json"  # in the run folder: row -> height and width about to be written
 
@@ -159,6 +161,15 @@ def _values(name: str, content: ImageContent) -> NDArray[Any]:
     return {f"images/{n}": getattr(content, n) for n in IMAGE_NAMES}[name]
 
 
+def _lease(folder: Path) -> Lease:
+    """The lease of a run folder, made where it is missing. Raises StoreBusy."""
+    for _ in range(10):
+        folder.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):  # a job that has just ended took the folder along
+            return Lease(folder)
+    raise StoreBusy(f"{folder}: other jobs begin and end here all the time; run again")
+
+
 class Committer:
     """The one writer of a store's shards and index.
 
@@ -171,12 +182,14 @@ class Committer:
         self.header = read_header(store)
         self._store = store
         self._folder = run_folder(store)
-        self._folder.mkdir(parents=True, exist_ok=True)
-        self.lease = Lease(self._folder)
-        shutil.rmtree(self._folder / "staging", ignore_errors=True)
+        self.lease = _lease(self._folder)
+        self._fence = self.lease.fence
+        self._fence.set_aside(self._folder / "staging")
         for leftover in (store / "index").rglob(f"*{PARTIAL}"):
-            leftover.unlink()
-        self._finish_resizing()
+            self._fence.set_aside(leftover)
+        self._fence.tidy()
+        for plan in self._fence.left_behind(RESIZING):
+            self._resize(plan)
 
     def staging(self, block: int) -> Path:
         """The staging folder of this job's attempt at a block; several attempts each add a name of their own."""
@@ -203,32 +216,30 @@ class Committer:
         changed = fits & (shapes != known[list(rows)]).any(axis=1)
         if changed.any():  # written down before anything is undone, so that a job that is killed here is finished
             new = {int(row): shape.tolist() for row, shape, yes in zip(rows, shapes, changed, strict=True) if yes}
-            write_durably(self._folder / RESIZING, json.dumps(new).encode())
+            plan = self._fence.keep(RESIZING, json.dumps(new).encode())
         blocks = sorted({row // self.header.block_size for row in rows})
         again = np.concatenate([self.header.block_range(block) for block in blocks])
         self._write("index/state", again, [PENDING] * len(again))
-        self._finish_resizing()
+        if changed.any():
+            self._resize(plan)
 
-    def _finish_resizing(self) -> None:
+    def _resize(self, plan: Path) -> None:
         """Sizes and the seal over them change together: what is to become of them is written down first."""
-        plan = self._folder / RESIZING
-        if not plan.exists():
-            return
         new = json.loads(plan.read_bytes())
         self._write("index/shape", np.array([int(row) for row in new]), list(new.values()))
         root = self._store / "zarr.json"
         document = json.loads(root.read_bytes())
         keys, shapes = (np.asarray(self._array(f"index/{name}")[:]) for name in ("key", "shape"))
         document["attributes"]["seal"] = seal(self.header.attributes(), keys, shapes)
-        write_durably(root, json.dumps(document, indent=2).encode())
-        plan.unlink()
+        self._fence.write(root, json.dumps(document, indent=2).encode())
+        self._fence.set_aside(plan)
         self.header = read_header(self._store)
 
     def commit(self, blocks: Sequence[StagedBlock]) -> None:
         """Move staged shards into place, index them, then call them done; each step is on the disk before the next.
 
         Raises:
-            StoreBusy: another job took the store over; nothing was written.
+            StoreBusy: another job took the store over; nothing is written from then on.
         """
         if not blocks:
             return
@@ -253,6 +264,7 @@ class Committer:
         for block in blocks:  # the attempts that came second, too
             for attempt in (self._folder / "staging").glob(f"{block.block}-*"):
                 shutil.rmtree(attempt, ignore_errors=True)
+        self._fence.tidy()
 
     def close(self) -> None:
         """Let the store go; what this job staged and did not commit is dropped."""
@@ -265,25 +277,33 @@ class Committer:
 
     def _array(self, name: str) -> zarr.Array:
         with write_all_chunks():
-            return zarr.open_array(DurableStore(self._store / name), mode="r+")
+            return zarr.open_array(FencedStore(self._store / name, self._fence), mode="r+")
 
     def _write(self, name: str, rows: NDArray[np.int64], values: Sequence[Any]) -> None:
         array = self._array(name)
         array.oindex[rows] = np.asarray(values, array.dtype)
 
     def _move_in(self, block: StagedBlock) -> set[Path]:
-        """Returns the folders whose entries changed. A shard moves with the folder it has to itself."""
+        """Returns the folders whose entries changed.
+
+        A shard moves with the folder it has to itself; over one that is there (of a killed job, or done again) alone.
+        """
         changed = set()
-        for name, digest in zip(self.header.data_arrays(), block.shard_digests, strict=True):
-            chunks = self._store / name / "c"
-            target = chunks / str(block.block)
-            if target.exists():  # left by a killed job
-                shutil.rmtree(target)
+        arrays = self.header.data_arrays()
+        for (name, spec), digest in zip(arrays.items(), block.shard_digests, strict=True):
+            target = self._store / name / "c" / str(block.block)
             if digest == NO_SHARD:
+                self._fence.set_aside(target)
                 continue
-            if not chunks.exists():
-                chunks.mkdir()
-                changed.add(chunks.parent)
-            os.rename(staged_shard(Path(block.staging), name), target)
-            changed.add(chunks)
+            staged = staged_shard(Path(block.staging), name)
+            if target.exists():
+                shard = self._store / name / spec.part_path(block.block)
+                self._fence.bring_in(staged / shard.relative_to(target), shard)
+                changed.add(shard.parent)
+                continue
+            if not target.parent.exists():
+                target.parent.mkdir(exist_ok=True)
+                changed.add(target.parent.parent)
+            self._fence.bring_in(staged, target)
+            changed.add(target.parent)
         return changed

@@ -1,4 +1,4 @@
-"""One job at a time on a store: a lease on disk that expires, with a token that is read again before each commit."""
+"""One job at a time on a store: a lease on disk that expires, and a fence for the changes of the job that holds it."""
 
 from __future__ import annotations
 
@@ -14,19 +14,17 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from samdeblur.storage.files import write_durably
+from samdeblur.storage.writing.fence import Fence, StoreBusy
 
 LEASE_SECONDS = 60.0
-
-
-class StoreBusy(RuntimeError):
-    """Another job holds the store, or has taken it over."""
+LOCK_TRIES, LOCK_PAUSE = 100, 0.05  # seconds
 
 
 class Lease:
     """Holds `<folder>/lease.json` and renews it in the background until it is released.
 
-    A lease that was not renewed in time, or whose process is gone (same host), is free to take.
+    A lease that was not renewed in time, or whose process is gone (same host), is free to take. Changes go through
+    `fence`, which whoever takes over shuts.
 
     Raises:
         StoreBusy: another job holds it.
@@ -48,7 +46,8 @@ class Lease:
                     f"{self._path.parent}: job {holder['pid']} on {holder['host']} is writing to this store; "
                     f"wait for it, or for {LEASE_SECONDS:.0f} s after it died"
                 )
-            write_durably(self._path, self._document())
+            self.fence = Fence(self._path.parent, self.token)
+            self.fence.write(self._path, self._document())
         self.check()
 
     def check(self) -> None:
@@ -59,20 +58,21 @@ class Lease:
     def release(self) -> None:
         self._released.set()
         self._renewal.join()
-        with _alone_in(self._path.parent):
-            if self._is_mine():
-                self._path.unlink(missing_ok=True)
+        with suppress(StoreBusy), _alone_in(self._path.parent):
+            self.fence.set_aside(self._path)
+        self.fence.remove()
 
     def _renew(self) -> None:
         while not self._released.wait(LEASE_SECONDS / 4):
             with suppress(OSError), _alone_in(self._path.parent):  # a disk that is away may come back in time
                 if not self._is_mine():
                     return
-                write_durably(self._path, self._document())
+                with suppress(StoreBusy):
+                    self.fence.write(self._path, self._document())
 
     def _is_mine(self) -> bool:
         holder = _read(self._path)
-        return holder is not None and holder["token"] == self.token
+        return holder is not None and holder["token"] == self.token and self.fence.holds
 
     def _document(self) -> bytes:
         holder = {"token": self.token, "host": socket.gethostname(), "pid": os.getpid(), "renewed": time.time()}
@@ -81,11 +81,21 @@ class Lease:
 
 @contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
-    """One process at a time, of those that see each other's locks; a file system without locks goes without."""
+    """One process at a time, of those that see each other's locks.
+
+    It spares jobs that start together from shutting each other out; what keeps a store whole is the fence. So a file
+    system without locks goes without, and a process that was suspended with the lock does not hold up others for long.
+    """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        for _ in range(LOCK_TRIES):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(LOCK_PAUSE)
+            except OSError:
+                break
         yield
     finally:
         os.close(descriptor)
@@ -110,8 +120,13 @@ def _is_free(holder: dict[str, Any]) -> bool:
         return True
     if holder["host"] != socket.gethostname():
         return False
+    return is_gone(holder["pid"])
+
+
+def is_gone(pid: int) -> bool:
+    """Whether this host has no such process any more."""
     try:
-        os.kill(holder["pid"], 0)
+        os.kill(pid, 0)
     except ProcessLookupError:
         return True
     except PermissionError:

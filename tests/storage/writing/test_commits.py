@@ -16,10 +16,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from samdeblur.storage import AtomMap, ImageNotReady, StoreError, TooManyAtoms, files, open_store
+from samdeblur.storage import AtomMap, ImageNotReady, StoreError, TooManyAtoms, open_store
 from samdeblur.storage.sharing.verify import verify_store
 from samdeblur.storage.writing import lease
 from samdeblur.storage.writing.commits import Committer, ImageContent, check_caps, run_folder, stage_block, staged_shard
+from samdeblur.storage.writing.creation import create_store
 from samdeblur.storage.writing.lease import Lease, StoreBusy
 
 
@@ -110,56 +111,115 @@ def test_the_store_does_not_depend_on_order_and_grouping_of_commits(half_done, f
     assert half_done.files() == finished_store.files()
 
 
-_STEPS = ["first shard", "last shard", "index/digest", "index/shard_digest", "index/state"]
+class Renames:
+    """Counts the renames through a fence, in which all changes of a store end, and acts before one of them."""
+
+    def __init__(self, patch, at=None, act=None):
+        self.count, self._at, self._act = 0, at, act
+        for name in ("rename", "replace"):
+            patch.setattr(os, name, self._counted(getattr(os, name)))
+
+    def _counted(self, rename):
+        def call(source, target):
+            self.count += "owner-" in f"{source}{target}"
+            if self.count == self._at:
+                self._at = None
+                self._act()
+            return rename(source, target)
+
+        return call
 
 
-@pytest.mark.parametrize(
-    ("step", "renamed"),
-    [*((step, False) for step in _STEPS), ("index/state", True)],
-    ids=lambda value: value if isinstance(value, str) else ("after the rename" if value else "before the rename"),
-)
-def test_a_commit_killed_anywhere_leaves_its_blocks_pending_and_a_rerun_repairs_it(
-    half_done, finished_store, dead_pid, monkeypatch, step, renamed
+class Job:
+    """A whole preparation of a small store in three commits, the last of a block that is done again, resized."""
+
+    def __init__(self, case, folder):
+        wanted = (1, 2, 3, 4)  # small ones, two a block: done and quarantined, done without overlaps
+        keys, shapes = [case.keys[i] for i in wanted], case.shapes[list(wanted)]
+        header = dataclasses.replace(case.header, n_images=4, extent=(256, 512), images=False)
+        contents = [case.contents[i] for i in wanted]
+        contents = [content and dataclasses.replace(content, blurred=None, sharp=None) for content in contents]
+        self.case = dataclasses.replace(case, header=header, keys=keys, shapes=shapes, contents=contents)
+        self._staged = {}
+        self._folder = folder
+        self.at(folder / "undisturbed").do()
+        self.files = self.case.files()
+        with pytest.MonkeyPatch.context() as patch:
+            counted = Renames(patch)
+            self.at(folder / "counted").do()
+        self.renames = counted.count
+
+    def at(self, path):
+        """Begin a store there, in which the size of one image is not known yet."""
+        self.case = self.case.at(path)
+        shapes = self.case.shapes.copy()
+        shapes[2] = 0
+        create_store(path, self.case.header, self.case.keys, shapes)
+        return self
+
+    def do(self):
+        committer = Committer(self.case.path)
+        committer.commit([self._stage(committer, 0)])
+        committer.commit([self._stage(committer, 1)])
+        committer.reopen([2], self.case.shapes[2:3])
+        committer.commit([self._stage(committer, 1)])
+        committer.close()
+
+    def _stage(self, committer, block):
+        """Staged once, then copied, for time."""
+        if block not in self._staged:
+            staged = self.case.stage(committer, block)
+            kept = shutil.copytree(staged.staging, self._folder / f"staged-{block}")
+            self._staged[block] = staged, kept
+            return staged
+        staged, kept = self._staged[block]
+        return dataclasses.replace(staged, staging=str(shutil.copytree(kept, committer.staging(block))))
+
+
+@pytest.fixture(scope="module")
+def job(store_case, tmp_path_factory):
+    return Job(store_case, tmp_path_factory.mktemp("job"))
+
+
+def test_a_job_killed_before_any_of_its_changes_is_finished_by_the_next(job, dead_pid, tmp_path):
+    assert job.renames > 25
+    for at in range(1, job.renames + 1):
+        job.at(tmp_path / f"{at}.zarr")
+        with pytest.MonkeyPatch.context() as patch:
+
+            def die():
+                raise Killed
+
+            Renames(patch, at, die)
+            with pytest.raises(Killed):
+                job.do()
+        _hold(job.case.path, pid=dead_pid)
+        job.do()
+        assert job.case.files() == job.files, at
+        assert not run_folder(job.case.path).exists()
+
+
+def test_a_job_suspended_before_any_of_its_changes_makes_none_when_it_wakes_and_another_has_finished(
+    job, dead_pid, tmp_path, monkeypatch
 ):
-    case = half_done
-    write, rename, moves = files.write_durably, os.rename, []
-    last = 2 * len(case.header.data_arrays()) - 1
+    monkeypatch.setattr(lease, "LOCK_TRIES", 1)  # it may be suspended with the lock
+    refused = 0
+    for at in range(1, job.renames + 1):
+        job.at(tmp_path / f"{at}.zarr")
 
-    def killed_write(path, data):
-        in_store = Path(path).is_relative_to(case.path)
-        if in_store and step in str(path):
-            if renamed:
-                write(path, data)
-            else:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.with_name(path.name + files.PARTIAL).write_bytes(bytes(data)[:7])
-            raise Killed
-        write(path, data)
+        def other_finishes():
+            _hold(job.case.path, pid=dead_pid)
+            job.do()
 
-    def killed_rename(source, target):
-        moves.append(target)
-        if step.endswith("shard") and len(moves) - 1 == (0 if step == "first shard" else last):
-            raise Killed
-        return rename(source, target)
-
-    before = open_store(case.path).ready_keys
-    committer = Committer(case.path)
-    staged = [case.stage(committer, block) for block in (1, 2)]
-    with monkeypatch.context() as patch:
-        patch.setattr(files, "write_durably", killed_write)
-        patch.setattr(os, "rename", killed_rename)
-        with pytest.raises(Killed):
-            committer.commit(staged)
-    committed = step == "index/state" and renamed  # the one write that counts was made
-    assert open_store(case.path).ready_keys == list(case.masks if committed else before)
-
-    _hold(case.path, pid=dead_pid)  # the killed job's lease
-    second = Committer(case.path)
-    assert _leftovers(case.path) == []
-    assert second.pending_blocks() == ([4] if committed else [1, 2, 4])
-    second.commit([case.stage(second, block) for block in second.pending_blocks() if block != 4])
-    second.close()
-    assert case.files() == finished_store.files()
+        with pytest.MonkeyPatch.context() as patch:
+            Renames(patch, at, other_finishes)
+            try:
+                job.do()
+            except StoreBusy:
+                refused += 1
+        assert job.case.files() == job.files, at
+        assert list(verify_store(job.case.path)) == []
+    assert refused >= job.renames - 3  # all but those of closing, when all is done
 
 
 def test_shards_left_by_a_killed_job_go_when_the_images_are_quarantined(case):
@@ -345,7 +405,7 @@ def test_a_held_lease_is_renewed_and_a_lost_one_is_not(tmp_path, monkeypatch):
         return SimpleNamespace(start=target)
 
     monkeypatch.setattr(lease, "threading", SimpleNamespace(Event=Waits, Thread=run_at_once))
-    monkeypatch.setattr(lease, "time", SimpleNamespace(time=lambda: next(clock)))
+    monkeypatch.setattr(lease, "time", SimpleNamespace(time=lambda: next(clock), sleep=time.sleep))
     Lease(tmp_path)
     assert [renewed for _, renewed in rounds] == [1000, 1001, 1002]
     assert all(seconds < lease.LEASE_SECONDS / 2 for seconds, _ in rounds)

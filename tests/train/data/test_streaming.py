@@ -9,7 +9,7 @@ import pytest
 import servers
 
 from samdeblur.storage import AtomMap, open_store
-from samdeblur.storage.format.layout import DONE, Header, create_store, pixel_digest
+from samdeblur.storage.format.layout import DONE, Header, pixel_digest
 from samdeblur.storage.sharing.export import export_zip
 from samdeblur.storage.writing.commits import (
     Committer,
@@ -19,6 +19,7 @@ from samdeblur.storage.writing.commits import (
     geometry_records,
     stage_block,
 )
+from samdeblur.storage.writing.creation import create_store
 from samdeblur.train.loop import train
 
 SIDE = 4096
