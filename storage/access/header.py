@@ -14,6 +14,7 @@ from samdeblur.storage.format.layout import (
     CHUNK,
     FORMAT,
     IMAGE_NAMES,
+    MASK_ARRAYS,
     MAX_BLOCK,
     MAX_IMAGES,
     MAX_KEY_BYTES,
@@ -43,7 +44,7 @@ def open_checked(location: Location | Path | str) -> Opened:
         raise StoreError(f"{without_secrets(str(location))}: not a mask store ({error})") from error
     try:
         reader = open_reader(place)
-        header, documents = claimed_header(reader)
+        header, documents = claimed_header(reader, brief=not reader.lists)
     except (FileNotFoundError, StoreError, Unreachable):
         raise
     except (OSError, ValueError) as error:
@@ -58,19 +59,30 @@ def read_header(path: Path) -> Header:
     return open_checked(path)[2]
 
 
-def claimed_header(reader: Reader) -> tuple[Header, dict[str, Any]]:
-    """The header by the claims of the root and of two arrays, within bounds, and the metadata of everything there is.
+def claimed_header(reader: Reader, brief: bool = False) -> tuple[Header, dict[str, Any]]:
+    """The header by the claims of the root and of three arrays, within bounds, and the metadata of everything there is.
+
+    A server is not asked for what the number of digests of a block says is not there.
+
+    Args:
+        brief: take the metadata of the arrays as the root repeats it, where it does.
 
     Raises:
         ValueError: metadata is missing or makes no sense.
         Unreachable: as `open_checked`.
     """
-    images = [f"images/{name}" for name in IMAGE_NAMES]
-    names = ["", *Header("", "", {}, "", 1, (CHUNK, CHUNK), 1, 1, False).arrays, *images, "index", "images"]
-    documents = reader.documents(names)
-    if "" not in documents:
+    root = reader.documents([""])
+    if "" not in root:
         raise ValueError("zarr.json is missing")
+    images = [f"images/{name}" for name in IMAGE_NAMES]
     try:
+        documents = root | (_repeated(root[""]) if brief else {})
+        if len(documents) == 1:
+            names = [*Header("", "", {}, "", 1, (CHUNK, CHUNK), 1, 1, False).arrays, "index"]
+            documents |= reader.documents([*names, *images, "images"] if reader.lists else names)
+        with_images = _whole(documents["index/shard_digest"]["shape"], 3)[1] > len(MASK_ARRAYS)
+        if with_images and "images" not in documents:
+            documents |= reader.documents([*images, "images"])
         attributes = documents[""]["attributes"]
         if attributes["format"] != FORMAT:
             raise ValueError(f"store format {attributes['format']!r}, this version reads format {FORMAT}")
@@ -86,7 +98,7 @@ def claimed_header(reader: Reader) -> tuple[Header, dict[str, Any]]:
             extent=(height, width),
             key_bytes=key_bytes,
             block_size=block_size,
-            images=any(name in documents for name in images),
+            images=with_images,
             seal=attributes["seal"],
         )
         _check_claims(header)
@@ -111,6 +123,8 @@ def document_problems(header: Header, documents: dict[str, Any], exact: bool = F
                 yield f"{group}/zarr.json: missing"
             elif exact and documents[group] != GROUP:
                 yield f"{group}/zarr.json: not the metadata of a group"
+    if exact and "chunks" not in documents.get("atoms", {}) and _repeated(documents[""]) != header.metadata():
+        yield "zarr.json: what it repeats of the metadata of the arrays is not what they say (consolidated_metadata)"
     for name, spec in header.arrays.items():
         found = documents.get(name)
         if found is None:
@@ -128,6 +142,12 @@ def document_problems(header: Header, documents: dict[str, Any], exact: bool = F
             sound = False
         if not sound:
             yield f"{name}/zarr.json: {_difference(found, expected)}"
+
+
+def _repeated(root: dict[str, Any]) -> dict[str, Any]:
+    """The metadata of everything below the root, as far as the root repeats it."""
+    found = root.get("consolidated_metadata")
+    return dict(found["metadata"]) if found else {}
 
 
 def _check_claims(header: Header) -> None:

@@ -62,6 +62,7 @@ RECORD_COLUMNS = (
 PENDING, DONE, QUARANTINED = 0, 1, 2
 STATE_NAMES = ("pending", "done", "quarantined")
 IMAGE_NAMES = ("blurred", "sharp")
+MASK_ARRAYS = ("atoms", "pairs", "records")
 
 
 class StoreError(ValueError):
@@ -234,6 +235,15 @@ class Header:
         """All of them."""
         return self.index_arrays() | self.data_arrays()
 
+    def metadata(self) -> dict[str, Any]:
+        """The metadata of all arrays and groups, by name, as the root repeats them."""
+        groups = ("index", "images") if self.images else ("index",)
+        return {name: spec.document() for name, spec in self.arrays.items()} | dict.fromkeys(groups, _group({}, {}))
+
+    def root(self, seal: str) -> dict[str, Any]:
+        """The zarr.json of the root."""
+        return _group(self.attributes() | {"seal": seal}, self.metadata())
+
     def attributes(self) -> dict[str, Any]:
         return {
             "format": FORMAT,
@@ -243,6 +253,17 @@ class Header:
             "fingerprint": self.fingerprint,
             "digest": self.digest,
         }
+
+
+def _group(attributes: Mapping[str, Any], metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """A group's zarr.json with the metadata below it, in the form of zarr-python: readers need one file to know all."""
+    inline = {"kind": "inline", "must_understand": False, "metadata": dict(metadata)}
+    return {
+        "attributes": dict(attributes),
+        "zarr_format": 3,
+        "consolidated_metadata": inline,
+        "node_type": "group",
+    }
 
 
 def seal(attributes: Mapping[str, Any], keys: NDArray[np.uint8], shapes: NDArray[np.int32]) -> str:

@@ -48,16 +48,21 @@ def export_zip(store: Path, target: Path, images: bool = False, licence: str = "
         StoreDamaged: anything that verification finds.
     """
     source, header = _source(store, images)
-    digests = _digests(source, header)
+    digests: dict[str, bytes] = _digests(source, header)
     skipped = (SHARD_DIGEST, *(() if images else ("images",)))
     names = sorted(file.relative_to(store).as_posix() for file in store.rglob("*") if file.is_file())
     kept = [name for name in names if not any(name.startswith(f"{part}/") for part in skipped)]
+    root = json.loads((store / "zarr.json").read_bytes())
+    root["consolidated_metadata"]["metadata"] = header.metadata()
+    small: dict[str, bytes | Path] = {"README.md": note(source, header, target.name, licence).encode(), **digests}
+    small |= {name: store / name for name in kept if name.startswith("index/") or name.endswith("zarr.json")}
+    small["zarr.json"] = json.dumps(root, indent=2).encode()
     with _whole(target) as partial, zipfile.ZipFile(partial, "w") as archive:
-        _add(archive, "README.md", note(source, header, target.name, licence).encode())
         for name in kept:
-            _add(archive, name, store / name)
-        for name, content in digests.items():
-            _add(archive, name, content)
+            if name not in small:
+                _add(archive, name, store / name)
+        for name in sorted(small):  # beside the directory at the end: one request gives a reader both
+            _add(archive, name, small[name])
 
 
 def export_hdf5(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import socket
@@ -15,7 +16,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from samdeblur.storage.files import DurableStore, fsync_path
+from samdeblur.storage.files import DurableStore, fsync_path, write_durably
 from samdeblur.storage.format.layout import Header, create_array, pack_keys, seal, write_all_chunks
 from samdeblur.storage.writing.lease import is_gone
 
@@ -39,14 +40,15 @@ def create_store(path: Path, header: Header, keys: Sequence[str], shapes: NDArra
     building = path.with_name(f"{path.name}.creating-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
     try:
         packed = pack_keys(keys, header.key_bytes)
-        attributes = header.attributes() | {"seal": seal(header.attributes(), packed, shapes)}
-        group = zarr.create_group(DurableStore(building), attributes=attributes)
+        group = zarr.create_group(DurableStore(building))
         for name, spec in header.data_arrays().items():
             create_array(group, name, spec)
         known: dict[str, Any] = {"index/key": packed, "index/shape": shapes}
         with write_all_chunks():
             for name, spec in header.index_arrays().items():
                 create_array(group, name, spec)[...] = known.get(name, 0)
+        root = header.root(seal(header.attributes(), packed, shapes))
+        write_durably(building / "zarr.json", json.dumps(root, indent=2).encode())
         try:
             os.rename(building, path)
         except OSError as error:
