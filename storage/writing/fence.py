@@ -11,7 +11,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from zarr.core.buffer import Buffer
@@ -42,6 +42,8 @@ class Fence:
         for number, other in enumerate(others):
             with self._owned():
                 os.rename(other, self._own / f"before-{number}")
+        for left in [path for name in ("new", "aside") for path in self._own.glob(f"before-*/**/{name}")]:
+            shutil.rmtree(left, ignore_errors=True)
 
     @property
     def holds(self) -> bool:
@@ -89,7 +91,12 @@ class Fence:
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
     def remove(self) -> None:
-        shutil.rmtree(self._own, ignore_errors=True)
+        """Own it no longer; what `keep` wrote, and nobody set aside, stays for the next owner."""
+        for folder in (self._new, self._aside):
+            shutil.rmtree(folder, ignore_errors=True)
+        for path, _, _ in os.walk(self._own, topdown=False):
+            with suppress(OSError):  # not empty
+                os.rmdir(path)
 
     @contextmanager
     def _owned(self) -> Iterator[None]:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,10 +31,9 @@ from samdeblur.pipeline.segmenters.mask_generator import MaskGenerator
 from samdeblur.pipeline.segmenters.speed import Speed
 from samdeblur.storage import ImageNotReady, StoreError, files, open_store
 from samdeblur.storage.sharing.verify import verify_store
-from samdeblur.storage.writing import commits, lease
 from samdeblur.storage.writing.commits import run_folder
 from samdeblur.storage.writing.compare import best_iou
-from samdeblur.storage.writing.lease import StoreBusy
+from samdeblur.storage.writing.fence import Fence, StoreBusy
 
 SHAPES = {"a/1": (40, 56), "a/2": (64, 48), "b": (44, 80), "c": (60, 42), "d": (1, 1)}
 KEYS = sorted(SHAPES)
@@ -163,6 +163,29 @@ def test_a_run_killed_while_working_redoes_only_what_was_not_committed(
     assert case.files() == undisturbed.files()
 
 
+@contextmanager
+def killed_at(write):
+    """Killed at this write of a file of the store or beside it."""
+    count, durably, through_fence = iter(range(10**6)), files.write_durably, Fence.write
+
+    def write_half(path, data):
+        if next(count) == write:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.with_name(path.name + files.PARTIAL).write_bytes(bytes(data)[:5])
+            raise Killed
+        durably(path, data)
+
+    def do_not_rename(fence, path, data):
+        if next(count) == write:
+            raise Killed
+        through_fence(fence, path, data)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "write_durably", write_half)
+        patch.setattr(Fence, "write", do_not_rename)
+        yield
+
+
 @pytest.mark.parametrize(
     ("write", "group"),
     [(0, -1), (12, -1), (19, -1), (26, -1), (38, -1), (27, 1e9), (30, 1e9)],
@@ -171,20 +194,10 @@ def test_a_run_killed_while_working_redoes_only_what_was_not_committed(
 def test_a_run_killed_at_any_write_and_run_again_equals_an_undisturbed_one(
     folder, undisturbed, tmp_path, monkeypatch, write, group
 ):
-    case, count, durably = undisturbed.at(tmp_path / "toy.zarr"), iter(range(10**6)), files.write_durably
+    case = undisturbed.at(tmp_path / "toy.zarr")
     monkeypatch.setattr(coordinator, "COMMIT_SECONDS", group)
-
-    def killed(path, data):
-        if next(count) == write:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.with_name(path.name + files.PARTIAL).write_bytes(bytes(data)[:5])
-            raise Killed
-        durably(path, data)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(files, "write_durably", killed)
-        with pytest.raises(Killed):
-            run(folder, case.path)
+    with killed_at(write), pytest.raises(Killed):
+        run(folder, case.path)
     run(folder, case.path)
     assert case.files() == undisturbed.files()
 
@@ -300,24 +313,15 @@ def test_with_nothing_in_quarantine_a_retry_does_nothing(folder, undisturbed):
     assert undisturbed.files() == before
 
 
-def test_a_retry_killed_at_any_write_is_finished_by_a_plain_run(own_folder, folder, undisturbed, tmp_path, monkeypatch):
+def test_a_retry_killed_at_any_write_is_finished_by_a_plain_run(own_folder, folder, undisturbed, tmp_path):
     for side in ("blur", "sharp"):  # so that its size was not known, and is written now
         (own_folder / side / "c.png").write_bytes(b"")
     run(own_folder, tmp_path / "toy.zarr")
     _mend(own_folder, "c", folder)
-    durably, reached = files.write_durably, 0
+    reached = 0
     for at in range(18):
         case = undisturbed.at(Path(shutil.copytree(tmp_path / "toy.zarr", tmp_path / f"{at}.zarr")))
-        count = iter(range(10**6))
-
-        def killed(path, data, at=at, count=count):
-            if next(count) == at:
-                raise Killed
-            durably(path, data)
-
-        with monkeypatch.context() as patch:
-            for module in (files, commits, lease):
-                patch.setattr(module, "write_durably", killed)
+        with killed_at(at):
             try:
                 run(own_folder, case.path, retry=True)
             except Killed:
