@@ -19,7 +19,7 @@ from samdeblur.evaluation.evaluate import NoImages
 from samdeblur.evaluation.metrics.perceptual import PerceptualError
 from samdeblur.evaluation.results import ResultsError
 from samdeblur.models import CheckpointError, DeviceError, NotFinite, OutOfMemory
-from samdeblur.pipeline import ClusterLost, SettingsError, SourceError, WorkerKilled
+from samdeblur.pipeline import ClusterLost, DeviceFailed, SettingsError, SourceError, Unusable, WorkerKilled
 from samdeblur.storage import ImageNotReady, PictureError, StoreDamaged, StoreError
 from samdeblur.storage.folders import NotItsFolder
 from samdeblur.storage.listing import ListingError
@@ -53,6 +53,8 @@ FAILURES = (
     OutOfMemory,
     NotFinite,
     NoImages,
+    DeviceFailed,
+    Unusable,
 )
 
 

@@ -3,6 +3,7 @@
 Rooms: `sources` (image pairs), `segmenters` (masks), `job` (plan, workers, commits). Training and scores are elsewhere.
 """
 
+from samdeblur.pipeline.job.blame import DeviceFailed, Unusable
 from samdeblur.pipeline.job.cluster import ClusterLost, Resources, WorkerKilled, Workers
 from samdeblur.pipeline.job.coordinator import Status, prepare, status
 from samdeblur.pipeline.job.plan import Plan, StoreOptions, make_plan
@@ -20,6 +21,7 @@ __all__ = [
     "BUNDLED_SETTINGS",
     "BadImage",
     "ClusterLost",
+    "DeviceFailed",
     "FolderSource",
     "MaskGenerator",
     "Plan",
@@ -35,6 +37,7 @@ __all__ = [
     "StoreOptions",
     "Summary",
     "SuperpixelSegmenter",
+    "Unusable",
     "Weights",
     "WorkerKilled",
     "Workers",

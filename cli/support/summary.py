@@ -39,6 +39,8 @@ def report(summary: Summary) -> None:
         )
     for failure, blocks in summary.failures.items():
         click.echo(f"failed and done again, {blocks} blocks: {failure}")
+    for place, reason in summary.left_out.items():
+        click.echo(f"left out: {place}, where {reason}")
     if summary.died:
         click.echo(f"workers died over {summary.died} blocks, which were done again, image by image")
     if len(summary.environments) > 1:

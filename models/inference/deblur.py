@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from samdeblur.models.inference.release import let_go
 from samdeblur.models.inference.tiles import OVERLAP, forward_in_tiles
 from samdeblur.models.priors.attach import Deblurrer
 from samdeblur.models.priors.pooling import AtomBatch
@@ -89,9 +90,10 @@ def restore(
         with torch.autocast(weight.device.type, half, enabled=half is not None):
             output = network(batch, masks) if tile is None else forward_in_tiles(network, batch, masks, tile, overlap)
     except torch.OutOfMemoryError as error:
+        let_go(error)
         height, width = image.shape[:2]
         how = f"in tiles of {tile}: give smaller ones" if tile else "at once: give a tile size, as in --tile 512"
-        raise OutOfMemory(f"{weight.device} has no memory for a picture of {width}x{height} {how}") from error
+        raise OutOfMemory(f"{weight.device} has no memory for a picture of {width}x{height} {how}") from None
     return output[0].float()
 
 

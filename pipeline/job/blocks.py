@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from samdeblur.models import DeviceError
+from samdeblur.pipeline.job.blame import Blame
 from samdeblur.pipeline.job.recipe import PrepSettings
 from samdeblur.pipeline.sources.base import Source
 from samdeblur.storage.format.layout import Header
@@ -47,6 +47,8 @@ class BlockReport:
     """What a worker did: the staged block, seconds spent by stage and by image, and the environment it ran in.
 
     Attributes:
+        worker, place: address of the process, and where it is: the host, and its GPU.
+        alike: name of the errors of all images, where they are alike and may be none of theirs.
         wall: seconds from start to end; stages overlap.
         splits: times that the GPU's memory did not suffice for the masks brought to full size together.
     """
@@ -57,14 +59,26 @@ class BlockReport:
     image_seconds: dict[str, float] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
     splits: int = 0
+    worker: str = ""
+    place: str = ""
+    alike: str = ""
 
 
 @dataclass(frozen=True)
 class BlockFailure:
-    """A block that a worker could not do for a reason that lies outside its images: a disk, a mount, a network."""
+    """A block that a worker could not do for a reason that lies outside its images.
+
+    Attributes:
+        worker, place: as in `BlockReport`.
+        error: what to raise, when this ends the run.
+        key: the image at hand; empty where there was none.
+    """
 
     worker: str
-    error: OSError | DeviceError
+    error: Exception
+    blame: Blame = Blame.DISK
+    place: str = ""
+    key: str = ""
 
 
 class NotShared(OSError):

@@ -41,6 +41,7 @@ WORKER_ENVIRONMENT = {
 WINDOW = 2  # tasks in flight per thread of a worker: one runs, one waits
 TICK = 1.0  # seconds without a result after which `run` says so
 FETCH = 30.0  # seconds to fetch a small result in
+RENEWAL = 30.0  # seconds to wait for a process that replaces another
 PATIENCE = 300.0  # seconds without a worker, or a scheduler, after which a run ends
 
 
@@ -58,7 +59,7 @@ class Resources:
 
     Attributes:
         scheduler: address of a running Dask scheduler, or the path of its scheduler file; None for workers of our own.
-        workers: processes of our own; None for one per GPU, or one per core. One alone runs in this process.
+        workers: processes of our own; None for one per GPU, or one per core. One without a GPU is this process.
         memory_limit: bytes after which a worker of our own is killed; None for an equal share of what is there.
         patience: seconds to wait for a scheduler, or for the first worker, before giving up.
     """
@@ -75,12 +76,18 @@ class Feed(Generic[Task]):
 
     tasks: Iterator[Task]
     again: deque[tuple[Task, Collection[str]]] = field(default_factory=deque)
+    first: int = 0  # fresh tasks that come before those to be done again
 
-    def put_back(self, task: Task, avoid: Collection[str] = ()) -> None:
-        """A task to be done again, if possible by a worker whose address is not in `avoid`."""
+    def put_back(self, task: Task, avoid: Collection[str] = (), after: int = 0) -> None:
+        """A task to be done again, if possible by a worker whose address is not in `avoid`, and after some others."""
         self.again.append((task, avoid))
+        self.first = max(self.first, after)
 
     def next(self) -> tuple[Task, Collection[str]] | None:
+        if self.again and self.first:
+            self.first -= 1
+            if (fresh := next(self.tasks, None)) is not None:
+                return fresh, ()
         if self.again:
             return self.again.popleft()
         task = next(self.tasks, None)
@@ -105,6 +112,14 @@ class Runner(Protocol):
         """Processes at work."""
         ...
 
+    def renew(self, worker: str) -> None:
+        """Put a fresh process in the place of the one at an address; what else it had to do is done again."""
+        ...
+
+    def leave_out(self, worker: str) -> None:
+        """Do without the process at an address."""
+        ...
+
     def run(
         self, function: Callable[[Task], Result], feed: Feed[Task]
     ) -> Iterator[tuple[Task, Result | WorkerKilled] | None]:
@@ -125,6 +140,11 @@ class InProcess:
     dashboard = None
     distributed = False
     workers = 1
+
+    def renew(self, worker: str) -> None:
+        raise NotImplementedError("this process cannot replace itself")
+
+    leave_out = renew
 
     def run(
         self, function: Callable[[Task], Result], feed: Feed[Task]
@@ -159,6 +179,16 @@ class OnDask:
     def close(self) -> None:
         with suppress(OSError):  # nobody answers
             self._client.close()
+
+    def renew(self, worker: str) -> None:
+        with suppress(OSError, TimeoutError):  # one without a nanny ends, and is not there any more
+            self._client.restart_workers([worker], timeout=RENEWAL, raise_for_error=False)
+        self._looked = -math.inf
+
+    def leave_out(self, worker: str) -> None:
+        with suppress(OSError, TimeoutError):
+            self._client.retire_workers([worker], close_workers=True)
+        self._looked = -math.inf
 
     def run(
         self, function: Callable[[Task], Result], feed: Feed[Task]
@@ -297,7 +327,9 @@ class Workers(AbstractContextManager["Workers"]):
         return self.resources.workers or len(self._gpus) or cores()
 
     def runner(self, n_tasks: int) -> Runner:
-        """Something to run so many tasks on. Raises ClusterLost."""
+        """Something to run so many tasks on; beside a GPU always another process, which can be replaced and writes one
+        block while it computes the next. Raises ClusterLost.
+        """
         count = min(self.count, max(1, n_tasks))
         if self._runner is None or (self.resources.scheduler is None and count > self._count):
             self._stack.close()
@@ -308,8 +340,10 @@ class Workers(AbstractContextManager["Workers"]):
 
     def _start(self, count: int) -> Runner:
         address = self.resources.scheduler
-        if address is None and count == 1:
-            return InProcess()
+        if address is None and count == 1 and not self._gpus:
+            return (
+                InProcess()
+            )  # beside a GPU one block is written while the next is computed, by a process that can end
         if address is None:
             limit = self.resources.memory_limit or MEMORY_LIMIT // count
             address = self._stack.enter_context(_local_cluster(count, self._gpus, limit)).scheduler_address

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from samdeblur.pipeline.job.blocks import BlockFailure, BlockReport, BlockTask
-from samdeblur.pipeline.job.cluster import Feed, Resources, Runner, WorkerKilled, Workers
+from samdeblur.pipeline.job.cluster import Feed, Resources, Runner, Workers
 from samdeblur.pipeline.job.interrupts import uninterrupted
 from samdeblur.pipeline.job.plan import (
     BLOCK_LOG,
@@ -24,8 +23,9 @@ from samdeblur.pipeline.job.plan import (
     retry_quarantined,
 )
 from samdeblur.pipeline.job.recipe import PrepSettings
+from samdeblur.pipeline.job.retries import Retries
 from samdeblur.pipeline.job.summary import Summary, count_quarantined
-from samdeblur.pipeline.job.worker import run_block, working_on
+from samdeblur.pipeline.job.worker import run_block
 from samdeblur.pipeline.sources.base import Source
 from samdeblur.storage import MaskStore, open_store
 from samdeblur.storage.format.layout import DONE, QUARANTINED
@@ -34,7 +34,6 @@ from samdeblur.storage.writing.lease import lease_holder
 
 COMMIT_SECONDS = 1.0
 COMMIT_BLOCKS = 256
-ATTEMPTS = 3  # at a block, before what goes wrong with it ends the run
 RUN_LOG = "runs.jsonl"
 
 Progress = Callable[[int, int], None]
@@ -61,6 +60,7 @@ def prepare(
         StoreBusy: another job writes to it.
         ClusterLost: no scheduler or no worker.
         WorkerKilled: workers die over a block again and again, and not over one image of it.
+        DeviceFailed, Unusable: no device, or no worker, is left that can do the work.
         OSError: a disk does not take it, or does not give it. Whatever is raised, what was committed stays, and the
             same call goes on from there.
     """
@@ -68,7 +68,7 @@ def prepare(
         with Workers(Resources(workers=workers), settings.device) as own:
             return prepare(source, path, settings, options, own, progress, retry)
     options = options or StoreOptions()
-    created = ensure_store(source, path, settings, options)
+    created = ensure_store(source, path, settings, options, here=workers.resources.scheduler is None)
     committer = Committer(path)
     try:
         if not created:
@@ -90,16 +90,20 @@ def _run(runner: Runner, feed: Feed[BlockTask], group: _Group) -> None:
     """Every block of the feed, until it is committed. Whatever ends this early, finished blocks are committed."""
     start = time.monotonic()
     summary = group.summary
+    retries = Retries(runner, feed, summary)
     try:
         for found in runner.run(run_block, feed):
             summary.workers = max(summary.workers, runner.workers)
             if found is None:
                 group.committer.lease.check()
             elif isinstance(found[1], BlockReport):
-                group.reports.append(found[1])
+                group.reports += retries.done(found[0], found[1])
+            elif isinstance(found[1], BlockFailure):
+                retries.failed(found[0], found[1])
             else:
-                _do_again(found[0], found[1], runner, feed, summary)
+                retries.died(found[0], found[1])
             group.commit_when_due()
+        group.reports += retries.rest()
     finally:
         group.commit()
         summary.seconds = time.monotonic() - start
@@ -148,35 +152,6 @@ def _log_row(report: BlockReport) -> dict[str, Any]:
         "seconds": report.seconds,
         "environment": report.environment,
     }
-
-
-def _do_again(
-    task: BlockTask, failure: BlockFailure | WorkerKilled, runner: Runner, feed: Feed[BlockTask], summary: Summary
-) -> None:
-    """Put a block back that was not done; raises what went wrong when that is the end of it.
-
-    A block whose workers died is done with care; when they die again, and always at the same image, this one is
-    quarantined.
-    """
-    again = replace(task, attempt=task.attempt + 1)
-    if isinstance(failure, BlockFailure):
-        summary.add_failure(failure)
-        if again.attempt >= ATTEMPTS or not runner.distributed:
-            raise failure.error
-        again = replace(again, failed_on=(*task.failed_on, failure.worker))
-    else:
-        summary.died += 1
-        at = working_on(task.staging) if task.careful else []
-        if len(at) > 1 and len({*at}) == 1 and at[0] not in task.skip:
-            reason = f"{len(at)} workers died at this image; out of memory, most often: give workers more of it"
-            again = replace(task, attempt=0, skip={**task.skip, at[0]: reason})
-        elif again.attempt >= ATTEMPTS:
-            keys = list(task.source.keys)
-            raise WorkerKilled(f"block {task.block} ({keys[0]} to {keys[-1]}): {failure}")
-        again = replace(again, careful=True)
-        for attempt in Path(task.staging).parent.glob(f"{Path(task.staging).name}-*"):
-            shutil.rmtree(attempt, ignore_errors=True)
-    feed.put_back(again, again.failed_on)
 
 
 @dataclass(frozen=True)

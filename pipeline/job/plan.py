@@ -62,8 +62,11 @@ class Plan:
     seconds_per_image: float | None
 
 
-def ensure_store(source: Source, path: Path, settings: PrepSettings, options: StoreOptions) -> bool:
+def ensure_store(source: Source, path: Path, settings: PrepSettings, options: StoreOptions, here: bool = True) -> bool:
     """Create the store when there is none; whether it was.
+
+    Args:
+        here: whether the work is done on this machine, whose devices are looked for then.
 
     Raises:
         StoreError: a share is there.
@@ -74,7 +77,7 @@ def ensure_store(source: Source, path: Path, settings: PrepSettings, options: St
         raise StoreError(f"{path}: a share, which is only read; prepare into a folder")
     if path.exists():
         return False
-    check_runs(settings)
+    check_runs(settings, here)
     shapes, _ = image_shapes(source)
     try:
         create_store(path, new_header(source, settings, options, shapes), source.keys, shapes)

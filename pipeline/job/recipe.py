@@ -101,12 +101,13 @@ class Stages:
     segmenter: Segmenter | None
 
 
-def check_runs(settings: PrepSettings) -> None:
-    """Load every checkpoint once and look for the device, before anything is written.
+def check_runs(settings: PrepSettings, here: bool = True) -> None:
+    """Load every checkpoint once and, if it is `here`, look for the device, before anything is written.
 
     Raises FileNotFoundError, CheckpointError, SettingsError, DeviceError.
     """
-    pick_device(settings.device)
+    if here:
+        pick_device(settings.device)
     load_stages(settings, torch.device("cpu"))
 
 

@@ -26,7 +26,8 @@ class Summary:
         seconds_by_stage: added up over the workers.
         slowest: (seconds, key) of the images that took longest, longest first.
         splits: times that a GPU's memory did not suffice for the masks of an image at once.
-        failures: "what, worker" -> blocks it could not do, which others did.
+        failures: "what, place" -> blocks it could not do, which were done again.
+        left_out: place -> why it is not used any more.
         died: blocks whose workers died.
         environments: versions and hardware -> blocks; exact results are the same within one alone.
     """
@@ -40,6 +41,7 @@ class Summary:
     slowest: list[tuple[float, str]] = field(default_factory=list)
     splits: int = 0
     failures: Counter[str] = field(default_factory=Counter)
+    left_out: dict[str, str] = field(default_factory=dict)
     died: int = 0
     environments: Counter[str] = field(default_factory=Counter)
 
@@ -64,7 +66,8 @@ class Summary:
         self.environments[", ".join(f"{name} {value}" for name, value in report.environment.items())] += 1
 
     def add_failure(self, failure: BlockFailure) -> None:
-        self.failures[f"{failure.error}, on {failure.worker or 'this machine'}"] += 1
+        where = ", ".join(part for part in (failure.place, failure.worker) if part)
+        self.failures[f"{failure.error}, on {where or 'this machine'}"] += 1
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -79,6 +82,7 @@ class Summary:
             "slowest": [{"key": key, "seconds": seconds} for seconds, key in self.slowest],
             "memory_splits": self.splits,
             "failures": dict(self.failures),
+            "left_out": dict(self.left_out),
             "died": self.died,
             "environments": dict(self.environments),
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import os
 import platform
 import shutil
 import threading
@@ -21,13 +22,14 @@ import torch
 from distributed import get_worker
 from numpy.typing import NDArray
 
-from samdeblur.models import DeviceError, NotFinite, deblur, pick_device
+from samdeblur.models import NotFinite, deblur, let_go, pick_device
+from samdeblur.pipeline.job.blame import Blame, Blamed, alike, as_sent, blame, is_out_of_gpu_memory
 from samdeblur.pipeline.job.blocks import BlockFailure, BlockReport, BlockTask, Clock, NotShared
 from samdeblur.pipeline.job.recipe import PrepSettings, Stages, load_stages
 from samdeblur.pipeline.segmenters.base import Records
 from samdeblur.pipeline.segmenters.mask_generator import Crop
 from samdeblur.pipeline.segmenters.sam import SamSegmenter
-from samdeblur.pipeline.sources.base import BadImage, ImagePair, SourceLost
+from samdeblur.pipeline.sources.base import BadImage, ImagePair
 from samdeblur.storage import AtomMap
 from samdeblur.storage.files import write_durably
 from samdeblur.storage.format.layout import DONE, ERROR_BYTES, QUARANTINED, fingerprint
@@ -45,7 +47,7 @@ OUT_OF_MEMORY = "out of GPU memory; a GPU with more of it, or a recipe of fewer 
 
 Read = Callable[[], ImagePair]
 Encode = Callable[[], tuple[AtomMap, Records]]
-Finished = tuple[ImageContent | None, ImageOutcome]
+Finished = tuple[ImageContent | None, ImageOutcome, str]  # and the name of its error, if it may be another's
 
 # Blocks of one process take turns with its device; while one is written, the next uses it.
 _device = threading.Lock()
@@ -54,18 +56,23 @@ _device = threading.Lock()
 def run_block(task: BlockTask) -> BlockReport | BlockFailure:
     """Read, pre-deblur, segment, encode and stage the images of a block.
 
-    An image that cannot be processed is quarantined with its reason. What concerns no image alone is returned, so that
-    another worker tries (a disk that does not take the shards, a mount that is gone), or raised (a model that does not
-    load). One thread computes, so that results do not depend on how many workers share the machine.
+    An image that cannot be processed is quarantined with its reason. What is no fault of an image (`blame`) is
+    returned, so that the block is done again, elsewhere if need be; what is wrong anywhere (a model that does not load)
+    is raised. One thread computes, so that results do not depend on how many workers share the machine.
     """
     staging = Path(f"{task.staging}-{uuid.uuid4().hex[:12]}")
     try:
         if not (Path(task.store) / "zarr.json").is_file():
             raise NotShared(errno.ENOENT, "not seen from here; workers need the file system of the store", task.store)
         return _run_block(task, staging)
-    except (OSError, DeviceError) as error:
+    except Exception as error:
+        found = error if isinstance(error, Blamed) else Blamed(blame(error), error)
         shutil.rmtree(staging, ignore_errors=True)
-        return BlockFailure(worker_address(), error)
+        if found.blame is Blame.IMAGE:
+            raise
+        sent = as_sent(found.error, found.blame)
+        let_go(error)
+        return BlockFailure(worker_address(), sent, found.blame, place(task.settings.device), found.key)
 
 
 def _run_block(task: BlockTask, staging: Path) -> BlockReport:
@@ -77,16 +84,25 @@ def _run_block(task: BlockTask, staging: Path) -> BlockReport:
         with _device, one_thread():
             start = time.perf_counter()
             with clock("load"):
-                stages = cached_stages(task.settings, device)
+                stages = _loaded_stages(task.settings, device)
             before = _splits(stages)
             finished = list(_find_all(task, staging, reads, stages, clock, pool))
             splits = _splits(stages) - before
-        contents, outcomes = zip(*(future.result() for future in finished), strict=True)
+        contents, outcomes, kinds = zip(*(future.result() for future in finished), strict=True)
         with clock("write"):
             digests = stage_block(Path(task.store), task.header, staging, task.block, contents)
     staged = StagedBlock(task.block, str(staging), outcomes, digests)
-    wall = time.perf_counter() - start
-    return BlockReport(staged, dict(clock.seconds), wall, dict(clock.image_seconds), environment(device), splits)
+    return BlockReport(
+        staged,
+        dict(clock.seconds),
+        time.perf_counter() - start,
+        dict(clock.image_seconds),
+        environment(device),
+        splits,
+        worker_address(),
+        place(task.settings.device),
+        kinds[0] if len(set(kinds)) == 1 else "",
+    )
 
 
 def read_ahead(read: Callable[[str], ImagePair], keys: Sequence[str]) -> Iterator[Read]:
@@ -134,6 +150,7 @@ class Opened:
     picture: NDArray[np.uint8] | None = None
     embedding: Crop | None = None
     error: Exception | None = None
+    planned: bool = True  # whether its size was known when the store was planned
 
 
 def _open(key: str, shape: tuple[int, int], read: Read, skip: str | None, stages: Stages, clock: Clock) -> Opened:
@@ -151,16 +168,16 @@ def _open(key: str, shape: tuple[int, int], read: Read, skip: str | None, stages
             return Opened(key, pair, pair.blurred)
         with clock("predeblur", key):
             return Opened(key, pair, deblur(stages.network, pair.blurred))
-    except SourceLost:
-        raise
     except Exception as error:  # whatever is wrong with one image must not stop the others
-        return Opened(key, pair, error=_kept(error))
+        return Opened(key, pair, error=_of_image(error, key), planned=any(shape))
 
 
-def _kept(error: Exception) -> Exception:
-    """Without what it holds on to; a GPU that ran full is emptied of what nothing uses."""
-    if isinstance(error, torch.OutOfMemoryError):
-        torch.cuda.empty_cache()
+def _of_image(error: Exception, key: str) -> Exception:
+    """The error of an image, without what it holds on to. Raises Blamed for one that is no image's."""
+    if (found := blame(error)) is not Blame.IMAGE:
+        raise Blamed(found, error, key) from error
+    if is_out_of_gpu_memory(error):
+        let_go(error)
     return error.with_traceback(None)
 
 
@@ -172,8 +189,8 @@ def _embed_together(images: list[Opened], stages: Stages, clock: Clock) -> list[
     try:
         with clock("segment"):
             embeddings = iter(stages.segmenter.embed(pictures))
-    except (ValueError, torch.OutOfMemoryError) as error:
-        _kept(error)
+    except Exception as error:
+        _of_image(error, images[0].key)
         return images
     return [replace(image, embedding=next(embeddings)) if image.picture is not None else image for image in images]
 
@@ -196,7 +213,7 @@ def _find_masks(image: Opened, stages: Stages, clock: Clock) -> Encode:
             found = stages.segmenter.segment(image.picture)
             return lambda: found
     except Exception as error:  # as above
-        return partial(_fail, _kept(error))
+        return partial(_fail, _of_image(error, image.key))
 
 
 def _fail(error: Exception) -> tuple[AtomMap, Records]:
@@ -211,15 +228,28 @@ def _finish(image: Opened, encode: Encode, clock: Clock, with_pictures: bool) ->
             check_caps(atoms)
             records = records | geometry_records(atoms)
     except Exception as error:  # as above
-        reason = OUT_OF_MEMORY if isinstance(error, torch.OutOfMemoryError) else f"{type(error).__name__}: {error}"
+        kind = alike(error, image.planned)
+        error = _of_image(error, image.key)
+        reason = OUT_OF_MEMORY if is_out_of_gpu_memory(error) else f"{type(error).__name__}: {error}"
         if isinstance(error, BadImage | NotFinite):
             reason = last_bytes(str(error), ERROR_BYTES)  # after a long path comes what is wrong
         digest = pair.digest if pair is not None else bytes(32)
-        return None, ImageOutcome(QUARANTINED, digest, error=reason)
+        return None, ImageOutcome(QUARANTINED, digest, error=reason), kind
     assert pair is not None
     pictures = (pair.blurred, pair.sharp) if with_pictures else (None, None)
     counts = (atoms.n_masks, atoms.n_atoms, len(atoms.pairs))
-    return ImageContent(atoms, records, *pictures), ImageOutcome(DONE, pair.digest, counts)
+    return ImageContent(atoms, records, *pictures), ImageOutcome(DONE, pair.digest, counts), ""
+
+
+def _loaded_stages(settings: PrepSettings, device: torch.device) -> Stages:
+    """The models of a recipe. Raises Blamed where this worker cannot take them, else what is wrong with them."""
+    try:
+        return cached_stages(settings, device)
+    except Exception as error:
+        found = blame(error, loading=True)
+        if found in (Blame.DEVICE, Blame.MEMORY, Blame.ENVIRONMENT):
+            raise Blamed(found, error) from error
+        raise
 
 
 _loaded: dict[str, Stages] = {}
@@ -247,6 +277,20 @@ def worker_address() -> str:
         return str(get_worker().address)
     except ValueError:
         return ""
+
+
+def place(device: str) -> str:
+    """Where this process is: the host and its GPU, or its number among the workers; a process that replaces it says
+    the same.
+    """
+    host, visible = platform.node(), os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    if device != "cpu" and (visible or torch.cuda.is_available()):
+        return f"{host}, GPU {visible or 0}"
+    try:
+        name = str(get_worker().name)
+    except ValueError:
+        return host
+    return host if "://" in name else f"{host}, worker {name}"
 
 
 def working_on(staging: str) -> list[str]:

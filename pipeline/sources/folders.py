@@ -73,19 +73,24 @@ class FolderSource:
             return read(path)
         except BadImage as bad:
             error = bad.__cause__
-            if not isinstance(error, OSError) or error.errno is None or not self._is_lost(error.errno):
+            if not isinstance(error, OSError) or error.errno is None or not self._is_lost(error.errno, path):
                 raise
             reason = f"{error.strerror}; {self.root} cannot be read now, make it readable and run again"
             raise SourceLost(error.errno, reason, str(path)) from error
 
-    def _is_lost(self, code: int) -> bool:
+    def _is_lost(self, code: int, path: Path) -> bool:
         if code not in MISSING:
             return code in LOST
-        try:
-            with os.scandir(self.root) as entries:
-                return next(entries, None) is None  # where a disk was mounted
-        except OSError:
-            return True
+        return _is_empty(self.root) or _is_empty(path.parent)  # which may be a link to another disk
+
+
+def _is_empty(folder: Path) -> bool:
+    """Whether a folder in which files were listed is gone, or holds nothing: as where a disk was mounted."""
+    try:
+        with os.scandir(folder) as entries:
+            return next(entries, None) is None
+    except OSError:
+        return True
 
 
 def _file_digest(path: Path) -> bytes:

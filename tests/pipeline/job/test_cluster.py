@@ -23,7 +23,7 @@ from samdeblur.pipeline import (
     prepare,
     status,
 )
-from samdeblur.pipeline.job import coordinator, worker
+from samdeblur.pipeline.job import coordinator, retries, worker
 from samdeblur.pipeline.job.blocks import BlockFailure, NotShared
 from samdeblur.pipeline.job.cluster import WINDOW, Feed, InProcess, OnDask
 from samdeblur.pipeline.job.interrupts import uninterrupted
@@ -185,7 +185,7 @@ def test_a_block_no_worker_can_do_ends_the_job_and_the_others_are_kept(run, fold
     seen = lost({"03": 99})
     with pytest.raises(SourceLost, match="Stale file handle"):
         run()
-    assert seen.count("03") == coordinator.ATTEMPTS
+    assert seen.count("03") == retries.ATTEMPTS
     found = status(run.path)
     assert (found.done >= 1, found.quarantined) == (True, {})
     seen.extend(["03"] * 99)  # the mount is back

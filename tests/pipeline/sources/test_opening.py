@@ -266,12 +266,23 @@ def test_a_missing_file_is_lost_with_its_root(tmp_path, write_pairs, left):
 
 def test_missing_files_beside_others_are_bad_images(tmp_path, write_pairs):
     root = tmp_path / "data"
-    source = open_source(str(write_pairs(root, {"a": (9, 8)})), "test")
-    shutil.rmtree(root)
-    root.mkdir()
-    (root / "readme.txt").touch()
+    source = open_source(str(write_pairs(root, {"a": (9, 8), "b": (9, 8)})), "test")
+    for side in ("blur", "sharp"):
+        (root / side / "a.png").unlink()
     for use in (source.read, source.shape):
         with pytest.raises(BadImage, match=r"blur/a\.png: No such file"):
+            use("a")
+
+
+@pytest.mark.parametrize("left", ["nothing", "an empty folder"])
+def test_a_folder_that_was_full_and_is_empty_is_lost_whatever_lies_beside_it(tmp_path, write_pairs, left):
+    """It may be a link to another disk."""
+    source = open_source(str(write_pairs(tmp_path, {"a": (9, 8)})), "test")
+    shutil.rmtree(tmp_path / "blur")
+    if left == "an empty folder":
+        (tmp_path / "blur").mkdir()
+    for use in (source.read, source.shape):
+        with pytest.raises(SourceLost, match="cannot be read now"):
             use("a")
 
 
