@@ -26,6 +26,7 @@ from samdeblur.evaluation.report.pictures import address
 from samdeblur.evaluation.restore import Restored, Restorer
 from samdeblur.evaluation.results import Inference, Score
 from samdeblur.models.inference.memory import tile_for
+from samdeblur.models.inference.release import let_go
 from samdeblur.models.inference.tiles import TILE
 from samdeblur.storage import AtomMap
 from samdeblur.storage.decode import BadImage
@@ -167,11 +168,14 @@ def _restore(photo: Photo, restorer: Restorer, segment: Segment | None) -> tuple
     atoms = segment(as_8_bits(photo.pixels)) if segment is not None else None
     inference = restorer.inference
     tile = None if inference.tile else tile_for(restorer.plain, height, width, inference.precision)
+    restored = None
     try:
         restored = restorer(photo.pixels, atoms, tile)
-    except torch.OutOfMemoryError:
+    except torch.OutOfMemoryError as error:
         if inference.tile or tile or max(height, width) <= TILE:
             raise
+        let_go(error)
+    if restored is None:  # outside the handler, where nothing holds on to the memory any more
         tile = TILE
         restored = restorer(photo.pixels, atoms, tile)
     return restored, [f"{width}x{height} pixels, restored in tiles of {tile} for want of memory"] if tile else []
