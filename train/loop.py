@@ -7,7 +7,7 @@ import os
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from samdeblur.evaluation.evaluate import score_images
 from samdeblur.evaluation.ranks import Ranks, joined, without_averaging
 from samdeblur.evaluation.results import summarise
 from samdeblur.models import Deblurrer, NotFinite
-from samdeblur.storage import MaskStore
+from samdeblur.storage import MaskStore, folders
+from samdeblur.storage.writing.lease import held
 from samdeblur.train.config import ConfigError, TrainConfig
 from samdeblur.train.data.crops import Batch, CropDataset, Cutting, Share, crop_loader
 from samdeblur.train.losses import LOSSES, in_decibels
@@ -62,10 +63,11 @@ def train(
         StoreError, ConfigError: unusable store or settings.
         Diverged: the loss became infinite, not a number, or much worse; the last state saved is from before.
         Stopped: a signal asked for it; the state is saved.
+        StoreBusy: another process trains in this folder.
     """
     keys, val = choose_images(config, store, validation)
     cutting = Cutting(config.crop_size, config.subimage_size, config.crops_per_image, config.misrotated_masks)
-    with joined(config.device) as ranks, StopRequest() as request:
+    with joined(config.device) as ranks, StopRequest() as request, ExitStack() as stack:
         if config.batch_size % (ranks.world * config.accumulate):
             raise ConfigError(
                 f"batch_size: {config.batch_size} does not part into {ranks.world} processes with "
@@ -76,7 +78,9 @@ def train(
         config = resolved(config, network)
         facts = run_facts(config, store, keys, val) | {"smaller_than_crop": crops.n_small}
         network.provenance = {"of": config.steps, "segmenter": facts["train"]["segmenter"] if network.prior else ""}
-        run = _Run(config, network, val, folder, ranks, request, progress)
+        folders.check_claim(folder, folders.RUN)
+        alone = stack.enter_context(_alone(folder, ranks))
+        run = _Run(config, network, val, folder, ranks, request, progress, alone)
         state = read_run(folder, config, facts)
         if ranks.first:
             write_facts(folder, config, facts)
@@ -100,6 +104,16 @@ def train(
             run.note(batches)
         run.board.close()
         return run.history
+
+
+@contextmanager
+def _alone(folder: Path, ranks: Ranks) -> Iterator[Callable[[], None]]:
+    """The folder of a run to its first process; gives a check that it still is. Raises StoreBusy."""
+    if not ranks.first:
+        yield lambda: None
+        return
+    with held(folder, "this run") as lease:
+        yield lease.check
 
 
 @dataclass
@@ -128,7 +142,9 @@ class _Run:
         ranks: Ranks,
         request: StopRequest,
         progress: Callable[[Row], None],
+        check_alone: Callable[[], None],
     ) -> None:
+        self.check_alone = check_alone
         self.config, self.val, self.folder, self.ranks = config, val, folder, ranks
         self.request, self.progress = request, progress
         self.dtype = torch.float64 if config.precision == "float64" else torch.float32
@@ -251,6 +267,7 @@ class _Run:
         self.since, batches.seconds = time.perf_counter(), 0.0
         self.history.append(row)
         self.board.scalars(row)
+        self.check_alone()
         if self.ranks.first:
             add_to_log(self.folder, row)
         self.progress(row)
@@ -264,6 +281,7 @@ class _Run:
         if bad:
             raise self._diverged(f"{len(bad)} of the weights are not finite, such as {bad[0]},")
         self._try_weights()
+        self.check_alone()
         if self.ranks.first:
             state = {
                 "step": self.step,

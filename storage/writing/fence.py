@@ -32,7 +32,8 @@ class Fence:
     Making it shuts out every owner before, whose folders move into it as `before-<n>`.
     """
 
-    def __init__(self, folder: Path, token: str) -> None:
+    def __init__(self, folder: Path, token: str, of: str = "this store") -> None:
+        self._of = of
         self._own = folder / f"{PREFIX}{token}"
         self._new, self._aside = self._own / "new", self._own / "aside"
         self._own.mkdir()
@@ -105,7 +106,7 @@ class Fence:
         except FileNotFoundError as error:
             if self.holds:
                 raise
-            raise StoreBusy(f"{self._own.parent}: another job has taken this store over; this one stops") from error
+            raise StoreBusy(f"{self._own.parent}: another job has taken {self._of} over; this one stops") from error
 
 
 class FencedStore(LocalStore):

@@ -1,4 +1,4 @@
-"""One job at a time on a store: a lease on disk that expires, and a fence for the changes of the job that holds it."""
+"""One job at a time on a store, or in the folder of a run: a lease that expires, and a fence for its changes."""
 
 from __future__ import annotations
 
@@ -26,12 +26,16 @@ class Lease:
     A lease that was not renewed in time, or whose process is gone (same host), is free to take. Changes go through
     `fence`, which whoever takes over shuts.
 
+    Args:
+        folder: where; it must exist.
+        of: what it is a lease of, for messages.
+
     Raises:
         StoreBusy: another job holds it.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / "lease.json"
+    def __init__(self, folder: Path, of: str = "this store") -> None:
+        self._path, self._of = folder / "lease.json", of
         self.token = uuid.uuid4().hex
         self._take()
         self._released = threading.Event()
@@ -43,22 +47,22 @@ class Lease:
             holder = _read(self._path)
             if holder and not _is_free(holder):
                 raise StoreBusy(
-                    f"{self._path.parent}: job {holder['pid']} on {holder['host']} is writing to this store; "
+                    f"{self._path.parent}: job {holder['pid']} on {holder['host']} is writing to {self._of}; "
                     f"wait for it, or for {LEASE_SECONDS:.0f} s after it died"
                 )
-            self.fence = Fence(self._path.parent, self.token)
+            self.fence = Fence(self._path.parent, self.token, self._of)
             self.fence.write(self._path, self._document())
         self.check()
 
     def check(self) -> None:
         """Raise StoreBusy if another job took the store over."""
         if not self._is_mine():
-            raise StoreBusy(f"{self._path.parent}: another job has taken this store over; this one stops")
+            raise StoreBusy(f"{self._path.parent}: another job has taken {self._of} over; this one stops")
 
     def release(self) -> None:
         self._released.set()
         self._renewal.join()
-        with suppress(StoreBusy), _alone_in(self._path.parent):
+        with suppress(StoreBusy, FileNotFoundError), _alone_in(self._path.parent):
             self.fence.set_aside(self._path)
         self.fence.remove()
 
@@ -99,6 +103,25 @@ def _alone_in(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def held(folder: Path, of: str) -> Iterator[Lease]:
+    """A folder of results to oneself. The lease is in a hidden folder in it. Raises StoreBusy."""
+    hidden = folder / ".lease"
+    for _ in range(10):
+        hidden.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):  # who has just ended took the folder along
+            lease = Lease(hidden, of)
+            break
+    else:
+        raise StoreBusy(f"{folder}: others begin and end here all the time; run again")
+    try:
+        yield lease
+    finally:
+        lease.release()
+        with suppress(OSError):  # another's by now
+            hidden.rmdir()
 
 
 def lease_holder(folder: Path) -> dict[str, Any] | None:

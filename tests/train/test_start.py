@@ -15,6 +15,7 @@ import torch
 import yaml
 
 from samdeblur.models import CheckpointError, NAFNet, load_network
+from samdeblur.storage.writing.lease import StoreBusy
 from samdeblur.train import ConfigError, Stopped, build_network, score_images, train
 from samdeblur.train.start import choose_images, code_state
 
@@ -247,3 +248,31 @@ def test_code_outside_a_repository_or_that_one_does_not_track_has_no_state(repos
     assert code_state(tmp_path / "elsewhere") is None
     monkeypatch.setenv("PATH", "")
     assert code_state(tmp_path / "code/train") is None
+
+
+def test_two_trainings_in_one_folder_are_refused_and_the_first_ends_as_ever(store, small, tmp_path):
+    undisturbed = train(small, store, tmp_path / "alone")
+    said = []
+
+    def begin_another(row):
+        with pytest.raises(StoreBusy, match="is writing to this run") as refused:
+            train(replace(small, method="map"), store, tmp_path / "run")
+        said.append(str(refused.value))
+
+    history = train(small, store, tmp_path / "run", progress=begin_another)
+    assert said
+    assert [row["loss"] for row in history[1:]] == [row["loss"] for row in undisturbed[1:]]
+    assert not (tmp_path / "run/.lease").exists()
+
+
+def test_a_training_whose_folder_another_took_over_stops_and_writes_nothing_more(store, small, tmp_path):
+    def suspended(row):
+        if row["step"] == 3:  # for longer than its lease; another takes over meanwhile, and ends
+            (tmp_path / ".lease/lease.json").unlink()
+            train(replace(small, steps=10), store, tmp_path)
+            raise_at.append({path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()})
+
+    raise_at = []
+    with pytest.raises(StoreBusy, match="another job has taken this run over"):
+        train(small, store, tmp_path, progress=suspended)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == raise_at[0]
