@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import torch
 import yaml
 
 from samdeblur.cli.commands.restore import restore
@@ -45,7 +44,7 @@ from samdeblur.evaluation.sets import ImageSet
 from samdeblur.evaluation.tables.caveats import caveats
 from samdeblur.evaluation.tables.published import SETS
 from samdeblur.evaluation.tables.text import as_markdown, run_table
-from samdeblur.models import Deblurrer, load_network
+from samdeblur.models import Deblurrer, device_facts, load_network
 from samdeblur.storage import folders
 from samdeblur.storage.files import sha256_file
 from samdeblur.train.state import CONFIG, run_weights, trained
@@ -146,7 +145,7 @@ def run(network: str, sets: tuple[str, ...], out: Path, **options: Any) -> int:
             found.append(result)
         environment = {
             **{name: metadata.version(name) for name in ("samdeblur", "torch", "numpy")},
-            "device": torch.cuda.get_device_name() if ranks.device.type == "cuda" else "cpu",
+            **device_facts(ranks.device),
         }
     if not is_first():
         return 0

@@ -6,6 +6,7 @@ Rooms: `networks`, `priors`, `inference`, `checkpoints`; `bundled/` holds weight
 
 from samdeblur.models.checkpoints.loading import CheckpointError, describe_checkpoint, load_network, load_sam
 from samdeblur.models.inference.deblur import DeviceError, NotFinite, OutOfMemory, deblur, pick_device
+from samdeblur.models.inference.precision import computing, device_facts
 from samdeblur.models.inference.release import let_go
 from samdeblur.models.inference.tiles import TileError, check_tiles, forward_in_tiles
 from samdeblur.models.inference.tlc import LocalAveragePool, local_pooling
@@ -36,8 +37,10 @@ __all__ = [
     "ReleasedMAPUnit",
     "TileError",
     "check_tiles",
+    "computing",
     "deblur",
     "describe_checkpoint",
+    "device_facts",
     "drop_masks",
     "forward_in_tiles",
     "let_go",

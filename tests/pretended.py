@@ -129,6 +129,7 @@ def cuda() -> Iterator[_Mode]:
     pretended: dict[str, Any] = {
         "_lazy_init": None, "is_available": True, "is_initialized": True, "current_device": 0, "device_count": 1,
         "empty_cache": None, "get_device_name": "a pretended GPU", "is_bf16_supported": True, "synchronize": None,
+        "get_device_capability": (9, 0),
     }  # fmt: skip
     with ExitStack() as stack:
         for name, value in pretended.items():

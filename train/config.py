@@ -41,7 +41,7 @@ _CHOICES: dict[str, Sequence[str]] = {
     "aggregate": get_args(Aggregate),
     "statistics": get_args(Statistics),
     "loss": tuple(LOSSES),
-    "precision": ("float32", "bfloat16", "float16", "float64"),
+    "precision": ("float32", "tf32", "bfloat16", "float16", "float64"),
     "device": ("auto", "cpu", "cuda"),
 }
 

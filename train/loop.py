@@ -20,6 +20,7 @@ from samdeblur.evaluation.evaluate import score_images
 from samdeblur.evaluation.ranks import Ranks, joined, without_averaging
 from samdeblur.evaluation.results import summarise
 from samdeblur.models import Deblurrer, NotFinite
+from samdeblur.models.inference.precision import computing, kernels
 from samdeblur.storage import MaskStore, folders
 from samdeblur.storage.writing.lease import held
 from samdeblur.train.config import ConfigError, TrainConfig
@@ -34,7 +35,6 @@ from samdeblur.train.trackers.tensorboard import Board
 WORSE = 10.0  # dB by which the loss may rise above its best before a run counts as lost
 WILD = 30.0  # the same for a single batch
 MEMORY = 200  # steps that the loss is averaged over before it is judged
-HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class Diverged(RuntimeError):
@@ -68,6 +68,7 @@ def train(
     keys, val = choose_images(config, store, validation)
     cutting = Cutting(config.crop_size, config.subimage_size, config.crops_per_image, config.misrotated_masks)
     with joined(config.device) as ranks, StopRequest() as request, ExitStack() as stack:
+        stack.enter_context(kernels(ranks.device, config.precision))
         if config.batch_size % (ranks.world * config.accumulate):
             raise ConfigError(
                 f"batch_size: {config.batch_size} does not part into {ranks.world} processes with "
@@ -76,7 +77,7 @@ def train(
         crops = CropDataset(store, keys, cutting, config.seed, config.method != "none", config.cache_mb << 20)
         network = build_network(config).to(ranks.device)
         config = resolved(config, network)
-        facts = run_facts(config, store, keys, val) | {"smaller_than_crop": crops.n_small}
+        facts = run_facts(config, store, keys, val, ranks.device) | {"smaller_than_crop": crops.n_small}
         network.provenance = {"of": config.steps, "segmenter": facts["train"]["segmenter"] if network.prior else ""}
         folders.check_claim(folder, folders.RUN)
         alone = stack.enter_context(_alone(folder, ranks))
@@ -224,8 +225,7 @@ class _Run:
 
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
         """The loss of a batch on the device."""
-        half = HALVES.get(self.config.precision)
-        with torch.autocast(self.ranks.device.type, half, enabled=half is not None):
+        with computing(self.ranks.device, self.config.precision):
             output = network(batch.blurred.contiguous(memory_format=self.layout), batch.atoms)
         return LOSSES[self.config.loss](output.to(self.dtype), batch.sharp)
 

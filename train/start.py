@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from samdeblur.evaluation.metrics.psnr_ssim import SMALLEST
-from samdeblur.models import Deblurrer, NAFNet, load_network, prior_for, with_prior
+from samdeblur.models import Deblurrer, NAFNet, device_facts, load_network, prior_for, with_prior
 from samdeblur.models.checkpoints.loading import BUNDLED_NETWORK, resolve_checkpoint
 from samdeblur.storage import MaskStore, StoreError
 from samdeblur.storage.files import sha256_file
@@ -144,7 +144,9 @@ def _ready_keys(store: MaskStore) -> list[str]:
     return keys
 
 
-def run_facts(config: TrainConfig, store: MaskStore, keys: Sequence[str], val: Validation) -> dict[str, Any]:
+def run_facts(
+    config: TrainConfig, store: MaskStore, keys: Sequence[str], val: Validation, device: torch.device
+) -> dict[str, Any]:
     """What a run depends on beside its settings."""
 
     def describe(used: MaskStore, images: Sequence[str]) -> dict[str, Any]:
@@ -164,7 +166,7 @@ def run_facts(config: TrainConfig, store: MaskStore, keys: Sequence[str], val: V
         "train": {**describe(store, keys), "images": len(keys), "images_sha256": digest},
         "validation": {**describe(val.store, val.keys), "images": list(val.keys)},
         "weights": sha256_file(path).hex() if path else None,
-        "versions": {name: metadata.version(name) for name in ("samdeblur", "torch", "numpy")},
+        "versions": {name: metadata.version(name) for name in ("samdeblur", "torch", "numpy")} | device_facts(device),
         "code": code_state(Path(__file__).parent),
     }
 

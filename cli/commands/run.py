@@ -82,8 +82,8 @@ def size_in_bytes(context: click.Context, parameter: click.Parameter, value: str
               "such as sam_vit_h.  [default: bundled]")  # fmt: skip
 @click.option("--channel-order", type=click.Choice(["rgb", "bgr"]), default="rgb", show_default=True,
               help="SAM: order of the channels; the released SAM-Deblur masks came from bgr.")  # fmt: skip
-@click.option("--precision", type=click.Choice(["float32", "bf16", "fp16"]), default="float32", show_default=True,
-              help="SAM: of the network; less than float32 changes masks a little.")  # fmt: skip
+@click.option("--precision", type=click.Choice(["float32", "tf32", "bf16", "fp16"]), default="float32",
+              show_default=True, help="SAM: of the network; less than float32 changes masks a little.")  # fmt: skip
 @click.option("--compile", "compile", is_flag=True, help="SAM: the image encoder through torch.compile; not exact.")
 @click.option("--sdpa", is_flag=True, help="SAM: PyTorch's fused attention; not exact.")
 @click.option("--encoder-batch", type=click.IntRange(1), default=1, show_default=True,

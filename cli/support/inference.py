@@ -47,7 +47,7 @@ _OPTIONS = (
                  help="Cut larger images into tiles of this side, to save memory; masks are seen whole."),
     click.option("--overlap", type=click.IntRange(0), metavar="PIXELS",
                  help=f"Pixels that neighbouring tiles share.  [default: {OVERLAP}]"),
-    click.option("--precision", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32",
+    click.option("--precision", type=click.Choice(["float32", "tf32", "bfloat16", "float16"]), default="float32",
                  show_default=True, help="Less than float32 changes results a little, and is named in them."),
     click.option("--guard", callback=guard_of, metavar="flag|tlc-off,tiled,input",
                  help="Flag results that look collapsed; or put something in their place, the first named that does "

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from samdeblur.models.inference.precision import computing
 from samdeblur.models.inference.release import let_go
 from samdeblur.models.inference.tiles import OVERLAP, forward_in_tiles
 from samdeblur.models.priors.attach import Deblurrer
@@ -59,7 +60,7 @@ def deblur(
         tile: side of the tiles a larger picture is cut into, so that memory suffices; None takes it whole. See
             `forward_in_tiles`.
         overlap: pixels that neighbouring tiles share.
-        precision: "float32", or "bfloat16" or "float16" for mixed precision.
+        precision: "float32", "tf32", or "bfloat16" or "float16" for mixed precision; see `computing`.
 
     Returns:
         (H, W, 3) uint8: clamped to [0, 1], times 255, rounded.
@@ -83,11 +84,10 @@ def restore(
 ) -> Tensor:
     """As `deblur`, but what the network gives, (3, H, W) on its device, not clamped, not looked at; of uint16 too."""
     weight = next(network.parameters())
-    half = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(precision)
     try:
         batch = to_tensor(image, weight)
         masks = AtomBatch.collate([atoms]).to(weight.device) if atoms is not None else None
-        with torch.autocast(weight.device.type, half, enabled=half is not None):
+        with computing(weight.device, precision):
             output = network(batch, masks) if tile is None else forward_in_tiles(network, batch, masks, tile, overlap)
     except torch.OutOfMemoryError as error:
         let_go(error)

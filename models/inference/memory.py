@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from samdeblur.models.inference.precision import HALVES
 from samdeblur.models.inference.tiles import OVERLAP, TILE
 from samdeblur.models.priors.attach import Deblurrer
 from samdeblur.models.priors.pooling import AtomBatch
@@ -23,7 +24,7 @@ def tile_for(network: Deblurrer, height: int, width: int, precision: str = "floa
         return None
     device = next(network.parameters()).device
     free = free_bytes(device)
-    half = 0.5 if precision != "float32" else 1.0
+    half = 0.5 if precision in HALVES else 1.0
     return TILE if free is not None and half * bytes_per_pixel(network) * height * width > ROOM * free else None
 
 

@@ -37,6 +37,7 @@ WORKER_ENVIRONMENT = {
     "OMP_NUM_THREADS": 1,
     "MKL_NUM_THREADS": 1,
     "OPENBLAS_NUM_THREADS": 1,
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # with which cuBLAS repeats its results
 }
 WINDOW = 2  # tasks in flight per thread of a worker: one runs, one waits
 TICK = 1.0  # seconds without a result after which `run` says so

@@ -22,7 +22,7 @@ import torch
 from distributed import get_worker
 from numpy.typing import NDArray
 
-from samdeblur.models import NotFinite, deblur, let_go, pick_device
+from samdeblur.models import NotFinite, deblur, device_facts, let_go, pick_device
 from samdeblur.pipeline.job.blame import Blame, Blamed, alike, as_sent, blame, is_out_of_gpu_memory
 from samdeblur.pipeline.job.blocks import BlockFailure, BlockReport, BlockTask, Clock, NotShared
 from samdeblur.pipeline.job.recipe import PrepSettings, Stages, load_stages
@@ -312,10 +312,9 @@ def one_thread() -> Iterator[None]:
 
 def environment(device: torch.device) -> dict[str, str]:
     """Versions and hardware, kept beside the store: within one environment results are the same to the byte."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "device": name,
+        **device_facts(device),
         "machine": platform.machine(),
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from types import MethodType
 from typing import Any, Literal
@@ -16,8 +16,9 @@ from segment_anything.modeling.transformer import Attention as DecoderAttention
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-Precision = Literal["float32", "bf16", "fp16"]
-TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+from samdeblur.models.inference.precision import computing
+
+Precision = Literal["float32", "tf32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Speed:
     """How the network computes.
 
     Attributes:
-        precision: "float32", or what autocast uses for matrix products and convolutions.
+        precision: "float32" with all its bits, "tf32", or what autocast uses for matrix products and convolutions.
         compile: the image encoder through torch.compile.
         sdpa: attention by scaled_dot_product_attention instead of segment-anything's two products and softmax.
         batch: images that go through the image encoder together.
@@ -46,10 +47,8 @@ class Speed:
         return "exact" if self.exact else {"name": "tolerance", **asdict(self)}
 
     def context(self, device: torch.device) -> AbstractContextManager[Any]:
-        """In which the network is called."""
-        if self.precision == "float32":
-            return nullcontext()
-        return torch.autocast(device.type, TYPES[self.precision])
+        """In which the network is called; where results are exact, with kernels that repeat them."""
+        return computing(device, self.precision, repeatable=self.exact)
 
     def prepare(self, sam: Sam) -> Sam:
         """The model, changed in place."""
