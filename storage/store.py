@@ -100,6 +100,9 @@ class MaskStore:
         self.states: NDArray[np.uint8] = index["index/state"]  # (I,)
         self.shapes: NDArray[np.int32] = index["index/shape"]  # (I, 2) height, width
         self.shard_digests: NDArray[np.uint8] = index["index/shard_digest"]  # (blocks, arrays, 32)
+        if self.reader.has_shards:
+            written: NDArray[np.bool_] = np.asarray(self.shard_digests.any(axis=2))
+            self.reader.absent = dict(zip(self._data_names, ~written.T, strict=True))
         beyond = {
             "shape": (self.shapes > self.header.extent).any() or (self.shapes < 0).any(),
             "counts": (self.counts > (MAX_RECORDS, MAX_ATOMS, MAX_PAIRS)).any() or (self.counts < 0).any(),

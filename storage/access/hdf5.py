@@ -28,6 +28,7 @@ class Hdf5Reader:
 
     has_shards = False
     lists = True
+    absent: Mapping[str, NDArray[np.bool_]] = {}
 
     def __init__(self, location: Location) -> None:
         with suppress(ImportError):  # it tells HDF5 of zstd

@@ -19,7 +19,7 @@ from samdeblur.storage.access.boxes import Where, box_of, is_position
 from samdeblur.storage.access.files import Disk, Files, Refused, fetch_spans, open_files
 from samdeblur.storage.access.hdf5 import Hdf5Reader
 from samdeblur.storage.access.location import Location
-from samdeblur.storage.access.zips import Zip, is_zip
+from samdeblur.storage.access.zips import ROOT, Zip, is_zip
 from samdeblur.storage.format.chunks import (
     Cell,
     cells_within,
@@ -46,6 +46,7 @@ class Reader(Protocol):
 
     has_shards: bool  # files of their own, each with its digest in it
     lists: bool  # whether it knows without asking a server what is not there
+    absent: Mapping[str, NDArray[np.bool_]]  # by array, the shards that are not written: not asked for, zeros
 
     def documents(self, names: Sequence[str]) -> dict[str, Any]:
         """The Zarr metadata, by name, of arrays and groups ("" for the root); without those that are not there."""
@@ -103,8 +104,8 @@ def _remote_reader(location: Location) -> Reader:
     refusal: Refused | None = None
     for kind in ("file", "folder") if name.endswith(".zip") or location.query else ("folder", "file"):
         try:
-            if kind == "folder" and files.get_all([("zarr.json", None)])[0] is not None:
-                return ChunkReader(files)
+            if kind == "folder" and (root := files.get_all([(ROOT, None)])[0]) is not None:
+                return ChunkReader(files, root)
             if kind == "file" and is_zip(files):
                 return ChunkReader(Zip(files))
         except Refused as error:
@@ -124,9 +125,11 @@ class ChunkReader:
 
     has_shards = True
 
-    def __init__(self, files: Files) -> None:
+    def __init__(self, files: Files, root: bytes | None = None) -> None:
         self._files = files
+        self._root = root  # where it was read already
         self.lists = isinstance(files, Disk | Zip)
+        self.absent: Mapping[str, NDArray[np.bool_]] = {}
         self._specs: dict[str, ArraySpec] = {}
         self._tails: OrderedDict[Shard, bytes] = OrderedDict()
         self._index = lru_cache(CACHED_TAILS)(self._read_index)
@@ -136,7 +139,10 @@ class ChunkReader:
         self._held: dict[Shard, bytes] = {}
 
     def documents(self, names: Sequence[str]) -> dict[str, Any]:
-        contents = self._files.get_all([(f"{name}/zarr.json".lstrip("/"), None) for name in names])
+        if list(names) == [""] and self._root is not None:
+            contents: list[bytes | None] = [self._root]
+        else:
+            contents = self._files.get_all([(f"{name}/{ROOT}".lstrip("/"), None) for name in names])
         documents = {}
         for name, content in zip(names, contents, strict=True):
             if content is None:
@@ -144,7 +150,7 @@ class ChunkReader:
             try:
                 documents[name] = json.loads(content)
             except (ValueError, RecursionError) as error:
-                raise ValueError(f"{name}/zarr.json cannot be read ({type(error).__name__})".lstrip("/")) from error
+                raise ValueError(f"{name}/{ROOT} cannot be read ({type(error).__name__})".lstrip("/")) from error
         return documents
 
     def digests(self, shards: Sequence[Shard], arrays: Mapping[str, ArraySpec]) -> list[bytes | None]:
@@ -209,7 +215,8 @@ class ChunkReader:
     def _read_shard(self, shard: Shard, box: NDArray[Any], start: Sequence[int], stop: Sequence[int]) -> None:
         """Put into a box, from `start` to `stop` of the array, what a shard has of it."""
         spec = self._specs[shard[0]]
-        index = self._index(shard)
+        absent = self.absent.get(shard[0])
+        index = None if absent is not None and absent[shard[1]] else self._index(shard)
         if index is None:
             return
         row = shard[1] * spec.part_rows

@@ -159,7 +159,7 @@ class Web:
             headers["Range"] = f"bytes={part[0]}-{part[1] - 1}" if part[0] >= 0 else f"bytes={part[0]}"
         started = time.monotonic()
         for attempt in itertools.count(1):
-            wait = min(0.2 * 2 ** (attempt - 1), MAX_WAIT)
+            wait, busy = min(0.2 * 2 ** (attempt - 1), MAX_WAIT), False
             try:
                 response = self._follow(name, method, headers, started + files.TIMEOUT)
                 try:
@@ -167,7 +167,8 @@ class Web:
                         return self._judge(name, part, response, method, may_refuse)
                     reason = _said(response)
                     asked = response.headers.get("Retry-After", "")
-                    wait = min(float(asked), MAX_WAIT) if asked.isdecimal() else wait
+                    wait = min(max(float(asked), wait), MAX_WAIT) if asked.isdecimal() else wait
+                    busy = True
                 finally:
                     response.release_conn() if response.length_remaining == 0 else response.close()
             except (HTTPError, OSError) as error:
@@ -177,7 +178,7 @@ class Web:
             left = started + files.TIMEOUT - time.monotonic() - wait
             if left <= 0:
                 raise self._unreachable(name, f"no answer within {files.TIMEOUT:.0f} s ({reason})")
-            if attempt == TRIES:
+            if attempt >= TRIES and not busy:
                 raise self._unreachable(name, f"no answer ({reason})")
             time.sleep(wait)
         raise AssertionError("not reached")
