@@ -47,7 +47,7 @@ from samdeblur.evaluation.tables.text import as_markdown, run_table
 from samdeblur.models import Deblurrer, device_facts, load_network
 from samdeblur.storage import folders
 from samdeblur.storage.files import sha256_file
-from samdeblur.train.state import CONFIG, run_weights, trained
+from samdeblur.train.state import CONFIG, CURVES, read_curves, run_weights, trained
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -164,7 +164,8 @@ def run(network: str, sets: tuple[str, ...], out: Path, **options: Any) -> int:
     click.echo(f"weights: {path}{f', {results.trained}' if results.trained else ''}")
     for line in caveats(results):
         click.echo(f"note: {line}")
-    click.echo(f"report: {write_report(out, results)}")
+    curves = {"training": read_curves(path.parent)} if results.trained and (path.parent / CURVES).is_file() else {}
+    click.echo(f"report: {write_report(out, results, curves)}")
     if options["save_images"]:
         click.echo(f"restored pictures: {out / 'restored'}")
     unusable = sum(result.unready for result in found)

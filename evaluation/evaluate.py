@@ -25,12 +25,13 @@ from samdeblur.evaluation.ranks import Ranks
 from samdeblur.evaluation.report.pictures import (
     forget_pictures,
     keep_pictures,
+    keep_strip,
     keep_thumbnail,
     kept_pictures,
     read_thumbnail,
 )
 from samdeblur.evaluation.restore import Restored, Restorer
-from samdeblur.evaluation.results import Conventions, Inference, Score, SetResult
+from samdeblur.evaluation.results import Conventions, Inference, Score, SetResult, examples, worst_first
 from samdeblur.evaluation.sets import ImageSet, Masks, Sample, UnusableImage
 from samdeblur.models import Deblurrer, deblur
 from samdeblur.models.inference.tiles import OVERLAP
@@ -215,6 +216,7 @@ class _Scoring:
         folder, key = self.task.folder, score.key
         if self.task.pictures:
             keep_thumbnail(folder, self.name, key, restored.picture)
+            keep_strip(folder, self.name, key, sample.blurred, restored.picture, sample.sharp)
         if self.task.save_images:
             write_png(restored_path(folder, self.name, key), restored.picture)
         if in_full:
@@ -229,7 +231,8 @@ class _Scoring:
         worst = worst_first(scores)[:shown]
         if self.ranks.first:
             thumbnails = [score.key for score in scores] if shown else []
-            forget_pictures(folder, self.name, pictures=[score.key for score in worst], thumbnails=thumbnails)
+            strips = [score.key for _, score in examples(scores)] if shown else []
+            forget_pictures(folder, self.name, [score.key for score in worst], thumbnails, strips)
         self.ranks.wait()
         in_full = {score.key for score in worst}
         lacking = [
@@ -321,11 +324,6 @@ def measure(
         f"{name}{side}": found[name] for name in FIDELITY for side, found in (("_blurred", before), ("", after))
     }
     return Score(key, fidelity | more, found, fallback)
-
-
-def worst_first(scores: Sequence[Score]) -> list[Score]:
-    """By dB won over the blurred input, the least first; as they come where there is no sharp picture."""
-    return sorted(scores, key=lambda score: score.gain)
 
 
 def restored_path(folder: Path, name: str, key: str) -> Path:

@@ -50,6 +50,22 @@ class Score:
         return after - before if after != before else 0.0  # infinity less infinity is not a number
 
 
+def worst_first(scores: Sequence[Score]) -> list[Score]:
+    """By dB won over the blurred input, the least first; as they come where there is no sharp picture."""
+    return sorted(scores, key=lambda score: score.gain)
+
+
+def examples(scores: Sequence[Score]) -> list[tuple[str, Score]]:
+    """What a report opens with, in words: the best image, one in the middle, the worst; fewer of few."""
+    if not scores or "psnr" not in scores[0].metrics:
+        return [("the first", score) for score in scores[:1]]
+    ordered = worst_first(scores)
+    chosen = {"best": ordered[-1], "median": ordered[(len(ordered) - 1) // 2], "worst": ordered[0]}
+    if len(ordered) < 3:
+        chosen.pop("median")
+    return [("the only one", ordered[0])] if len(ordered) == 1 else list(chosen.items())
+
+
 def summarise(scores: Sequence[Score], collapse_db: float = COLLAPSE_DB) -> dict[str, float]:
     """Number of images, the mode collapse rate, and means over images; no rate without sharp pictures."""
     names = scores[0].metrics if scores else ()

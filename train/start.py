@@ -105,7 +105,7 @@ def split_images(store: MaskStore, share: float, seed: int) -> tuple[list[str], 
     if not (fit := set(large_enough(store, keys))):
         raise StoreError(f"{store.path}: no image has the {SMALLEST} pixels that validation needs")
     order = np.random.default_rng(seed).permutation(len(keys))
-    n_val = min(len(keys) - 1, max(1, round(share * len(keys))))
+    n_val = min(len(keys) - 1, max(1, len(fit) - 1), max(1, round(share * len(keys))))
     chosen = [i for i in order if keys[i] in fit][:n_val]
     held_out = set(chosen)
     return [key for i, key in enumerate(keys) if i not in held_out], [keys[i] for i in sorted(chosen)]

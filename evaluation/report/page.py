@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import jinja2
 from PIL import Image
@@ -64,6 +65,25 @@ class ShownSet:
     images: Sequence[ShownImage]
 
 
+@dataclass(frozen=True)
+class Example:
+    """An image at the top of the page.
+
+    Attributes:
+        title: which one it is.
+        words: its numbers.
+        strip: JPEG bytes, its pictures beside each other.
+        labels: what they are.
+        place: of the image in the page: number of its set, key.
+    """
+
+    title: str
+    words: str
+    strip: bytes
+    labels: Sequence[str]
+    place: tuple[int, str]
+
+
 def render_page(
     folder: Path,
     title: str,
@@ -72,14 +92,20 @@ def render_page(
     figures: Mapping[str, bytes],
     networks: Sequence[str],
     sets: Sequence[ShownSet],
+    lead: str = "",
+    beware: Sequence[str] = (),
+    examples: Sequence[Example] = (),
 ) -> str:
     """The page as HTML.
 
     Args:
         folder: where the page will be.
-        facts: lines under the title.
+        facts: lines about how the numbers were made.
+        tables: the first is shown, the others are folded.
         figures: caption -> PNG bytes.
         networks: what they are called, each in another way.
+        lead: what was evaluated, in a line.
+        beware: what the reader should know first.
     """
     web = files("samdeblur.evaluation.report").joinpath("web")
     scripts = [
@@ -88,10 +114,14 @@ def render_page(
     ]
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
+    environment.filters["route"] = lambda place: f"#{place[0]}/{quote(_text(place[1]), safe='')}"
     environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
     return environment.from_string(web.joinpath("report.html.j2").read_text(encoding="utf-8")).render(
         title=title,
         facts=list(facts),
+        lead=lead,
+        beware=list(beware),
+        examples=examples,
         tables=tables,
         figures=figures,
         style=web.joinpath("report.css").read_text(encoding="utf-8"),

@@ -3,6 +3,8 @@
 Below the folder of the report:
 
     thumbnails/SET/KEY.jpg                      the result, small
+    thumbnails/SET/KEY.strip.jpg                blurred, result and sharp, beside each other, of the best, the worst and
+                                                one in the middle; while an evaluation runs, of all
     pictures/SET/KEY.{blurred,result,sharp}.png as they are, pixel for pixel
     pictures/SET/KEY.masks.js                   keepMasks({...}), the masks and their records
 
@@ -16,7 +18,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -32,6 +34,7 @@ from samdeblur.storage.sharing.view import masks_by_atom, rounded_rows
 
 THUMBNAIL_SIDE = 160  # pixels
 THUMBNAIL_QUALITY = 72
+STRIP_SIDE, STRIP_QUALITY = 384, 82  # of each picture of a strip
 FILES = {"blurred": ".blurred.png", "result": ".result.png", "sharp": ".sharp.png", "masks": ".masks.js"}
 
 Picture = NDArray[np.uint8]
@@ -51,6 +54,19 @@ def read_thumbnail(folder: Path, name: str, key: str) -> bytes | None:
     """The bytes of the JPEG; None where there is none."""
     try:
         return thumbnail_path(folder, name, key).read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+def keep_strip(folder: Path, name: str, key: str, *pictures: Picture | None) -> None:
+    """Keep pictures of one image, (H, W, 3) uint8, beside each other in one small JPEG; None leaves one out."""
+    write_durably(strip_path(folder, name, key), encode_strip([one for one in pictures if one is not None]))
+
+
+def read_strip(folder: Path, name: str, key: str) -> bytes | None:
+    """The bytes of the JPEG; None where there is none."""
+    try:
+        return strip_path(folder, name, key).read_bytes()
     except FileNotFoundError:
         return None
 
@@ -94,10 +110,13 @@ def kept_pictures(folder: Path, name: str, key: str) -> dict[str, Path]:
     return found if {"blurred", "result"} <= found.keys() else {}
 
 
-def forget_pictures(folder: Path, name: str, pictures: Collection[str], thumbnails: Collection[str]) -> None:
+def forget_pictures(
+    folder: Path, name: str, pictures: Collection[str], thumbnails: Collection[str], strips: Collection[str] = ()
+) -> None:
     """Remove what an earlier evaluation of a set left of other images than these, by key."""
     wanted = {picture_path(folder, name, key, kind) for key in pictures for kind in FILES}
     wanted |= {thumbnail_path(folder, name, key) for key in thumbnails}
+    wanted |= {strip_path(folder, name, key) for key in strips}
     for place in (_pictures_folder(folder, name), thumbnail_path(folder, name, "").parent):
         for path in place.glob("*"):
             if path not in wanted:
@@ -137,6 +156,10 @@ def thumbnail_path(folder: Path, name: str, key: str) -> Path:
     return folder / "thumbnails" / file_stem(name) / f"{file_stem(key)}.jpg"
 
 
+def strip_path(folder: Path, name: str, key: str) -> Path:
+    return thumbnail_path(folder, name, key).with_suffix(".strip.jpg")
+
+
 def _pictures_folder(folder: Path, name: str) -> Path:
     return folder / "pictures" / file_stem(name)
 
@@ -146,6 +169,17 @@ def encode_thumbnail(picture: Picture) -> bytes:
     image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=THUMBNAIL_QUALITY, optimize=True)
+    return buffer.getvalue()
+
+
+def encode_strip(pictures: Sequence[Picture]) -> bytes:
+    """Pictures of one size as one JPEG, from left to right, each at most STRIP_SIDE pixels a side."""
+    height, width = pictures[0].shape[:2]
+    scale = min(1.0, STRIP_SIDE / max(height, width))
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    small = [cv2.resize(one, size, interpolation=cv2.INTER_AREA) for one in pictures]
+    buffer = io.BytesIO()
+    Image.fromarray(np.hstack(small)).save(buffer, "JPEG", quality=STRIP_QUALITY, optimize=True)
     return buffer.getvalue()
 
 

@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from samdeblur.evaluation.report.page import ShownImage, ShownResult, ShownSet, render_page
-from samdeblur.evaluation.report.pictures import borrow_picture, kept_pictures, picture_path, read_thumbnail
-from samdeblur.evaluation.results import Conventions, Results, SetResult
-from samdeblur.evaluation.tables.arrangement import distinct_labels
+from samdeblur.evaluation.report.page import Example, ShownImage, ShownResult, ShownSet, render_page
+from samdeblur.evaluation.report.pictures import (
+    borrow_picture,
+    kept_pictures,
+    picture_path,
+    read_strip,
+    read_thumbnail,
+)
+from samdeblur.evaluation.results import Conventions, Results, SetResult, examples
+from samdeblur.evaluation.tables.arrangement import distinct_labels, images_in_words
+from samdeblur.evaluation.tables.caveats import caveats
 from samdeblur.evaluation.tables.cells import Table
 from samdeblur.evaluation.tables.text import run_table
 from samdeblur.storage.files import write_durably
 
 REPORT = "report.html"
+LABELS = ("blurred", "result", "sharp")
 
 
-def write_report(folder: Path, results: Results) -> Path:
-    """Write report.html into the folder with the thumbnails and pictures of an evaluation."""
+def write_report(folder: Path, results: Results, figures: Mapping[str, bytes] | None = None) -> Path:
+    """Write report.html into the folder with the thumbnails and pictures of an evaluation.
+
+    Args:
+        figures: caption -> PNG bytes, such as the curves of the training.
+    """
     sets = []
     for result in results.sets:
         images = []
@@ -27,12 +40,56 @@ def write_report(folder: Path, results: Results) -> Path:
             shown = ShownResult(score, thumbnail, kept.pop("result", None))
             images.append(ShownImage(score.key, [shown], kept))
         sets.append(ShownSet(result.name, [0], [result.collapse_db], _notes(result), images))
-    facts = [f"weights {results.weights}", f"SHA-256 {results.sha256}", _meaning(results.conventions)]
+    step = [f"of {results.trained}"] if results.trained else []
+    facts = [
+        f"weights {' '.join([results.weights, *step])}",
+        f"SHA-256 {results.sha256}",
+        _meaning(results.conventions),
+    ]
     if results.environment:
         facts.append(", ".join(f"{name} {value}" for name, value in results.environment.items()))
-    title = f"{results.method}: deblurring results"
-    html = render_page(folder, title, facts, [run_table(results)], {}, [results.method], sets)
+    html = render_page(
+        folder,
+        f"{results.method}: deblurring results",
+        facts,
+        [run_table(results)],
+        figures or {},
+        [results.method],
+        sets,
+        _lead(results),
+        caveats(results),
+        [example for number, result in enumerate(results.sets) for example in _examples(folder, number, result)],
+    )
     return _write(folder, html)
+
+
+def _lead(results: Results) -> str:
+    """What was evaluated, in a line."""
+    weights = f", weights of {results.trained}" if results.trained else ""
+    sets = "; ".join(map(_in_short, results.sets))
+    return f"{results.method}{weights}, on {sets}"
+
+
+def _in_short(result: SetResult) -> str:
+    found = result.summary
+    words = f"{result.name}: {images_in_words(len(result.scores))}"
+    if "psnr" not in found:
+        return words
+    return f"{words}, {found['psnr_blurred']:.2f} \u2192 {found['psnr']:.2f} dB, MCR {100 * found['mcr']:.2f}%"
+
+
+def _examples(folder: Path, number: int, result: SetResult) -> list[Example]:
+    """The best, a middling and the worst image of a set, those of which there are pictures."""
+    found = []
+    for title, score in examples(result.scores):
+        strip = read_strip(folder, result.name, score.key)
+        if strip is None:
+            continue
+        scored = "psnr" in score.metrics
+        before, after = score.metrics.get("psnr_blurred", 0.0), score.metrics.get("psnr", 0.0)
+        words = f"{before:.2f} \u2192 {after:.2f} dB ({score.gain:+.2f})" if scored else score.key
+        found.append(Example(title, words, strip, LABELS if scored else LABELS[:2], (number, score.key)))
+    return found
 
 
 def write_comparison(
@@ -55,7 +112,27 @@ def write_comparison(
         found = {n: result for n, run in enumerate(runs) for result in run.sets if result.name == name}
         sets.append(_compared_set(folder, name, found, run_folders, networks))
     facts = list(dict.fromkeys(_meaning(run.conventions) for run in runs))
-    return _write(folder, render_page(folder, "Deblurring results", facts, tables, figures, networks, sets))
+    facts += [
+        f"{name}: {run.weights}" + (f", {run.trained}" if run.trained else "")
+        for name, run in zip(networks, runs, strict=True)
+    ]
+    several = len(runs) > 1
+    beware = [
+        f"{name}: {line}" if several else line
+        for name, run in zip(networks, runs, strict=True)
+        for line in caveats(run)
+    ]
+    names = list(dict.fromkeys(result.name for run in runs for result in run.sets))
+    lead = f"{', '.join(networks)}, on {', '.join(names)}"
+    strips = [
+        replace(example, title=f"{network}, {example.title}" if several else example.title)
+        for network, run, place in zip(networks, runs, run_folders, strict=True)
+        for result in run.sets
+        for example in _examples(place, names.index(result.name), result)
+        if not several or example.title in ("worst", "the only one")
+    ]
+    html = render_page(folder, "Deblurring results", facts, tables, figures, networks, sets, lead, beware, strips)
+    return _write(folder, html)
 
 
 def _compared_set(

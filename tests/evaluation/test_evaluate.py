@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from samdeblur.evaluation.evaluate import Evaluation, evaluate, restored_path, worst_first
+from samdeblur.evaluation.evaluate import Evaluation, evaluate, restored_path
 from samdeblur.evaluation.metrics import psnr_ssim as metrics
 from samdeblur.evaluation.metrics.alignment import aligned_scores
 from samdeblur.evaluation.metrics.perceptual import PerceptualMetric, PerceptualMetrics
 from samdeblur.evaluation.ranks import Ranks
 from samdeblur.evaluation.report.pictures import kept_pictures, read_thumbnail
-from samdeblur.evaluation.results import Conventions, Inference, SetResult
+from samdeblur.evaluation.results import Conventions, Inference, SetResult, worst_first
 from samdeblur.evaluation.sets import LooseSet, Sample, StoreSet, UnusableImage
 from samdeblur.models import CATPrior, MAPUnit, NAFNet, NotFinite, deblur, with_prior
 from samdeblur.storage import AtomMap, StoreError

@@ -5,6 +5,9 @@ const FILL = 0.55;  // as in storage/paint.py
 
 const maskFiles = new Map();  // address -> promise of masks, or of null
 const handed = new Map();
+// What the columns of a record are called; a guess at the IoU may be above 1.
+const FIELDS = {area: "area, pixels", bbox: "box x, y, w, h", predicted_iou: "IoU, as guessed", stability_score: "stability",
+  point: "point x, y", crop_box: "crop x, y, w, h"};
 let masks = null;  // of the image that is shown
 let active = null;  // {choices, turn}: masks on a pixel, and which of them is shown alone
 
@@ -84,7 +87,7 @@ function showMask(next, x = 0, y = 0) {
   const fields = recordFields(masks.columns, masks.records[mask]);
   if (!fields.some(([name]) => name === "area")) fields.unshift(["area", [masks.areas[mask]]]);
   for (const [name, values] of fields) {
-    list.append(element("dt", {textContent: name}), element("dd", {textContent: values.join(", ")}));
+    list.append(element("dt", {textContent: FIELDS[name] ?? name}), element("dd", {textContent: values.join(", ")}));
   }
   box.replaceChildren(element("strong", {textContent: `mask ${mask}`}), list, element("small", {textContent: words}));
   placeNear(box, x, y);
@@ -122,8 +125,28 @@ function stepMask(step) {
   const canvas = overlays().find(isShown);
   const count = masks.bySize.length, now = masks.bySize.indexOf(active?.choices[active.turn]);
   const turn = now < 0 ? (step > 0 ? 0 : count - 1) : (now + step + count) % count;
-  const box = canvas.closest(".stage").getBoundingClientRect();
-  showMask({choices: masks.bySize, turn, words: `${turn + 1} of ${count} masks, by area`}, box.left, box.top);
+  const box = canvas.closest(".stage").getBoundingClientRect(), [x, y] = centreOf(masks.bySize[turn]);
+  setZoom(zoom.scale, 0.5 - x * zoom.scale, 0.5 - y * zoom.scale);
+  showMask({choices: masks.bySize, turn, stepped: true, words: `${turn + 1} of ${count} masks, by area`}, box.left, box.top);
+}
+
+// The middle of the box around a mask, 0..1.
+function centreOf(mask) {
+  const {width, height, labels, atoms} = masks, inside = atoms.map(of => of.includes(mask));
+  let [left, top, right, bottom] = [width, height, 0, 0];
+  for (let i = 0; i < labels.length; i++) {
+    if (!inside[labels[i]]) continue;
+    const x = i % width, y = Math.floor(i / width);
+    [left, top, right, bottom] = [Math.min(left, x), Math.min(top, y), Math.max(right, x + 1), Math.max(bottom, y + 1)];
+  }
+  return [(left + right) / 2 / width, (top + bottom) / 2 / height];
+}
+
+// What to keep in place when the zoom changes by a key or a button: the mask that was chosen, else the middle.
+function middle() {
+  if (!active?.stepped) return [0.5, 0.5];
+  const [x, y] = centreOf(active.choices[active.turn]);
+  return [zoom.x + x * zoom.scale, zoom.y + y * zoom.scale];
 }
 
 function turnMasks() {

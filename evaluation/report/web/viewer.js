@@ -246,8 +246,8 @@ function startViewer() {
   byId("border").oninput = event => setBorder(Number(event.target.value));
   byId("left").onchange = event => { way.left = event.target.value; arrange(); };
   byId("right").onchange = event => { way.right = event.target.value; arrange(); };
-  byId("in").onclick = () => zoomBy(1.5);
-  byId("out").onclick = () => zoomBy(1 / 1.5);
+  byId("in").onclick = () => zoomBy(1.5, ...middle());
+  byId("out").onclick = () => zoomBy(1 / 1.5, ...middle());
   byId("fit").onclick = () => setZoom(1, 0, 0);
   window.addEventListener("resize", layOut);
 }

@@ -16,9 +16,9 @@ import pytest
 from browser import PROGRAM, Browser
 from PIL import Image
 
-from samdeblur.evaluation.report.pictures import keep_pictures, keep_thumbnail
+from samdeblur.evaluation.report.pictures import keep_pictures, keep_strip, keep_thumbnail
 from samdeblur.evaluation.report.write import write_comparison, write_report
-from samdeblur.evaluation.results import Conventions, Inference, Results, Score, SetResult
+from samdeblur.evaluation.results import Conventions, Inference, Results, Score, SetResult, Trained, examples
 from samdeblur.evaluation.tables.cells import Table
 from samdeblur.storage import AtomMap
 
@@ -530,7 +530,7 @@ def test_the_record_of_the_mask_under_the_cursor_is_shown(show, report):
     assert visible(window, "#record")
     shown = window.run("document.getElementById('record').innerText").split("\n")
     assert shown[0] == "mask 1"
-    assert shown[1:7] == ["area", "600", "predicted_iou", "0.25", "bbox", "10, 15"]
+    assert shown[1:7] == ["area, pixels", "600", "IoU, as guessed", "0.25", "box x, y, w, h", "10, 15"]
     assert shown[-1].startswith("1 of 2 masks")
     window.click(*window.place(stage, 0.25, 0.5))
     assert text(window, "#record").startswith("mask 0")
@@ -565,6 +565,76 @@ def test_masks_are_switched_and_stepped_with_keys(show, report):
     assert text(window, "#record").startswith("mask 1")
     window.press(",", ",")
     assert text(window, "#record").startswith("mask 1")  # and round again
+
+
+@in_browser
+def test_a_mask_that_was_chosen_stays_in_view_when_the_picture_is_enlarged(show, report):
+    """It would be the one bright spot of a picture in shade, and out of sight."""
+    window = open_viewer(show, report)
+    style = "document.getElementById('stages').style.getPropertyValue"
+    place = f"[['x', 0.25], ['y', 0.5]].map(([of, at]) => +{style}(`--${{of}}`) + at * {style}('--scale'))"
+    window.press(".", ".")  # the smaller, around (0.25, 0.5) of the picture
+    for _ in range(3):
+        window.press("+")
+        x, y = window.run(place)
+        assert 0 < x < 1, x
+        assert 0 < y < 1, y
+    window.press(",", ".")  # back to the larger, and to this one: it comes into the middle again
+    x, y = window.run(place)
+    assert abs(x - 0.5) < 0.35, x
+    assert abs(y - 0.5) < 0.01, y
+
+
+@in_browser
+def test_the_page_opens_with_pictures_of_the_best_the_middle_and_the_worst(show, tmp_path):
+    made = fill_with_strips(tmp_path)
+    window = show(write_report(tmp_path, made))
+    window.show(390, 844)
+    found = window.run("[...document.querySelectorAll('.example')].map(one => [one.title, one.innerText])")
+    assert [title for title, _ in found] == ["perfect/1", "flagged/9", "spoiled/1"]
+    assert [words.split("\n")[-1].split()[0] for _, words in found] == ["best", "median", "worst"]
+    tops = window.run("['.example', 'table', '#charts'].map(one => document.querySelector(one).offsetTop)")
+    assert tops == sorted(tops)
+    assert window.run("document.documentElement.scrollWidth <= innerWidth")
+    for number, colour in enumerate(("255, 0, 0", "0, 128, 0", "0, 0, 255")):
+        style = f"getComputedStyle(document.querySelectorAll('.example')[0].querySelectorAll('.part')[{number}])"
+        assert window.run(f"{style}.backgroundPositionX") == f"{50 * number}%", colour
+    window.run("document.querySelector('.example').click()")
+    window.until("document.getElementById('key').textContent === 'perfect/1'")
+    assert not window.problems
+
+
+def fill_with_strips(folder):
+    made = results()
+    (found,) = made.sets
+    for _, score in examples(found.scores):
+        keep_strip(folder, found.name, score.key, plain(RED), plain(GREEN), plain(BLUE))
+    return made
+
+
+def test_what_to_beware_of_stands_before_the_numbers(tmp_path):
+    made = results(segmenter="superpixels 1", left_out={"gone": "<b>quarantined</b>"}, unready=1)
+    made = replace(made, trained=Trained(4, 10, 6, "sam 2"))
+    html = Page(write_report(tmp_path, made)).html
+    for words in (
+        "The weights are of step 4 of 10, which is not finished: it stands at step 6.",
+        "9 images, too few for means to say much.",
+        "masks of superpixels 1, where training saw those of sam 2",
+        "1 image left out: gone (&lt;b&gt;quarantined&lt;/b&gt;).",
+    ):
+        assert 0 < html.find(words) < html.index("<table>"), words
+    assert 'class="beware"' not in Page(write_report(tmp_path, results(scores=SCORES * 2))).html
+
+
+def test_intervals_of_a_comparison_are_folded(tmp_path):
+    tables = [Table("Scores", ["a"], [["1"]]), Table("With intervals", ["b"], [["2"]])]
+    html = write_comparison(tmp_path / "t", [results()], [tmp_path], {"training": b"PNG"}, tables).read_text()
+    assert (
+        html.index("<h2>Scores</h2>")
+        < html.index("<details><summary>Intervals")
+        < html.index("<h2>With intervals</h2>")
+    )
+    assert html.index("<summary>Training</summary>") < html.index("data:image/png")
 
 
 @in_browser
