@@ -35,11 +35,12 @@ from samdeblur.evaluation.results import Conventions, Inference, Score, SetResul
 from samdeblur.evaluation.sets import ImageSet, Masks, Sample, UnusableImage
 from samdeblur.models import Deblurrer, deblur
 from samdeblur.models.inference.tiles import OVERLAP
-from samdeblur.storage import MaskStore
+from samdeblur.storage import AtomMap, MaskStore
 from samdeblur.storage.files import file_stamp, file_stem, write_durably
 from samdeblur.storage.format.layout import pixel_digest
 
 Item = TypeVar("Item")
+Found = TypeVar("Found")
 Picture = NDArray[np.uint8]
 CPU = torch.device("cpu")
 
@@ -281,13 +282,21 @@ def score_images(
 ) -> Iterator[tuple[Score, Picture]]:
     """Deblur images of a store with its masks; yields the score and the result, (H, W, 3) uint8.
 
-    `tile` and `overlap` as in `deblur`.
+    Scores are computed on the device of the network; the next image is read meanwhile. `tile` and `overlap` as in
+    `deblur`.
     """
-    for key in keys:
+    device = next(network.parameters()).device
+
+    def read(key: str) -> tuple[Sample, AtomMap | None]:
         sample = Sample(store.image("blurred", key), store.image("sharp", key))
-        atoms = store.atoms(key) if network.prior is not None else None
+        return sample, store.atoms(key) if network.prior is not None else None
+
+    for key, found in _read_ahead(read, keys):
+        if isinstance(found, UnusableImage):
+            raise found
+        sample, atoms = found
         result = deblur(network, sample.blurred, atoms, tile, overlap)
-        yield measure(key, sample, Restored(result)), result
+        yield measure(key, sample, Restored(result), device=device), result
 
 
 def measure(
@@ -340,17 +349,17 @@ def write_png(path: Path, picture: Picture) -> None:
     write_durably(path, data.tobytes())
 
 
-def _read_ahead(read_one: Callable[[str], _Read], keys: Sequence[str]) -> Iterator[tuple[str, _Read | UnusableImage]]:
+def _read_ahead(read_one: Callable[[str], Found], keys: Sequence[str]) -> Iterator[tuple[str, Found | UnusableImage]]:
     """The pictures of each key, or why there are none; the next are read meanwhile."""
 
-    def read(key: str) -> _Read | UnusableImage:
+    def read(key: str) -> Found | UnusableImage:
         try:
             return read_one(key)
         except UnusableImage as error:
             return error
 
     with ThreadPoolExecutor(1, "read") as pool:
-        ahead: Future[_Read | UnusableImage] | None = pool.submit(read, keys[0]) if keys else None
+        ahead: Future[Found | UnusableImage] | None = pool.submit(read, keys[0]) if keys else None
         for position, key in enumerate(keys):
             assert ahead is not None
             now = ahead
