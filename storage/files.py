@@ -6,6 +6,8 @@ import asyncio
 import codecs
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
@@ -26,15 +28,30 @@ def fsync_path(path: Path) -> None:
 
 
 def write_durably(path: Path, data: bytes | memoryview) -> None:
-    """Write to `<path>.partial`, flush, rename, flush the folder. A kill leaves the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + PARTIAL)
-    with open(partial, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-    fsync_path(path.parent)
+    """Write to `<path>.partial`, flush, rename, flush the folder. A kill leaves the old file or the new one.
+
+    Raises OSError, with the path in it.
+    """
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(path.name + PARTIAL)
+        with open(partial, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+        fsync_path(path.parent)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An OSError of a write, as on a full disk, has no file name: it gets this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(path)
+        raise
 
 
 def sha256_file(path: Path) -> bytes:

@@ -97,8 +97,8 @@ def _differ(known: Any, now: Any) -> bool:
 def write_facts(folder: Path, config: TrainConfig, facts: Mapping[str, Any]) -> None:
     """Say in the folder what is run."""
     folders.claim(folder, folders.RUN)
-    _write(folder / RUN, (json.dumps(facts, indent=1, allow_nan=False) + "\n").encode())
-    _write(folder / CONFIG, config.to_yaml().encode())
+    write_durably(folder / RUN, (json.dumps(facts, indent=1, allow_nan=False) + "\n").encode())
+    write_durably(folder / CONFIG, config.to_yaml().encode())
 
 
 def save_state(folder: Path, state: dict[str, Any], network: Deblurrer, keep: bool) -> None:
@@ -120,18 +120,9 @@ def save_state(folder: Path, state: dict[str, Any], network: Deblurrer, keep: bo
     names = {LAST_WEIGHTS: True, INITIAL_WEIGHTS: step == 0, BEST_WEIGHTS: best_step(history) == step}
     for name, wanted in (names | {f"step-{step}.safetensors": keep}).items():
         if wanted:
-            _write(folder / name, weights)
+            write_durably(folder / name, weights)
     write_log(folder, history)
-    _write(folder / STATE, buffer.getbuffer())
-
-
-def _write(path: Path, data: bytes | memoryview) -> None:
-    """`write_durably`, with the name in its error: a full disk does not say which file."""
-    try:
-        write_durably(path, data)
-    except OSError as error:
-        error.filename = error.filename or str(path)
-        raise
+    write_durably(folder / STATE, buffer.getbuffer())
 
 
 def best_step(history: list[Row]) -> float | None:
@@ -146,8 +137,8 @@ def write_log(folder: Path, history: list[Row]) -> None:
     writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(_cells(row) for row in history)
-    _write(folder / LOG, text.getvalue().encode())
-    _write(folder / CURVES, draw_curves(history))
+    write_durably(folder / LOG, text.getvalue().encode())
+    write_durably(folder / CURVES, draw_curves(history))
 
 
 def add_to_log(folder: Path, row: Row) -> None:

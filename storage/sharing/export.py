@@ -10,14 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import h5py
-import numpy as np
 import zarr
 from zarr.storage import MemoryStore
 
-from samdeblur.storage.files import PARTIAL, fsync_path, sha256_file, write_durably
+from samdeblur.storage.files import PARTIAL, fsync_path, naming, sha256_file, write_durably
 from samdeblur.storage.format.layout import (
     DONE,
     PENDING,
@@ -26,11 +24,10 @@ from samdeblur.storage.format.layout import (
     create_array,
     write_all_chunks,
 )
+from samdeblur.storage.sharing.hdf5 import SHARD_DIGEST, Codec, check_codec, write_apart
 from samdeblur.storage.sharing.verify import verify_store
 from samdeblur.storage.store import MaskStore, StoreDamaged, open_store
 
-Codec = Literal["gzip", "zstd"]
-SHARD_DIGEST = "index/shard_digest"
 LONG_AGO = (1980, 1, 1, 0, 0, 0)  # the time of every entry, so that equal stores give equal bytes
 
 
@@ -77,41 +74,12 @@ def export_hdf5(
 
     Raises:
         StoreError: as `export_zip`, or zstd without hdf5plugin.
+        OSError: the disk does not take it.
     """
     source, header = _source(store, images)
-    filters = _filters(codec)
-    with _whole(target) as partial, h5py.File(partial, "w", libver="v110", track_order=False) as file:
-        file.attrs["attributes"] = json.dumps(header.attributes() | {"seal": header.seal}, sort_keys=True)
-        file.attrs["block_size"] = header.block_size
-        file.attrs["readme"] = note(source, header, target.name, licence)
-        for name, spec in (header.index_arrays() | header.data_arrays()).items():
-            array = file.create_dataset(
-                name, spec.shape, spec.dtype, chunks=spec.chunks, fletcher32=True, track_times=False, **filters
-            )
-            array.attrs.update(spec.attributes or {})
-            if name.startswith("index/") and name != SHARD_DIGEST:  # an HDF5 file has no shards
-                array[...] = source.reader.read(name, spec, ...)
-        for position in np.flatnonzero(source.states == DONE):
-            _copy_image(source, header, int(position), file)
-
-
-def _copy_image(source: MaskStore, header: Header, position: int, file: h5py.File) -> None:
-    n_masks, _, n_pairs = (int(count) for count in source.counts[position])
-    height, width = (int(side) for side in source.shapes[position])
-    used = {"pairs": (slice(0, n_pairs),), "records": (slice(0, n_masks),)}
-    for name, spec in header.data_arrays().items():
-        where = (position, *used.get(name, (slice(0, height), slice(0, width))))
-        file[name][where] = source.reader.read(name, spec, where)
-
-
-def _filters(codec: Codec) -> dict[str, Any]:
-    if codec == "gzip":
-        return {"compression": "gzip", "compression_opts": 6, "shuffle": True}
-    try:
-        import hdf5plugin
-    except ImportError as error:
-        raise StoreError("HDF5 with zstd needs hdf5plugin: pip install hdf5plugin") from error
-    return dict(hdf5plugin.Zstd(clevel=9))
+    check_codec(codec)
+    with _whole(target) as partial:
+        write_apart(partial, store, images, codec, note(source, header, target.name, licence), target)
 
 
 def _source(store: Path, images: bool) -> tuple[MaskStore, Header]:
@@ -168,14 +136,14 @@ def _whole(target: Path) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(target.name + PARTIAL)
     try:
-        yield partial
-        with open(partial, "rb") as file:
-            os.fsync(file.fileno())
+        with naming(target):
+            yield partial
+            with open(partial, "rb") as file:
+                os.fsync(file.fileno())
+        checksum = f"{sha256_file(partial).hex()}  {target.name}\n".encode()
+        write_durably(target.with_name(target.name + ".sha256"), checksum)  # first: what is there has one
         os.replace(partial, target)
         fsync_path(target.parent)
-        write_durably(
-            target.with_name(target.name + ".sha256"), f"{sha256_file(target).hex()}  {target.name}\n".encode()
-        )
     finally:
         partial.unlink(missing_ok=True)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from zarr.core.buffer import Buffer
 from zarr.storage import LocalStore
 
-from samdeblur.storage.files import fsync_path
+from samdeblur.storage.files import fsync_path, naming
 
 PREFIX = "owner-"
 
@@ -53,7 +53,7 @@ class Fence:
     def write(self, path: Path, data: bytes | bytearray | memoryview) -> None:
         """Make a file, or replace it, durably. Raises StoreBusy; then the file is as it was."""
         made = self._new / uuid.uuid4().hex
-        with self._owned():
+        with self._owned(), naming(path):
             with open(made, "wb") as file:
                 file.write(data)
                 file.flush()

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from samdeblur.models import load_network
+from samdeblur.storage import files
 from samdeblur.train import Diverged, loop, state, train
 from samdeblur.train.loop import MEMORY, WORSE, _Watch
 from samdeblur.train.losses import charbonnier_loss, in_decibels, l1_loss, psnr_loss
@@ -44,7 +45,8 @@ def test_a_full_disk_leaves_the_state_before_and_names_the_file(
     def full(path, data):
         if path.name == name and (tmp_path / "state.pt").exists():
             path.with_name(f"{name}.partial").write_bytes(bytes(data)[:100])
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # of a write: it has no name
+            with files.naming(path):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # of a write: it has no name
         durably(path, data)
 
     with monkeypatch.context() as patch:

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
+import subprocess
+import sys
 import zipfile
 
 import h5py
@@ -10,6 +14,7 @@ import pytest
 import zarr
 
 from samdeblur.storage import ImageNotReady, StoreDamaged, StoreError, open_store
+from samdeblur.storage.sharing import export, hdf5
 from samdeblur.storage.sharing.export import export_hdf5, export_zip
 from samdeblur.storage.sharing.verify import verify_store
 
@@ -98,9 +103,9 @@ def test_plain_h5py_reads_the_masks(whole_store, tmp_path):
 
 
 def test_an_unfinished_store_is_not_shared(finished_store, tmp_path):
-    for kind, export in EXPORTS.items():
+    for kind, write in EXPORTS.items():
         with pytest.raises(StoreError, match="pending"):
-            export(finished_store.path, tmp_path / f"toy.{kind}")
+            write(finished_store.path, tmp_path / f"toy.{kind}")
         assert list(tmp_path.iterdir()) == []
 
 
@@ -146,3 +151,53 @@ def test_compressed_and_repeated_entries_are_refused(whole_store, tmp_path):
             archive.writestr("zarr.json", b"{}")
     with pytest.raises(StoreError, match="one name"):
         open_store(tmp_path / "twice.zip")
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+from samdeblur.storage.sharing import export, hdf5
+from samdeblur.storage.sharing.export import export_hdf5, export_zip
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]),) * 2)
+try:
+    (export_zip if sys.argv[2].endswith(".zip") else export_hdf5)(Path(sys.argv[1]), Path(sys.argv[2]), images=True)
+except OSError as error:
+    print(error.errno, error.filename)
+"""
+
+
+@pytest.mark.parametrize("room", [0, 2_000, 8_000, 20_000])
+@pytest.mark.parametrize("suffix", [".h5", ".zip"])
+def test_a_disk_that_does_not_take_a_share_is_an_error_with_its_name_and_nothing_is_left(
+    whole_store, tmp_path, suffix, room
+):
+    target = tmp_path / f"share{suffix}"
+    whole = tmp_path / "whole" / target.name
+    (export_zip if suffix == ".zip" else export_hdf5)(whole_store.path, whole, images=True)
+    assert whole.stat().st_size > 20_000
+    command = [sys.executable, "-c", FULL, whole_store.path, target, room]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [str(errno.EFBIG), str(target)]
+    assert [path.name for path in tmp_path.iterdir()] == ["whole"]
+
+
+def test_a_library_that_ends_its_process_ends_the_export_alone(whole_store, tmp_path, monkeypatch):
+    monkeypatch.setattr(hdf5, "START", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
+    with pytest.raises(StoreError, match="signal 11"):
+        export_hdf5(whole_store.path, tmp_path / "share.h5")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_share_whose_checksum_could_not_be_written_is_not_there(whole_store, tmp_path, monkeypatch):
+    def full(path, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(export, "write_durably", full)
+        with pytest.raises(OSError, match="No space left"):
+            export_zip(whole_store.path, tmp_path / "share.zip")
+    assert list(tmp_path.iterdir()) == []
+    export_zip(whole_store.path, tmp_path / "share.zip")
+    assert len(list(tmp_path.iterdir())) == 2
