@@ -27,5 +27,5 @@ done
 
 say "3/3 The report"
 run samdeblur-eval table "${methods[@]/#/$out/results/}" --curves "$out/runs/none" --curves "$out/runs/map-dropout" \
-    --out "$out"
-printf '\nDone in %s s. Open %s/report.html in a browser.\n' "$((SECONDS - start))" "$out"
+    --out "$out/comparison"
+printf '\nDone in %s s. Open %s/comparison/report.html in a browser.\n' "$((SECONDS - start))" "$out"

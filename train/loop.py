@@ -30,7 +30,7 @@ from samdeblur.train.schedules import learning_rate
 from samdeblur.train.start import Validation, build_network, choose_images, resolved, run_facts
 from samdeblur.train.state import Row, add_to_log, read_run, save_state, write_facts, write_log
 from samdeblur.train.stopping import Stopped, StopRequest
-from samdeblur.train.trackers.tensorboard import Board
+from samdeblur.train.trackers.tensorboard import Board, summary_writer
 
 WORSE = 10.0  # dB by which the loss may rise above its best before a run counts as lost
 WILD = 30.0  # the same for a single batch
@@ -83,6 +83,8 @@ def train(
         alone = stack.enter_context(_alone(folder, ranks))
         run = _Run(config, network, val, folder, ranks, request, progress, alone)
         state = read_run(folder, config, facts)
+        if config.tensorboard:
+            summary_writer()  # which may not be installed
         if ranks.first:
             write_facts(folder, config, facts)
         run.restore(state)

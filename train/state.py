@@ -199,8 +199,8 @@ def run_weights(folder: Path, which: str | None = None) -> Path:
     there = sorted(path.stem for path in folder.glob("*.safetensors"))
     if not there:
         what = folders.kind_of(folder)
-        advice = f"it is {folders.WORDS[what]}; swapped?" if what not in (None, folders.RUN) else ""
-        raise CheckpointError(f"{folder}: no {names[0]}; {advice or 'is this the folder of a training run?'}")
+        other = f" It holds {folders.WORDS[what]}; swapped?" if what not in (None, folders.RUN) else ""
+        raise CheckpointError(f"{folder}: no {names[0]}; is this the folder of a training run?{other}")
     why = ", for nothing was validated after step 0" if which == "best" else ""
     raise CheckpointError(f"{folder}: no {names[0]}{why}; there are {', '.join(there)}")
 

@@ -21,6 +21,7 @@ import click
 
 METHODS = ("none", "cat", "map", "map-dropout")
 TEST_SPLITS = {"gopro": "test", "realblur-j": "test", "reds": "val", "reloblur": "test"}  # by layout
+TABLE = "comparison"  # folder of the table
 HELD_OUT = 0.01  # of GoPro's training images, for the curves; the weights that are evaluated are the last ones
 
 Runner = Callable[[str, Sequence[str]], int]
@@ -84,7 +85,7 @@ class Plan:
                     *self.evaluate,
                 ],
             )
-        yield ("eval", ["table", *map(self._results, METHODS), "--out", str(self.out)])
+        yield ("eval", ["table", *map(self._results, METHODS), "--out", str(self.out / TABLE)])
 
     def _store(self, layout: str, split: str) -> str:
         return str(self.out / "stores" / f"{layout}-{split}.zarr")

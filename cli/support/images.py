@@ -72,7 +72,8 @@ def say_left_out(store: MaskStore) -> None:
     """Name on stderr the images of a store that have no masks, and why."""
     waiting = [key for key, state in zip(store.keys, store.states, strict=True) if state == PENDING]
     bad = [key for key, state in zip(store.keys, store.states, strict=True) if state == QUARANTINED]
-    if not waiting and not bad:
+    done = len(store) - len(waiting) - len(bad)
+    if not done or done == len(store):  # where none is ready, the error says so
         return
     parts = (
         [f"{len(bad)} quarantined ({some([f'{key}: {store.error(key)}' for key in bad[:NAMED]], len(bad))})"]
@@ -80,7 +81,6 @@ def say_left_out(store: MaskStore) -> None:
         else []
     )
     parts += [f"{len(waiting)} not prepared yet ({some(waiting)})"] if waiting else []
-    done = len(store) - len(waiting) - len(bad)
     click.echo(f"{store.path}: {done} of {len(store)} images; {'; '.join(parts)}", err=True)
 
 

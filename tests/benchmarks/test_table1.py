@@ -66,10 +66,12 @@ def test_four_datasets_become_the_table_of_four_methods(table1, plan, samdeblur,
 
     assert table1.run(plan, runner, said.append) == 0, said
     assert calls == ["prep"] * 5 + ["train"] * 4 + ["eval"] * 5
-    table = (plan.out / "table.md").read_text()
+    table = (plan.out / table1.TABLE / "table.md").read_text()
     for name in ("GoPro", "RealBlur-J", "REDS", "ReLoBlur", *table1.METHODS):
         assert name in table
-    assert {"table.md", "table.csv", "table.tex", "report.html"} <= {path.name for path in plan.out.iterdir()}
+    assert {"table.md", "table.csv", "table.tex", "report.html"} <= {
+        path.name for path in (plan.out / table1.TABLE).iterdir()
+    }
     results = (plan.out / "results/map/results.json").read_bytes()
     assert table1.run(plan, runner, said.append) == 0
     assert (plan.out / "results/map/results.json").read_bytes() == results  # nothing was done again

@@ -204,7 +204,7 @@ def test_runs_results_and_pictures_in_each_others_place_are_recognised(
         (("run", run, run), "swapped?"),
         (("run", checkpoint, out), "holds an evaluation, and no images to score"),
         (("run", tmp_path / "s.zarr", run), "swapped?"),
-        (("run", out, folder), "it is an evaluation; swapped?"),
+        (("run", out, folder), "It holds an evaluation; swapped?"),
         (("table", run), "a training run, not results"),
     ]:
         refused = samdeblur("eval", *arguments, *(("--out", tmp_path / "new") if arguments[0] == "run" else ()))

@@ -143,8 +143,8 @@ def test_images_that_are_not_ready_are_counted_and_left_out(samdeblur, prep_run,
     (pairs / "blur/001.png").write_text("hello")
     assert prep_run(pairs, tmp_path / "s.zarr").code == 3
     done = samdeblur("eval", "run", _checkpoint(tmp_path), tmp_path / "s.zarr", "--out", tmp_path / "o")
-    assert done.code == 0
-    assert "1 of 5 images are not ready" in done.err
+    assert done.code == 3
+    assert "4 of 5 images; 1 quarantined (001: " in done.err
     (result,) = json.loads((tmp_path / "o/results.json").read_text())["sets"]
     assert (result["unready"], len(result["images"])) == (1, 4)
 

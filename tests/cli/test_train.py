@@ -252,8 +252,9 @@ def test_a_folder_that_holds_another_run_is_left_as_it_is(train, tmp_path):
 def test_a_folder_with_other_files_is_not_taken_for_a_run(train, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run/notes.txt").write_text("mine")
-    assert train().code == 0
-    assert (tmp_path / "run/notes.txt").read_text() == "mine"
+    refused = train()
+    assert (refused.code, "holds files that are not of a training run (notes.txt)" in refused.error) == (2, True)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes.txt"]
 
 
 def test_a_state_that_cannot_be_read_is_named(train, tmp_path):

@@ -13,6 +13,15 @@ from samdeblur.train.config import ConfigError
 from samdeblur.train.state import Row
 
 
+def summary_writer() -> Any:
+    """The class that writes. Raises ConfigError when tensorboard is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ConfigError("tensorboard: not installed; pip install samdeblur[tensorboard]") from error
+    return SummaryWriter
+
+
 class Board:
     """Writes to the folder `tensorboard` of a run; does nothing when it is off."""
 
@@ -25,13 +34,8 @@ class Board:
 
         Raises ConfigError when tensorboard is not installed.
         """
-        if not wanted:
-            return cls()
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise ConfigError("tensorboard: not installed; pip install samdeblur[tensorboard]") from error
-        return cls(SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None))
+        writer = summary_writer() if wanted else None
+        return cls(writer(str(folder / "tensorboard"), purge_step=step + 1 if step else None) if writer else None)
 
     def scalars(self, row: Row) -> None:
         if self._writer is not None:
