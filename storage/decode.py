@@ -30,6 +30,7 @@ from PIL.TiffImagePlugin import (
 )
 from PIL.WebPImagePlugin import WebPImageFile
 
+from samdeblur.storage.files import open_regular
 from samdeblur.storage.format.layout import MAX_PIXELS, MAX_SIDE
 
 # First bytes -> reader. `Image.open` would try every format it knows, and warn of sizes that a store takes.
@@ -90,7 +91,7 @@ def image_shape(path: Path) -> tuple[int, int]:
 def opened(path: Path) -> Iterator[tuple[ImageFile, bytes]]:
     """A picture whose header was read, and its first bytes. What goes wrong until it is closed is said of its file."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             header = file.read(HEADER_BYTES)
             file.seek(0)
             yield _reader(file, header), header

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import codecs
+import errno
 import hashlib
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from urllib.parse import quote
 
@@ -54,9 +57,22 @@ def naming(path: Path) -> Iterator[None]:
         raise
 
 
+def open_regular(path: Path) -> BufferedReader:
+    """Open a file to read. Raises OSError for a pipe, a device or a socket, of which a read may never return."""
+    return open(path, "rb", opener=_regular)
+
+
+def _regular(path: str, flags: int) -> int:
+    descriptor = os.open(path, flags | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return descriptor
+
+
 def sha256_file(path: Path) -> bytes:
-    """SHA-256 of a file's bytes, 32 bytes."""
-    with open(path, "rb") as file:
+    """SHA-256 of a file's bytes, 32 bytes. Raises OSError, as for what is no regular file."""
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").digest()
 
 

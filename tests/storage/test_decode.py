@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import socket
 import struct
 import warnings
 import zlib
@@ -307,3 +309,19 @@ def test_ppm_of_other_depths_are_refused(tmp_path, kind, levels):
     (tmp_path / "a.ppm").write_bytes(b"P%d 4 4 %d\n" % (kind, levels) + values.tobytes())
     assert f"values up to {levels}, not up to 255" in refusal(tmp_path / "a.ppm") or levels == 65535
     refusal(tmp_path / "a.ppm")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link to a pipe", "device", "socket"])
+def test_what_may_never_end_is_no_image(tmp_path, kind):
+    path = tmp_path / "a.png"
+    if kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(os.path.relpath(path))
+    else:
+        os.mkfifo(tmp_path / "pipe")
+        (tmp_path / "pipe").rename(path) if kind == "pipe" else path.symlink_to(tmp_path / "pipe")
+    for use in (read_image, image_shape):
+        with pytest.raises(BadImage, match=r"a\.png: (not a regular file|No such device)"):
+            use(path)
