@@ -23,6 +23,7 @@ from samdeblur.cli.support.inference import (
     tlc_of,
     weights_option,
 )
+from samdeblur.cli.support.paths import FOLDER, PLACE
 from samdeblur.cli.support.sets import Loose, open_sets
 from samdeblur.evaluation.evaluate import Evaluation, evaluate
 from samdeblur.evaluation.metrics.mode_collapse import COLLAPSE_DB
@@ -64,9 +65,9 @@ cli.add_command(restore)
 
 
 @cli.command()
-@click.argument("network", metavar="RUN")
-@click.argument("sets", metavar="STORE|FOLDER...", nargs=-1, required=True)
-@click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder of the results.")
+@click.argument("network", metavar="RUN", type=PLACE)
+@click.argument("sets", metavar="STORE|FOLDER...", nargs=-1, required=True, type=PLACE)
+@click.option("--out", required=True, type=FOLDER, help="Folder of the results.")
 @images_options
 @weights_option
 @click.option("--with-step-0", is_flag=True, help="Also score the network as it was before training.")

@@ -10,6 +10,7 @@ from samdeblur.cli.commands.run import run
 from samdeblur.cli.commands.stores import COMMANDS
 from samdeblur.cli.commands.weights import weights
 from samdeblur.cli.messages import run_command
+from samdeblur.cli.support.paths import PLACE
 from samdeblur.cli.support.summary import report_status
 from samdeblur.pipeline import status
 
@@ -24,7 +25,7 @@ def cli() -> None:
 
 
 @click.command("status")
-@click.argument("store")
+@click.argument("store", type=PLACE)
 def status_command(store: str) -> int:
     """Say where STORE stands: images done, pending, quarantined and why, its recipe, and whether a job is at it."""
     header = status(store).store.header

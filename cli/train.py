@@ -13,6 +13,7 @@ import click
 
 from samdeblur.cli.messages import FAILED, REQUEUE, WRONG_USAGE, progress_bar, run_command
 from samdeblur.cli.support.images import images_options, say_left_out, some, with_all_images
+from samdeblur.cli.support.paths import FOLDER, PLACE
 from samdeblur.evaluation.metrics.psnr_ssim import SMALLEST
 from samdeblur.evaluation.ranks import is_first
 from samdeblur.models import METHODS, pick_device
@@ -45,10 +46,10 @@ def _said_once() -> Iterator[None]:
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="samdeblur")
-@click.argument("store")
-@click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder of the run.")
+@click.argument("store", type=PLACE)
+@click.option("--out", required=True, type=FOLDER, help="Folder of the run.")
 @click.option("--method", type=click.Choice(METHODS), help="Row of the paper's Table 1.  [default: none]")
-@click.option("--val", help="Store to validate on.  [default: images of STORE]")
+@click.option("--val", type=PLACE, help="Store to validate on.  [default: images of STORE]")
 @images_options
 @click.option("--config", default="paper", show_default=True,
               help="YAML file, or preset: paper, tiny, worlds, gopro-METHOD, gopro-METHOD-released.")  # fmt: skip

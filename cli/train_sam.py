@@ -8,15 +8,16 @@ from pathlib import Path
 import click
 
 from samdeblur.cli.messages import progress_bar, run_command
+from samdeblur.cli.support.paths import FOLDER, PLACE
 from samdeblur.storage import open_store
 from samdeblur.train.sam.training import PHASES, train_sam
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("store", type=click.Path(path_type=Path))
-@click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder of the run.")
+@click.argument("store", type=PLACE)
+@click.option("--out", required=True, type=FOLDER, help="Folder of the run.")
 @click.option("--seed", default=0, show_default=True)
-def cli(store: Path, out: Path, seed: int) -> None:
+def cli(store: str, out: Path, seed: int) -> None:
     """Train a small Segment Anything model on STORE, made with --segmenter true-masks; writes OUT/sam.safetensors.
 
     Run the same command again to go on with a run that was stopped.

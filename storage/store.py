@@ -112,7 +112,10 @@ class MaskStore:
                 raise StoreDamaged(f"{self.path / f'index/{name}'}: numbers beyond the limits of the format")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return MaskStore, (self.path.text,), {"_pictures": self._pictures}
+        place = (
+            self.path.text if self.path.remote else str(self.path.path)
+        )  # the other process may be in another folder
+        return MaskStore, (place,), {"_pictures": self._pictures}
 
     def with_pictures(self, pictures: Pictures) -> MaskStore:
         """This store with pictures that lie elsewhere, in place of any of its own: `image` and `ready_keys` go by them.

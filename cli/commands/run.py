@@ -14,6 +14,7 @@ import numpy as np
 
 from samdeblur.cli.messages import QUARANTINED
 from samdeblur.cli.support.jobfile import read_job
+from samdeblur.cli.support.paths import PLACE, READ, STORE
 from samdeblur.cli.support.progress import Progress
 from samdeblur.cli.support.summary import report, report_plan, report_status
 from samdeblur.pipeline import (
@@ -33,6 +34,7 @@ from samdeblur.pipeline.job.plan import images_to_do
 from samdeblur.pipeline.segmenters.mask_generator import SAM_SETTINGS
 from samdeblur.pipeline.segmenters.sam import BUNDLED_SETTINGS
 from samdeblur.pipeline.segmenters.speed import Speed
+from samdeblur.storage.writing.creation import is_vacant
 
 
 def sam_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -41,7 +43,7 @@ def sam_options(command: Callable[..., Any]) -> Callable[..., Any]:
         flag = f"--{name.replace('_', '-')}"
         if name == "point_grids":
             help_text = "SAM: JSON file with a list of [x, y] points in 0..1 per crop layer, instead of a regular grid."
-            option = click.option(flag, type=click.Path(), help=help_text)
+            option = click.option(flag, type=READ, help=help_text)
         else:
             option = click.option(flag, type=type(default), help=f"SAM: {name}, default {_default(name, default)}.")
         command = option(command)
@@ -63,8 +65,8 @@ def size_in_bytes(context: click.Context, parameter: click.Parameter, value: str
 
 
 @click.command()
-@click.argument("source", required=False)
-@click.argument("store", type=click.Path(path_type=Path), required=False)
+@click.argument("source", required=False, type=PLACE)
+@click.argument("store", type=STORE, required=False)
 @click.option("--split", help="Split to prepare: train, test, ... (a folder, or a list, of the native layouts). With "
               "--job: only the stores of this split.")  # fmt: skip
 @click.option("--job", metavar="FILE|NAME", help="Prepare the stores of a YAML job file; gopro, realblur-j, reds and "
@@ -196,7 +198,7 @@ def _run(job: Job, workers: Workers, options: Mapping[str, Any]) -> int:
     """Prepare one store, and say how it went; the exit code."""
     quiet = options["progress"] == "json"
     total = len(job.source.keys)
-    before = total - images_to_do(job.store, options["retry_quarantined"]) if job.store.exists() else 0
+    before = total - images_to_do(job.store, options["retry_quarantined"]) if not is_vacant(job.store) else 0
     with Progress(options["progress"], job.name, total, before) as progress:
         progress.event("start", store=str(job.store), images=total, done=before)
 
@@ -211,7 +213,7 @@ def _run(job: Job, workers: Workers, options: Mapping[str, Any]) -> int:
                 job.source, job.store, job.settings, job.layout, workers, progress, options["retry_quarantined"]
             )
         except KeyboardInterrupt:
-            found = status(job.store) if job.store.exists() else None
+            found = status(job.store) if not is_vacant(job.store) else None
             done = f"; {len(found.store) - found.pending} of {total} images are done" if found else ""
             raise KeyboardInterrupt(done) from None
         found = status(job.store)

@@ -13,6 +13,7 @@ import click
 import numpy as np
 
 from samdeblur.cli.messages import FAILED, QUARANTINED, progress_bar
+from samdeblur.cli.support.paths import EITHER, FILE, PLACE, READ, STORE
 from samdeblur.pipeline import open_source, status
 from samdeblur.pipeline.sources.dataset import add_pictures, source_problems
 from samdeblur.storage import MaskStore, open_store
@@ -33,18 +34,7 @@ BAR = 40  # characters of the longest bar of a histogram
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace TARGET when it is there.")
 
 
-def store_target(command: Callable[..., Any]) -> Callable[..., Any]:
-    """A TARGET that becomes a store, which is a folder."""
-
-    def check(context: click.Context, parameter: click.Parameter, value: Path) -> Path:
-        if value.suffix in (".zip", ".h5", ".hdf5"):
-            raise click.UsageError(f"{value}: a store is a folder; write one, and export it as a file")
-        return value
-
-    return click.argument("target", type=click.Path(path_type=Path), callback=check)(command)
-
-
-file_target = click.argument("target", type=click.Path(path_type=Path))
+store_target = click.argument("target", type=STORE)
 
 
 def check_file(target: Path, overwrite: bool) -> None:
@@ -67,7 +57,7 @@ def image_bar(total: int | None, name: str) -> Iterator[Callable[[int], None]]:
 
 
 @click.command()
-@click.argument("store")
+@click.argument("store", type=PLACE)
 @click.option("--deep", metavar="SOURCE", help="Also compare the digests with the pictures of this dataset.")
 @click.option("--layout", default="auto", show_default=True, help="Of SOURCE; as in run.")
 @click.option("--skip-unpaired", is_flag=True, help="As in run, for SOURCE.")
@@ -95,8 +85,8 @@ def verify(store: str, deep: str | None, layout: str, skip_unpaired: bool) -> in
 
 
 @click.command()
-@click.argument("store")
-@file_target
+@click.argument("store", type=PLACE)
+@click.argument("target", type=EITHER)
 @overwrite_option
 @click.option("--format", "form", type=click.Choice(["zip", "hdf5", *EXPORTS]), help="By default TARGET's name says.")
 @click.option("--with-images", is_flag=True, help="zip, hdf5: let the pictures go along; masks alone by default.")
@@ -127,21 +117,22 @@ def export(
         _say_lost(lost)
         click.echo(f"{target}: {len(opened.ready_keys)} images as {form}")
         return 0
+    source = READ.convert(store, None, None)
     if form == "hdf5":
-        export_hdf5(Path(store), target, with_images, licence, codec or "gzip")
+        export_hdf5(source, target, with_images, licence, codec or "gzip")
     else:
-        export_zip(Path(store), target, with_images, licence)
+        export_zip(source, target, with_images, licence)
     click.echo(f"{target}: {target.stat().st_size / 1e6:.1f} MB; checksum in {target.name}.sha256")
     return 0
 
 
 @click.command("import")
-@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("source", type=READ)
 @store_target
 @click.option("--format", "form", type=click.Choice(FORMATS), help="By default that of what SOURCE holds.")
 @click.option("--split", required=True, help="Split the masks are of: train, test, ...")
 @click.option("--dataset", help="Name written into the store.  [default: SOURCE's]")
-@click.option("--images", type=click.Path(path_type=Path), help="Folder of the pictures, for sizes and digests.")
+@click.option("--images", type=READ, help="Folder of the pictures, for sizes and digests.")
 def import_command(
     source: Path, target: Path, form: str | None, split: str, dataset: str | None, images: Path | None
 ) -> int:
@@ -158,7 +149,7 @@ def import_command(
 
 
 @click.command("subset")
-@click.argument("store")
+@click.argument("store", type=PLACE)
 @store_target
 @click.option("--keys", "patterns", multiple=True, metavar="GLOB", help="Names to take, as 'GOPR0384*'; repeatable.")
 @click.option("--keys-from", type=click.File("rb"), help="File with a name per line; - for standard input.")
@@ -191,7 +182,7 @@ def _lines(file: IO[bytes]) -> list[str]:
 
 
 @click.command("merge")
-@click.argument("stores", nargs=-1, required=True)
+@click.argument("stores", nargs=-1, required=True, type=PLACE)
 @store_target
 def merge_command(stores: tuple[str, ...], target: Path) -> int:
     """Write several partial STORES of one dataset and recipe into one store TARGET.
@@ -206,8 +197,8 @@ def merge_command(stores: tuple[str, ...], target: Path) -> int:
 
 
 @click.command("append")
-@click.argument("store")
-@click.argument("more")
+@click.argument("store", type=PLACE)
+@click.argument("more", type=PLACE)
 @store_target
 def append_command(store: str, more: str, target: Path) -> int:
     """Write the images of STORE, then the new ones of the store MORE, into a store TARGET.
@@ -220,8 +211,8 @@ def append_command(store: str, more: str, target: Path) -> int:
 
 
 @click.command("diff")
-@click.argument("first")
-@click.argument("second")
+@click.argument("first", type=PLACE)
+@click.argument("second", type=PLACE)
 @click.option("--images/--no-images", default=True, show_default=True, help="Compare the pictures too.")
 def diff_command(first: str, second: str, images: bool) -> int:
     """Say what two stores differ in, however their files lie. Exit code 1 if anything."""
@@ -234,7 +225,7 @@ def diff_command(first: str, second: str, images: bool) -> int:
 
 
 @click.command("info")
-@click.argument("store")
+@click.argument("store", type=PLACE)
 @click.option("--json", "as_json", is_flag=True, help="As JSON, for scripts.")
 def info_command(store: str, as_json: bool) -> int:
     """Say what STORE holds: counts, sizes, bytes, masks per image, recipe."""
@@ -265,12 +256,12 @@ def info_command(store: str, as_json: bool) -> int:
 
 
 @click.command("view")
-@click.argument("store")
-@file_target
+@click.argument("store", type=PLACE)
+@click.argument("target", type=FILE)
 @overwrite_option
 @click.option("--keys", metavar="GLOB", help="Images to show, by name.")
 @click.option("--count", type=click.IntRange(1), default=48, show_default=True, help="Images to show, spread evenly.")
-@click.option("--images", type=click.Path(path_type=Path), help="Folder of the pictures, for a store without.")
+@click.option("--images", type=READ, help="Folder of the pictures, for a store without.")
 @click.option("--width", type=click.IntRange(32, 4096), default=480, show_default=True, help="Pixels of a card.")
 def view_command(
     store: str, target: Path, overwrite: bool, keys: str | None, count: int, images: Path | None, width: int
@@ -286,8 +277,8 @@ def view_command(
 
 
 @click.command("add-pictures")
-@click.argument("store")
-@click.argument("source")
+@click.argument("store", type=PLACE)
+@click.argument("source", type=PLACE)
 @store_target
 @click.option("--layout", default="auto", show_default=True, help="Of SOURCE; as in run.")
 @click.option("--skip-unpaired", is_flag=True, help="As in run, for SOURCE.")

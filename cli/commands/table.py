@@ -7,6 +7,7 @@ from typing import Literal
 
 import click
 
+from samdeblur.cli.support.paths import FOLDER, READ
 from samdeblur.evaluation.report.write import write_comparison
 from samdeblur.evaluation.results import RESULTS, read_results
 from samdeblur.evaluation.tables.bootstrap import RESAMPLES
@@ -19,10 +20,10 @@ from samdeblur.train.state import read_curves
 
 
 @click.command()
-@click.argument("results", metavar="RESULTS...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("results", metavar="RESULTS...", nargs=-1, required=True, type=READ)
 @click.option("--format", "form", type=click.Choice(list(FORMATS)), default="markdown", show_default=True,
               help="Of what is printed.")  # fmt: skip
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False),
+@click.option("--out", type=FOLDER,
               help=f"Write {', '.join(FILES.values())} and report.html there.")  # fmt: skip
 @click.option("--published/--no-published", default=None,
               help="Rows of the paper's Table 1. [default: where they compare]")  # fmt: skip
@@ -33,7 +34,7 @@ from samdeblur.train.state import read_curves
 @click.option("--resamples", type=click.IntRange(100, 1_000_000), default=RESAMPLES, show_default=True,
               help="Bootstrap resamples of the images.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the resamples.")
-@click.option("--curves", multiple=True, type=click.Path(path_type=Path), metavar="RUN",
+@click.option("--curves", multiple=True, type=READ, metavar="RUN",
               help="Folder of a training run whose curves the report shows. May be repeated.")  # fmt: skip
 def table(
     results: tuple[Path, ...],

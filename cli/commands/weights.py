@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from samdeblur.cli.messages import FAILED, progress_bar
+from samdeblur.cli.support.paths import READ
 from samdeblur.models.checkpoints.loading import BUNDLED_NETWORK, BUNDLED_SAM
 from samdeblur.models.checkpoints.public import WEIGHTS, Weight, fetch, weights_folder
 from samdeblur.storage.files import sha256_file
@@ -15,7 +16,7 @@ from samdeblur.storage.files import sha256_file
 ROW = "{:<22}{:<13}{:>11}  {:<12}{:<18}{}"
 
 folder_option = click.option(
-    "--folder", type=click.Path(path_type=Path), help="Where they lie.  [default: $SAMDEBLUR_WEIGHTS or a cache folder]"
+    "--folder", type=READ, help="Where they lie.  [default: $SAMDEBLUR_WEIGHTS or a cache folder]"
 )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from samdeblur.cli.support.paths import PLACE
 from samdeblur.pipeline import open_source
 from samdeblur.pipeline.sources.pictures import with_dataset
 from samdeblur.storage import MaskStore
@@ -18,7 +19,7 @@ NAMED = 8  # images named in a message
 def images_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """--images and --images-layout, as the parameters `images`, a tuple of folders, and `images_layout`."""
     images = click.option(
-        "--images", multiple=True, metavar="FOLDER",
+        "--images", multiple=True, type=PLACE, metavar="FOLDER",
         help="Dataset to take the pictures from, for a store without; one for each STORE, in their order.",
     )  # fmt: skip
     layout = click.option(

@@ -22,7 +22,7 @@ from samdeblur.storage.sharing.info import stored_bytes
 from samdeblur.storage.writing.bulk import new_extent
 from samdeblur.storage.writing.commits import Committer, run_folder
 from samdeblur.storage.writing.compare import recipe_differences
-from samdeblur.storage.writing.creation import create_store
+from samdeblur.storage.writing.creation import create_store, is_vacant
 
 BLOCK_SIZE = 8
 BLOCK_LOG = "blocks.jsonl"  # in the run folder: a line for each block that was committed
@@ -75,7 +75,7 @@ def ensure_store(source: Source, path: Path, settings: PrepSettings, options: St
     """
     if path.is_file():
         raise StoreError(f"{path}: a share, which is only read; prepare into a folder")
-    if path.exists():
+    if not is_vacant(path):
         return False
     check_runs(settings, here)
     shapes, _ = image_shapes(source)
@@ -160,8 +160,9 @@ def make_plan(source: Source, path: Path, settings: PrepSettings, options: Store
     """What `prepare` would do. Raises as it does, and writes nothing."""
     if path.is_file():
         raise StoreError(f"{path}: a share, which is only read; prepare into a folder")
-    keys, done, stored = source.keys, 0, None
-    if not path.exists():
+    keys, done = source.keys, 0
+    stored: dict[str, int] | None = None
+    if is_vacant(path):
         shapes, unreadable = image_shapes(source)
         header = new_header(source, settings, options, shapes)
         states = np.zeros(len(keys), np.uint8)
@@ -171,7 +172,7 @@ def make_plan(source: Source, path: Path, settings: PrepSettings, options: Store
         header, states, shapes = store.header, store.states, store.shapes
         stored, done = stored_bytes(store), int((states == DONE).sum())
     todo = rows_to_do(states, retry)
-    if path.exists():
+    if stored is not None:
         unreadable = image_shapes(source, [keys[row] for row in todo])[1]
     blocks = {row // header.block_size for row in todo}
     pixels = float(shapes.prod(axis=1, dtype=np.int64).mean())

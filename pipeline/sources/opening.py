@@ -12,6 +12,7 @@ from samdeblur.pipeline.sources.layouts import LAYOUTS, detect_layout, list_spli
 from samdeblur.pipeline.sources.listing import complete_pairs
 from samdeblur.pipeline.sources.sample import SampleSource
 from samdeblur.pipeline.sources.worlds import WorldSource
+from samdeblur.storage.access.places import local_path
 from samdeblur.storage.listing import is_empty
 from samdeblur.storage.names import nfc
 from samdeblur.storage.pictures import LOSSY_SUFFIXES, SUFFIXES
@@ -51,9 +52,16 @@ def open_source(
     kind = embedded(location)
     if kind and layout in ("auto", kind):
         return EMBEDDED[kind](location, split)
-    split, root = nfc(split), Path(os.path.abspath(location))
+    try:
+        split, root = nfc(split), Path(os.path.realpath(local_path(location)))
+    except ValueError:
+        raise SourceError(f"{location}: an address; datasets are read from a folder, download it there") from None
     if not root.is_dir():
+        if root.exists():
+            raise SourceError(f"{location}: a file; name the folder of a dataset")
         raise FileNotFoundError(f"{location}: no such folder")
+    if (root / "zarr.json").exists():
+        raise SourceError(f"{location}: that is a mask store, not a dataset; name the folder of the pictures")
     if is_empty(root):
         raise SourceError(f"{location}: an empty folder; mount the disk of the dataset there, or name another folder")
     if layout == "auto":

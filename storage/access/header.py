@@ -9,6 +9,7 @@ from typing import Any
 
 from samdeblur.storage.access.files import Unreachable
 from samdeblur.storage.access.location import Location, without_secrets
+from samdeblur.storage.access.places import refusal
 from samdeblur.storage.access.readers import Reader, open_reader
 from samdeblur.storage.format.layout import (
     CHUNK,
@@ -45,10 +46,16 @@ def open_checked(location: Location | Path | str) -> Opened:
     try:
         reader = open_reader(place)
         header, documents = claimed_header(reader, brief=not reader.lists)
-    except (FileNotFoundError, StoreError, Unreachable):
+    except (FileNotFoundError, StoreError):
         raise
+    except Unreachable as error:
+        if place.remote:
+            raise
+        raise refusal(place.path, str(place), error) from error
     except (OSError, ValueError) as error:
-        raise StoreError(f"{place}: not a mask store ({error})") from error
+        if place.remote:
+            raise StoreError(f"{place}: not a mask store ({error})") from error
+        raise refusal(place.path, str(place), error) from error
     for problem in document_problems(header, documents):
         raise StoreError(f"{place}: not a mask store of format {FORMAT} ({problem})")
     return place, reader, header

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from os.path import realpath
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
@@ -56,8 +57,8 @@ class Location:
 
     @property
     def path(self) -> Path:
-        """The path on a disk, of a location that is not remote."""
-        return Path(self.text)
+        """The path on a disk, of a location that is not remote; whole, as TensorStore takes no ".."."""
+        return Path(realpath(self.text))
 
     @property
     def key(self) -> str:

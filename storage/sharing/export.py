@@ -24,6 +24,7 @@ from samdeblur.storage.format.layout import (
     create_array,
     write_all_chunks,
 )
+from samdeblur.storage.listing import files_in
 from samdeblur.storage.sharing.hdf5 import SHARD_DIGEST, Codec, check_codec, write_apart
 from samdeblur.storage.sharing.verify import verify_store
 from samdeblur.storage.store import MaskStore, StoreDamaged, open_store
@@ -47,7 +48,7 @@ def export_zip(store: Path, target: Path, images: bool = False, licence: str = "
     source, header = _source(store, images)
     digests: dict[str, bytes] = _digests(source, header)
     skipped = (SHARD_DIGEST, *(() if images else ("images",)))
-    names = sorted(file.relative_to(store).as_posix() for file in store.rglob("*") if file.is_file())
+    names = sorted(name for name, _ in files_in(store))
     kept = [name for name in names if not any(name.startswith(f"{part}/") for part in skipped)]
     root = json.loads((store / "zarr.json").read_bytes())
     root["consolidated_metadata"]["metadata"] = header.metadata()

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from samdeblur.storage.access.places import what_lies_at
 from samdeblur.storage.format.layout import DONE, Header, StoreError, pack_keys, round_up, seal
 from samdeblur.storage.store import MaskStore, open_store
 from samdeblur.storage.writing.commits import (
@@ -22,7 +23,7 @@ from samdeblur.storage.writing.commits import (
     run_folder,
     stage_block,
 )
-from samdeblur.storage.writing.creation import create_store
+from samdeblur.storage.writing.creation import create_store, is_vacant
 
 BLOCK_SIZE = 8
 COMMIT_SECONDS = 1.0
@@ -77,7 +78,7 @@ def fill_store(
     marker = run_folder(path) / "filling"  # says that what is there is this function's own, unfinished
     if not _begin(path, marker, header, keys, shapes):
         if not marker.exists():
-            raise StoreError(f"{path}: something is there already; choose another name")
+            raise StoreError(f"{path}: something is there already{_what(path)}; choose another name")
         try:
             there = open_store(path).header
         except StoreError as error:
@@ -107,7 +108,7 @@ def fill_store(
 
 def _begin(path: Path, marker: Path, header: Header, keys: Sequence[str], shapes: NDArray[np.int32]) -> bool:
     """Make the store where there is nothing; whether it was made here."""
-    if path.exists():
+    if not is_vacant(path):
         return False
     marker.parent.mkdir(parents=True, exist_ok=True)
     marker.touch()
@@ -116,6 +117,11 @@ def _begin(path: Path, marker: Path, header: Header, keys: Sequence[str], shapes
     except FileExistsError:  # another job has just made it
         return False
     return True
+
+
+def _what(path: Path) -> str:
+    kind = what_lies_at(path).split(";")[0]
+    return f", {kind}" if kind else ""
 
 
 def _commit(committer: Committer, group: list[StagedBlock], progress: Callable[[int], None]) -> None:

@@ -41,6 +41,7 @@ from samdeblur.storage.format.layout import (
 from samdeblur.storage.writing.fence import FencedStore
 from samdeblur.storage.writing.lease import Lease, StoreBusy
 
+SHARD_DIGEST = "shard_digest"  # of the arrays of the index the one with a row for each block
 RESIZING = "resizing.json"  # in the run folder: row -> height and width about to be written
 
 
@@ -81,8 +82,14 @@ class StagedBlock:
 
 
 def run_folder(store: Path) -> Path:
-    """Where a job keeps what does not belong in the store: staging, lease, logs."""
-    return store.with_name(store.name + ".run")
+    """Where a job keeps what does not belong in the store: staging, lease, logs. On the file system of the store.
+
+    Beside the store itself, not a link to it; in it, hidden, where the store is the top of a disk.
+    """
+    real = Path(os.path.realpath(store))
+    if real.is_dir() and os.stat(real).st_dev != os.stat(real.parent).st_dev:
+        return real / ".run"
+    return real.with_name(f"{real.name}.run")
 
 
 def check_caps(atoms: AtomMap) -> None:
@@ -182,6 +189,7 @@ class Committer:
         self.header = read_header(store)
         self._store = store
         self._folder = run_folder(store)
+        self._reopened: set[int] = set()
         self.lease = _lease(self._folder)
         self._fence = self.lease.fence
         self._fence.set_aside(self._folder / "staging")
@@ -196,12 +204,14 @@ class Committer:
         return self._folder / "staging" / f"{block}-{self.lease.token}"
 
     def pending_blocks(self) -> list[int]:
-        """Blocks with an image that was not committed yet."""
+        """Blocks with an image that was not committed yet, and those reopened."""
         state = self._array("index/state")[:]
-        return np.unique(np.flatnonzero(state == PENDING) // self.header.block_size).tolist()
+        return sorted({*(np.flatnonzero(state == PENDING) // self.header.block_size).tolist(), *self._reopened})
 
     def reopen(self, rows: Sequence[int], shapes: NDArray[np.int32]) -> None:
-        """Make the blocks of these images pending again, and write down what sizes the images have by now.
+        """Take the blocks of these images for pending, and write down what sizes the images have by now.
+
+        What a block holds stays, and is done, until the block is committed anew.
 
         Args:
             rows: positions of images.
@@ -217,11 +227,8 @@ class Committer:
         if changed.any():  # written down before anything is undone, so that a job that is killed here is finished
             new = {int(row): shape.tolist() for row, shape, yes in zip(rows, shapes, changed, strict=True) if yes}
             plan = self._fence.keep(RESIZING, json.dumps(new).encode())
-        blocks = sorted({row // self.header.block_size for row in rows})
-        again = np.concatenate([self.header.block_range(block) for block in blocks])
-        self._write("index/state", again, [PENDING] * len(again))
-        if changed.any():
             self._resize(plan)
+        self._reopened |= {row // self.header.block_size for row in rows}
 
     def _resize(self, plan: Path) -> None:
         """Sizes and the seal over them change together: what is to become of them is written down first."""
@@ -238,33 +245,60 @@ class Committer:
     def commit(self, blocks: Sequence[StagedBlock]) -> None:
         """Move staged shards into place, index them, then call them done; each step is on the disk before the next.
 
+        What a block held before goes when all this is done; when a disk does not take it, it is put back.
+
         Raises:
             StoreBusy: another job took the store over; nothing is written from then on.
+            OSError: a disk does not take it.
         """
         if not blocks:
             return
         self.lease.check()
-        folders: set[Path] = set()
-        for block in blocks:
-            folders |= self._move_in(block)
-        for folder in folders:
-            fsync_path(folder)
-
         rows = np.concatenate([self.header.block_range(block.block) for block in blocks])
-        outcomes = [outcome for block in blocks for outcome in block.outcomes]
-        self._write("index/digest", rows, [np.frombuffer(o.digest, np.uint8) for o in outcomes])
-        self._write("index/counts", rows, [o.counts for o in outcomes])
-        self._write("index/error", rows, [pack_text(o.error, ERROR_BYTES) for o in outcomes])
-        self._write(
-            "index/shard_digest",
-            np.array([block.block for block in blocks]),
-            [[np.frombuffer(d, np.uint8) for d in block.shard_digests] for block in blocks],
-        )
-        self._write("index/state", rows, [o.state for o in outcomes])
+        places = np.array([block.block for block in blocks])
+        before = self._indexed(rows, places) if self._reopened & {*places.tolist()} else {}
+        moved: list[tuple[Path, Path | None]] = []
+        try:
+            if before:
+                self._write("index/state", rows, [PENDING] * len(rows))
+            for block in blocks:
+                self._move_in(block, moved)
+            for folder in {target.parent for target, _ in moved} | {target.parent.parent for target, _ in moved}:
+                fsync_path(folder)
+            self._write_index(self._index_of(blocks), rows, places)
+        except OSError:
+            self._put_back(moved)
+            with suppress(OSError):  # a full disk: they stay pending, and are done again
+                self._write_index(before, rows, places)
+            raise
         for block in blocks:  # the attempts that came second, too
+            self._reopened.discard(block.block)
             for attempt in (self._folder / "staging").glob(f"{block.block}-*"):
                 shutil.rmtree(attempt, ignore_errors=True)
         self._fence.tidy()
+
+    def _index_of(self, blocks: Sequence[StagedBlock]) -> dict[str, Sequence[Any]]:
+        """What the index is to say of these blocks; the states last."""
+        outcomes = [outcome for block in blocks for outcome in block.outcomes]
+        return {
+            "digest": [np.frombuffer(o.digest, np.uint8) for o in outcomes],
+            "counts": [o.counts for o in outcomes],
+            "error": [pack_text(o.error, ERROR_BYTES) for o in outcomes],
+            SHARD_DIGEST: [[np.frombuffer(d, np.uint8) for d in block.shard_digests] for block in blocks],
+            "state": [o.state for o in outcomes],
+        }
+
+    def _indexed(self, rows: NDArray[np.int64], blocks: NDArray[np.int64]) -> dict[str, Sequence[Any]]:
+        """What the index says of these blocks, as `_index_of`."""
+        names = ("digest", "counts", "error", SHARD_DIGEST, "state")
+        found = ((name, self._array(f"index/{name}"), blocks if name == SHARD_DIGEST else rows) for name in names)
+        return {name: np.asarray(array.oindex[at]).tolist() for name, array, at in found}
+
+    def _write_index(
+        self, content: Mapping[str, Sequence[Any]], rows: NDArray[np.int64], blocks: NDArray[np.int64]
+    ) -> None:
+        for name, values in content.items():
+            self._write(f"index/{name}", blocks if name == SHARD_DIGEST else rows, values)
 
     def close(self) -> None:
         """Let the store go; what this job staged and did not commit is dropped."""
@@ -283,27 +317,22 @@ class Committer:
         array = self._array(name)
         array.oindex[rows] = np.asarray(values, array.dtype)
 
-    def _move_in(self, block: StagedBlock) -> set[Path]:
-        """Returns the folders whose entries changed.
+    def _move_in(self, block: StagedBlock, moved: list[tuple[Path, Path | None]]) -> None:
+        """Move the shards of a block into place, each with the folder it has to itself.
 
-        A shard moves with the folder it has to itself; over one that is there (of a killed job, or done again) alone.
+        Adds each place to `moved`, and where what was there before (of a killed job, or done again) lies aside.
         """
-        changed = set()
-        arrays = self.header.data_arrays()
-        for (name, spec), digest in zip(arrays.items(), block.shard_digests, strict=True):
+        for name, digest in zip(self.header.data_arrays(), block.shard_digests, strict=True):
             target = self._store / name / "c" / str(block.block)
-            if digest == NO_SHARD:
-                self._fence.set_aside(target)
-                continue
-            staged = staged_shard(Path(block.staging), name)
-            if target.exists():
-                shard = self._store / name / spec.part_path(block.block)
-                self._fence.bring_in(staged / shard.relative_to(target), shard)
-                changed.add(shard.parent)
-                continue
-            if not target.parent.exists():
-                target.parent.mkdir(exist_ok=True)
-                changed.add(target.parent.parent)
-            self._fence.bring_in(staged, target)
-            changed.add(target.parent)
-        return changed
+            target.parent.mkdir(exist_ok=True)
+            moved.append((target, self._fence.set_aside(target)))
+            if digest != NO_SHARD:
+                self._fence.bring_in(staged_shard(Path(block.staging), name), target)
+
+    def _put_back(self, moved: Sequence[tuple[Path, Path | None]]) -> None:
+        for target, _ in moved:
+            self._fence.set_aside(target)
+        self._fence.tidy(but=[old for _, old in moved if old is not None])  # makes room, too
+        for target, old in moved:
+            if old is not None:
+                self._fence.bring_in(old, target)

@@ -10,7 +10,7 @@ import asyncio
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -68,14 +68,17 @@ class Fence:
             os.rename(source, ready)
             os.rename(ready, target)
 
-    def set_aside(self, path: Path) -> None:
-        """Take a file or a folder away, if it is there; `tidy` deletes it. Raises StoreBusy."""
+    def set_aside(self, path: Path) -> Path | None:
+        """Take a file or a folder away, if it is there: to where it lies until `tidy`. Raises StoreBusy."""
+        aside = self._aside / uuid.uuid4().hex
         with self._owned():
             try:
-                os.rename(path, self._aside / uuid.uuid4().hex)
+                os.rename(path, aside)
             except FileNotFoundError:
                 if not self.holds:
                     raise
+                return None
+        return aside
 
     def left_behind(self, name: str) -> Iterator[Path]:
         """Files of this name that earlier owners kept, and did not come to use."""
@@ -86,9 +89,11 @@ class Fence:
         self.write(self._own / name, data)
         return self._own / name
 
-    def tidy(self) -> None:
-        """Delete what was set aside."""
+    def tidy(self, but: Collection[Path] = ()) -> None:
+        """Delete what was set aside, but for some of it."""
         for path in self._aside.glob("*"):
+            if path in but:
+                continue
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
     def remove(self) -> None:

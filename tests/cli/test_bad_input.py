@@ -116,10 +116,10 @@ def test_a_missing_store_is_an_error_of_verify(samdeblur, tmp_path):
     assert (missing.code, "no such store" in missing.error) == (2, True)
 
 
-def test_a_target_that_cannot_be_written_fails(prep_run, pairs, tmp_path):
+def test_a_target_that_cannot_be_written_is_refused(prep_run, pairs, tmp_path):
     (tmp_path / "file").write_text("")
     failed = prep_run(pairs, tmp_path / "file" / "s.zarr")
-    assert (failed.code, str(tmp_path / "file") in failed.error) == (1, True)
+    assert (failed.code, str(tmp_path / "file") in failed.error) == (2, True)
 
 
 def test_a_full_disk_fails_and_the_next_run_finishes(prep_run, pairs, tmp_path, monkeypatch):

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import shutil
 from contextlib import contextmanager
 from dataclasses import replace
@@ -313,7 +315,7 @@ def test_with_nothing_in_quarantine_a_retry_does_nothing(folder, undisturbed):
     assert undisturbed.files() == before
 
 
-def test_a_retry_killed_at_any_write_is_finished_by_a_plain_run(own_folder, folder, undisturbed, tmp_path):
+def test_a_retry_killed_at_any_write_is_finished_by_the_same_run(own_folder, folder, undisturbed, tmp_path):
     for side in ("blur", "sharp"):  # so that its size was not known, and is written now
         (own_folder / side / "c.png").write_bytes(b"")
     run(own_folder, tmp_path / "toy.zarr")
@@ -326,11 +328,68 @@ def test_a_retry_killed_at_any_write_is_finished_by_a_plain_run(own_folder, fold
                 run(own_folder, case.path, retry=True)
             except Killed:
                 reached += 1
-        if status(case.path).quarantined:  # killed before anything was undone
-            run(own_folder, case.path, retry=True)
-        run(own_folder, case.path)
+        run(own_folder, case.path, retry=True)
         assert case.files() == undisturbed.files(), at
     assert reached > 10
+
+
+def test_a_retry_that_a_full_disk_ends_loses_nothing(own_folder, folder, undisturbed, tmp_path, monkeypatch):
+    (own_folder / "blur/c.png").write_bytes(b"")
+    case = undisturbed.at(tmp_path / "toy.zarr")
+    run(own_folder, case.path)
+    before, done = case.files(), status(case.path).done
+    _mend(own_folder, "c", folder)
+    write, ended = Fence.write, 0
+    for at in range(9):
+        count = iter(range(10**6))
+
+        def full(fence, path, data, at=at, count=count):
+            if "index" in path.parts and next(count) == at:
+                raise OSError(errno.ENOSPC, "No space left on device", str(path))
+            write(fence, path, data)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Fence, "write", full)
+            try:
+                run(own_folder, case.path, retry=True)
+            except OSError:
+                ended += 1
+                assert case.files() == before, at
+                assert status(case.path).done == done
+    assert ended > 5
+    run(own_folder, case.path, retry=True)
+    assert case.files() == undisturbed.files()
+
+
+def test_the_top_of_a_disk_keeps_the_things_of_its_job_in_it(folder, undisturbed, tmp_path, monkeypatch):
+    disk, stat = tmp_path / "disk", os.stat
+    (disk / "lost+found").mkdir(parents=True)
+
+    def mounted(path, *arguments, **options):
+        found = stat(path, *arguments, **options)
+        if os.fspath(path) == str(disk):
+            found = os.stat_result([*found[:2], found.st_dev + 1, *found[3:10]])
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", mounted)
+        assert run_folder(disk) == disk / ".run"
+        run(folder, disk)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk"]
+    assert list(verify_store(disk)) == []
+    shutil.rmtree(disk / ".run")
+    (disk / "lost+found").rmdir()
+    assert undisturbed.at(disk).files() == undisturbed.files()
+
+
+def test_a_job_on_a_link_to_a_store_keeps_its_things_beside_the_store(folder, undisturbed, tmp_path, monkeypatch):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link.zarr").symlink_to(tmp_path / "disk/toy.zarr")
+    monkeypatch.chdir(tmp_path / "disk")
+    run(folder, tmp_path / "link.zarr")
+    assert run_folder(Path("../link.zarr")) == tmp_path / "disk/toy.zarr.run"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "link.zarr"]
+    assert undisturbed.at(tmp_path / "disk/toy.zarr").files() == undisturbed.files()
 
 
 def test_a_retried_image_beyond_the_extents_of_the_store_stays_in_quarantine(own_folder, tmp_path, save, picture):
