@@ -7,15 +7,11 @@ import os
 import tempfile
 from pathlib import Path
 
+from samdeblur.storage.folders import WORDS, kind_of
 from samdeblur.storage.format.layout import StoreError
 from samdeblur.storage.listing import image_files, is_empty
 
 NAMED = 3  # entries of a folder in a message
-FILES = {  # of folders that this package writes, and what to do with these
-    "best.safetensors": "the folder of a training run",
-    "results.json": "the folder of an evaluation; samdeblur-eval table reads it",
-    "lease.json": "the working folder of a job; the store is what lies beside it without .run",
-}
 KINDS = {
     ".json": "a JSON file; samdeblur-prep import makes a store of masks in one",
     ".safetensors": "weights",
@@ -54,9 +50,8 @@ def what_lies_at(path: Path) -> str:
     """Of something that is no store, in words; empty where they would say nothing. Raises OSError."""
     if path.is_file():
         return KINDS.get(path.suffix.lower(), "")
-    for name, kind in FILES.items():
-        if (path / name).exists():
-            return kind
+    if kind := kind_of(path):
+        return WORDS[kind]
     if is_empty(path):
         return "an empty folder; samdeblur-prep run makes a store there"
     if (path / "train").is_dir() or (path / "test").is_dir() or _has_pictures(path):
