@@ -27,9 +27,11 @@ class Location:
     """
 
     text: str = field(repr=False)
+    real: str = field(init=False, repr=False, compare=False, default="")  # of a path: absolute, when it entered
 
     def __post_init__(self) -> None:
         if not self.remote:
+            object.__setattr__(self, "real", realpath(self.text))
             return
         if self.scheme not in SCHEMES:
             raise ValueError(f"not a path, nor an address that begins with {', '.join(f'{s}://' for s in SCHEMES)}")
@@ -58,7 +60,7 @@ class Location:
     @property
     def path(self) -> Path:
         """The path on a disk, of a location that is not remote; whole, as TensorStore takes no ".."."""
-        return Path(realpath(self.text))
+        return Path(self.real)
 
     @property
     def key(self) -> str:
