@@ -297,7 +297,20 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]
     state = found.get("params", found) if isinstance(found, dict) else found
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise CheckpointError(f"{path}: not a checkpoint of a network, which maps names to tensors")
+    for name, tensor in state.items():
+        if (problem := _no_weights(tensor)) is not None:
+            raise CheckpointError(f"{path}: {name[:80]!r} {problem}; save the weights as plain dense tensors")
     return state, None
+
+
+def _no_weights(tensor: Tensor) -> str | None:
+    """Why a tensor cannot be weights: its numbers are not there one by one, whatever it says of its size."""
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+        kind = "quantised" if tensor.is_quantized else "without data" if tensor.is_meta else "sparse"
+        return f"is {kind}"
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        return f"claims {tensor.numel():,} numbers and holds fewer"
+    return None
 
 
 @contextmanager

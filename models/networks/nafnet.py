@@ -119,11 +119,13 @@ def infer_config(state: Mapping[str, Tensor]) -> dict[str, int | list[int]]:
     """Constructor arguments of the NAFNet a state dict belongs to.
 
     Raises:
-        KeyError: the keys are not those of a NAFNet.
+        KeyError, ValueError: the keys are not those of a NAFNet.
     """
 
     def count(pattern: str) -> int:
-        found = [int(match[1]) for key in state if (match := re.match(pattern, key))]
+        found = {int(match[1]) for key in state if (match := re.match(pattern, key))}
+        if found and max(found) >= len(state):
+            raise ValueError(f"number {max(found)} in {len(state)} tensors")
         return max(found, default=-1) + 1
 
     levels = count(r"downs\.(\d+)\.")

@@ -119,4 +119,7 @@ def build_sam(state: Mapping[str, Tensor]) -> Sam:
 
 
 def _count(state: Mapping[str, Tensor], pattern: str) -> int:
-    return max((int(match[1]) for key in state if (match := re.match(pattern, key))), default=-1) + 1
+    found = {int(match[1]) for key in state if (match := re.match(pattern, key))}
+    if found and max(found) >= len(state):
+        raise ValueError(f"number {max(found)} in {len(state)} tensors")
+    return max(found, default=-1) + 1

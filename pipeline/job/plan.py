@@ -19,7 +19,7 @@ from samdeblur.storage.access.header import read_header
 from samdeblur.storage.format.layout import DONE, PENDING, QUARANTINED, Header, round_up
 from samdeblur.storage.names import nfc
 from samdeblur.storage.sharing.info import stored_bytes
-from samdeblur.storage.writing.bulk import new_extent
+from samdeblur.storage.writing.bulk import fitting, new_extent
 from samdeblur.storage.writing.commits import Committer, run_folder
 from samdeblur.storage.writing.compare import recipe_differences
 from samdeblur.storage.writing.creation import create_store, is_vacant
@@ -79,6 +79,7 @@ def ensure_store(source: Source, path: Path, settings: PrepSettings, options: St
         return False
     check_runs(settings, here)
     shapes, _ = image_shapes(source)
+    shapes[~fitting(shapes)] = 0  # quarantined when they are read
     try:
         create_store(path, new_header(source, settings, options, shapes), source.keys, shapes)
     except FileExistsError:  # another job has just made one

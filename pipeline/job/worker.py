@@ -161,7 +161,7 @@ def _open(key: str, shape: tuple[int, int], read: Read, skip: str | None, stages
         with clock("read", key):
             pair = read()
             if pair.blurred.shape[:2] != shape:
-                planned = f"{shape[1]}x{shape[0]}" if any(shape) else "unreadable"
+                planned = f"{shape[1]}x{shape[0]}" if any(shape) else "unreadable, or too large beside the others,"
                 now = f"{pair.blurred.shape[1]}x{pair.blurred.shape[0]}"
                 raise BadImage(f"{key}: was {planned} when the store was planned and is {now}; --retry-quarantined")
         if stages.network is None:

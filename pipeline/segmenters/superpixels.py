@@ -8,11 +8,16 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import find_objects
 from skimage import graph
 from skimage.segmentation import slic
 
 from samdeblur.storage import AtomMap
+from samdeblur.storage.atoms import Piece
+from samdeblur.storage.decode import BadImage
 from samdeblur.storage.writing.commits import geometry_records
+
+MAX_PIXELS = 1 << 25  # of an image: some 5 GB
 
 
 @dataclass(frozen=True)
@@ -36,21 +41,43 @@ class SuperpixelSegmenter:
         return {"name": "superpixels", **asdict(self), "thresholds": list(self.thresholds)}
 
     def segment(self, image: NDArray[np.uint8]) -> tuple[AtomMap, dict[str, NDArray[np.float64]]]:
-        """Masks from coarse to fine, within a level in raster order of their first pixels; records have no scores."""
-        finest = slic(image, self.n_segments, self.compactness, start_label=0)
+        """Masks from coarse to fine, within a level in raster order of their first pixels; records have no scores.
+
+        Takes some 130 bytes of memory for each pixel. Raises BadImage for more than MAX_PIXELS.
+        """
+        pixels = image.shape[0] * image.shape[1]
+        if pixels > MAX_PIXELS:
+            raise BadImage(
+                f"{image.shape[1]}x{image.shape[0]} pixels; superpixels take at most {MAX_PIXELS >> 20} million: "
+                "take another segmenter, or smaller images"
+            )
+        finest = slic(image, self.n_segments, self.compactness, start_label=0).astype(np.int32)
         levels = [finest]
         if finest.max() > 0:
             # Colours of the finest level weigh each merge, so the levels are nested.
             edges = graph.rag_mean_color(image, finest)
-            levels += [graph.cut_threshold(finest, edges, threshold, in_place=False) for threshold in self.thresholds]
-        masks, seen = [], set()
-        pixels = image.shape[0] * image.shape[1]
+            merged = (graph.cut_threshold(finest, edges, threshold, in_place=False) for threshold in self.thresholds)
+            levels += [level.astype(np.int32) for level in merged]
+        regions, seen = [], set()
         for level in reversed(levels):
-            _, first, labels, areas = np.unique(level, return_index=True, return_inverse=True, return_counts=True)
-            fits = (areas >= self.min_area * pixels) & (areas <= self.max_area * pixels)
+            areas, first = np.bincount(level.ravel()), _first_pixels(level)
+            boxes = find_objects(level + 1)
+            fits = (areas >= max(1, self.min_area * pixels)) & (areas <= self.max_area * pixels)
             for label in np.argsort(first):
                 if fits[label] and (first[label], areas[label]) not in seen:  # nested: this names a region
                     seen.add((first[label], areas[label]))
-                    masks.append(labels.reshape(level.shape) == label)
-        atoms = AtomMap.from_masks(masks, image.shape[:2])
+                    regions.append((level, label, boxes[label]))
+
+        def piece(number: int) -> Piece:
+            level, label, box = regions[number]
+            return box[0].start, box[1].start, level[box] == label
+
+        atoms = AtomMap.from_pieces(len(regions), piece, image.shape[:2])
         return atoms, geometry_records(atoms)
+
+
+def _first_pixels(labels: NDArray[np.int32]) -> NDArray[np.int64]:
+    """The position in raster order at which each label 0..n appears first; the number of pixels where it does not."""
+    first = np.full(labels.max() + 1, labels.size)
+    first[labels.ravel()[::-1]] = np.arange(labels.size)[::-1]  # of several, the last assignment stays
+    return first

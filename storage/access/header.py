@@ -19,6 +19,7 @@ from samdeblur.storage.format.layout import (
     MAX_BLOCK,
     MAX_IMAGES,
     MAX_KEY_BYTES,
+    MAX_NAME_BYTES,
     MAX_PIXELS,
     MAX_SHARD_CHUNKS,
     MAX_SIDE,
@@ -171,6 +172,7 @@ def _check_claims(header: Header) -> None:
     limits = {
         f"{header.n_images} images": header.n_images > MAX_IMAGES,
         f"names of {header.key_bytes} bytes": header.key_bytes > MAX_KEY_BYTES,
+        f"{header.n_images} names of {header.key_bytes} bytes": header.n_images * header.key_bytes > MAX_NAME_BYTES,
         f"images of {width}x{height}": max(height, width) > MAX_SIDE or height * width > MAX_PIXELS,
         f"blocks of {header.block_size} images": header.block_size > MAX_BLOCK or chunks > MAX_SHARD_CHUNKS,
     }

@@ -38,6 +38,7 @@ NO_SHARD = bytes(DIGEST_BYTES)  # in place of the digest of a shard without any 
 # What a reader takes on trust at most: a share that claims more is refused before anything is allocated for it.
 MAX_IMAGES = 1 << 24
 MAX_KEY_BYTES = 1024
+MAX_NAME_BYTES = 1 << 30  # of all names together
 MAX_SIDE = 1 << 15
 MAX_PIXELS = 1 << 28
 MAX_BLOCK = 4096

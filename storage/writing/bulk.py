@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samdeblur.storage.access.places import what_lies_at
-from samdeblur.storage.format.layout import DONE, Header, StoreError, pack_keys, round_up, seal
+from samdeblur.storage.format.layout import CHUNK, DONE, MAX_PIXELS, Header, StoreError, pack_keys, round_up, seal
 from samdeblur.storage.store import MaskStore, open_store
 from samdeblur.storage.writing.commits import (
     Committer,
@@ -48,6 +48,19 @@ def new_extent(shapes: NDArray[np.int32]) -> tuple[int, int]:
     """Extents of a store for images of these heights and widths, (I, 2)."""
     height, width = (round_up(int(side)) for side in shapes.max(axis=0, initial=1))
     return height, width
+
+
+def fitting(shapes: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """Which of (I, 2) heights and widths a store can hold together: all, or as many as there can be.
+
+    Extents are the maxima of both sides, so one very wide and one very high image may exceed what a store takes, though
+    each could be in one.
+    """
+    heights, widths = -(-shapes.T // CHUNK) * CHUNK
+    if heights.max(initial=0) * int(widths.max(initial=0)) <= MAX_PIXELS:
+        return np.ones(len(shapes), bool)
+    kept = ((heights <= limit) & (widths <= MAX_PIXELS // limit) for limit in np.unique(heights[heights > 0]).tolist())
+    return max(kept, key=np.count_nonzero)
 
 
 def key_bytes(keys: Sequence[str]) -> int:

@@ -334,7 +334,7 @@ def _with(state: dict, **changes: torch.Tensor) -> dict:
         ),
         pytest.param(
             lambda state: _with(state, encoders__1__123456789__beta=torch.zeros(1, 8, 1, 1)),
-            "a public NAFNet (123456795 blocks in ",
+            "a public NAFNet (number 123456789 in ",
             id="an absurd number",
         ),
         pytest.param(
@@ -413,3 +413,40 @@ def test_sam_weights_that_do_not_fit_are_refused(tmp_path, random_sam, key, chan
         state[key] = tensor[None] if tensor.ndim == 1 else tensor.flatten()
     torch.save(state, tmp_path / "sam.pth")
     _refusal(load_sam, tmp_path / "sam.pth")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda weight: torch.zeros(1).expand(weight.shape), "claims .* numbers and holds fewer"),
+        (lambda weight: torch.zeros(1).expand(1 << 20, 1 << 20), "claims 1,099,511,627,776 numbers"),
+        (lambda weight: weight.to_sparse(), "is sparse"),
+        (lambda weight: torch.quantize_per_tensor(weight, 0.1, 0, torch.qint8), "is quantised"),
+        (lambda weight: weight.to("meta"), "is without data"),
+    ],
+    ids=["expanded", "a terabyte", "sparse", "quantised", "meta"],
+)
+@pytest.mark.filterwarnings("ignore:.*quantiz")
+def test_tensors_whose_numbers_are_not_there_are_refused_in_one_line(tmp_path, spoil, words):
+    state = NAFNet(4, (1,), 1, (1,)).state_dict()
+    state["intro.weight"] = spoil(state["intro.weight"])
+    torch.save({"params": state}, tmp_path / "odd.pth")
+    with pytest.raises(CheckpointError, match=words) as caught:
+        load_network(tmp_path / "odd.pth")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["downs.1000000000.weight", "middle_blks.4000000000.beta", "encoders.0.999999999.beta"])
+def test_numbers_in_names_that_no_file_can_back_are_refused_at_once(tmp_path, key):
+    state = NAFNet(4, (1,), 1, (1,)).state_dict() | {key: torch.zeros(1)}
+    torch.save(state, tmp_path / "deep.pth")
+    with pytest.raises(CheckpointError, match=key.split(".")[-2]):
+        load_network(tmp_path / "deep.pth")
+
+
+def test_numbers_in_names_of_a_sam_that_no_file_can_back_are_refused_at_once(tmp_path, random_sam):
+    state = random_sam().state_dict()
+    state["image_encoder.blocks.1000000000.attn.rel_pos_h"] = torch.zeros(1)
+    torch.save(state, tmp_path / "deep.pth")
+    with pytest.raises(CheckpointError, match="1000000000"):
+        load_sam(tmp_path / "deep.pth")

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+import struct
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -399,8 +400,26 @@ def test_a_retried_image_beyond_the_extents_of_the_store_stays_in_quarantine(own
     for side in ("blur", "sharp"):
         save(own_folder / side / "c.png", picture(9, 300, 20))
     run(own_folder, tmp_path / "toy.zarr", retry=True)
-    assert "unreadable when the store was planned and is 20x300" in status(tmp_path / "toy.zarr").quarantined["c"]
+    assert (
+        "unreadable, or too large beside the others, when the store was planned and is 20x300"
+        in status(tmp_path / "toy.zarr").quarantined["c"]
+    )
     assert list(verify_store(tmp_path / "toy.zarr")) == []
+
+
+def test_broken_headers_that_claim_opposite_sides_cost_their_images_alone(
+    own_folder, undisturbed, tmp_path, save, picture
+):
+    for name, size in (("y", (32767, 10)), ("z", (10, 32767))):
+        for side in ("blur", "sharp"):
+            path = save(own_folder / side / f"{name}.png", picture(0, 8, 8))
+            head, rest = path.read_bytes()[:16], path.read_bytes()[24:]
+            path.write_bytes(head + struct.pack(">II", *size) + rest)
+    summary = run(own_folder, tmp_path / "toy.zarr")
+    found = status(tmp_path / "toy.zarr")
+    assert (summary.images, set(found.quarantined)) == (7, {"y", "z"})
+    alone, store = open_store(undisturbed.path), open_store(tmp_path / "toy.zarr")
+    assert all((store.atoms(key).atoms == alone.atoms(key).atoms).all() for key in alone.ready_keys)
 
 
 def test_a_plan_says_what_there_is_to_do_and_writes_nothing(own_folder, tmp_path, monkeypatch, commit_each_block):

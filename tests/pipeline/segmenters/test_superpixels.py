@@ -7,6 +7,8 @@ import pytest
 from skimage.data import astronaut
 
 from samdeblur.pipeline import SuperpixelSegmenter
+from samdeblur.pipeline.segmenters import superpixels
+from samdeblur.storage.decode import BadImage
 
 
 @pytest.fixture(scope="module", params=["photograph", "patches", "noise", "one colour", "one column", "one row", "4x4"])
@@ -100,3 +102,9 @@ def test_the_recipe_names_every_setting_as_json():
     recipe = SuperpixelSegmenter(**settings).recipe()
     assert json.loads(json.dumps(recipe)) == recipe
     assert recipe == {"name": "superpixels", **settings, "thresholds": [9.0]}
+
+
+def test_images_that_take_more_memory_than_is_stated_are_refused(monkeypatch):
+    monkeypatch.setattr(superpixels, "MAX_PIXELS", 40 * 50 - 1)
+    with pytest.raises(BadImage, match="50x40 pixels; superpixels take at most"):
+        SuperpixelSegmenter().segment(np.zeros((40, 50, 3), np.uint8))
