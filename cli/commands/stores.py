@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ from samdeblur.storage.format import layout
 from samdeblur.storage.names import select
 from samdeblur.storage.sharing.export import export_hdf5, export_zip
 from samdeblur.storage.sharing.info import describe
+from samdeblur.storage.sharing.push import push_store
 from samdeblur.storage.sharing.verify import verify_store
 from samdeblur.storage.sharing.view import contact_keys, write_view
 from samdeblur.storage.writing.combine import append, merge, subset
@@ -86,21 +88,42 @@ def verify(store: str, deep: str | None, layout: str, skip_unpaired: bool) -> in
 
 @click.command()
 @click.argument("store", type=PLACE)
-@click.argument("target", type=EITHER)
+@click.argument("target", type=EITHER, required=False)
 @overwrite_option
+@click.option("--push", metavar="hf://...", help="zip: publish it there on the Hugging Face Hub, with a dataset card.")
+@click.option("--private", is_flag=True, help="--push: a repository that is made is private.")
 @click.option("--format", "form", type=click.Choice(["zip", "hdf5", *EXPORTS]), help="By default TARGET's name says.")
 @click.option("--with-images", is_flag=True, help="zip, hdf5: let the pictures go along; masks alone by default.")
 @click.option("--licence", default="not stated", help="zip, hdf5: licence of the masks, for the note inside.")
 @click.option("--codec", type=click.Choice(["gzip", "zstd"]), help="hdf5: zstd needs hdf5plugin.  [default: gzip]")
 def export(
-    store: str, target: Path, overwrite: bool, form: str | None, with_images: bool, licence: str, codec: Any
+    store: str,
+    target: Path | None,
+    overwrite: bool,
+    push: str | None,
+    private: bool,
+    form: str | None,
+    with_images: bool,
+    licence: str,
+    codec: Any,
 ) -> int:
     """Write STORE as one file to share (zip, hdf5), or in a format of others.
 
     A zip (.zip) or HDF5 file (.h5, .hdf5) opens with open_store and trains without unpacking; its SHA-256 goes to
-    TARGET.sha256. coco-instances and coco-results are one JSON file, sa-1b is a folder with one per image; what such a
-    format cannot hold is said.
+    TARGET.sha256. --push hf://datasets/USER/REPOSITORY/NAME.zip puts the zip on the Hugging Face Hub, where everything
+    here reads it by that address (pip install 'samdeblur[hub]', HF_TOKEN). coco-instances and coco-results are one JSON
+    file, sa-1b is a folder with one per image; what such a format cannot hold is said.
     """
+    if push:
+        if form not in (None, "zip") or (target and target.suffix != ".zip"):
+            raise click.UsageError("--push is for zip")
+        if target:
+            check_file(target, overwrite)
+        address = push_store(Path(store), push, target, with_images, licence, _may_replace(overwrite), private)
+        click.echo(f"{address}: pushed")
+        return 0
+    if target is None:
+        raise click.UsageError("name TARGET, the file to write, or --push it")
     form = form or {".zip": "zip", ".h5": "hdf5", ".hdf5": "hdf5"}.get(target.suffix)
     if form is None:
         raise click.UsageError(f"{target}: name it .zip, .h5 or .hdf5, or give --format")
@@ -306,6 +329,15 @@ COMMANDS = (
     merge_command,
     append_command,
 )
+
+
+def _may_replace(overwrite: bool) -> Callable[[str], bool]:
+    """Asks before what is published is replaced; where nobody can answer the answer is no."""
+
+    def ask(what: str) -> bool:
+        return overwrite or (sys.stdin.isatty() and click.confirm(f"{what}. Replace it?", err=True))
+
+    return ask
 
 
 def _say_lost(lost: list[str]) -> None:

@@ -76,7 +76,7 @@ def open_files(folder: Location) -> Files:
     if folder.scheme in HUB:
         from samdeblur.storage.access.hub import hub_address
 
-        return Web(*hub_address(folder))
+        return Web(*hub_address(folder), shown=folder)
     return Web(folder)
 
 

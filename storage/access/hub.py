@@ -39,6 +39,9 @@ def hub() -> Any:
     """huggingface_hub. Raises ValueError where it is missing."""
     try:
         import huggingface_hub
+        import huggingface_hub.constants
+        import huggingface_hub.errors
+        import huggingface_hub.utils
     except ImportError as error:
         raise ValueError("hf:// addresses need huggingface_hub: pip install 'samdeblur[hub]'") from error
     return huggingface_hub

@@ -62,14 +62,21 @@ class Web:
     Args:
         headers: for the server of this address alone, such as a token; other servers, by redirects, do not see them.
         advice: what to do when it refuses.
+        shown: the address to speak of, when it is another.
     """
 
     gap = 32768
 
-    def __init__(self, folder: Location, headers: Mapping[str, str] | None = None, advice: str = "") -> None:
+    def __init__(
+        self,
+        folder: Location,
+        headers: Mapping[str, str] | None = None,
+        advice: str = "",
+        shown: Location | None = None,
+    ) -> None:
         url = urlsplit(folder.text)
         user, at, host = url.netloc.rpartition("@")
-        self._folder = folder
+        self._folder = shown or folder
         self._base = Location(urlunsplit(url._replace(netloc=host)))
         self._headers = dict(headers or {})
         if at:
