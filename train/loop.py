@@ -80,11 +80,11 @@ def train(
         facts = run_facts(config, store, keys, val, ranks.device) | {"smaller_than_crop": crops.n_small}
         network.provenance = {"of": config.steps, "segmenter": facts["train"]["segmenter"] if network.prior else ""}
         folders.check_claim(folder, folders.RUN)
+        if config.tensorboard:
+            summary_writer()  # which may not be installed
         alone = stack.enter_context(_alone(folder, ranks))
         run = _Run(config, network, val, folder, ranks, request, progress, alone)
         state = read_run(folder, config, facts)
-        if config.tensorboard:
-            summary_writer()  # which may not be installed
         if ranks.first:
             write_facts(folder, config, facts)
         run.restore(state)
