@@ -1,0 +1,201 @@
+"""What README and docs tell people to type: every command is understood, and those of the README are run."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import cv2
+import numpy as np
+import pytest
+import torch
+from places import ROOT
+from programs import samdeblur
+
+from samdeblur.cli import eval as eval_command
+from samdeblur.cli import prep, train
+from samdeblur.models import NAFNet
+
+__all__ = ["samdeblur"]
+
+GROUPS = {"prep": prep.cli, "train": train.cli, "eval": eval_command.cli}
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+# Put behind commands of the README, which are meant for machines with a GPU and for days.
+SMALL = {
+    "prep run": ["--workers", "1", "--points-per-side", "4"],
+    "train": [
+        *(
+            "--steps",
+            "2",
+            "--batch-size",
+            "2",
+            "--set",
+            "crop_size=32",
+            "--set",
+            "width=4",
+            "--set",
+            "middle_blk_num=1",
+        ),
+        *("--set", "enc_blk_nums=[1]", "--set", "dec_blk_nums=[1]", "--set", "val_share=0.5", "--device", "cpu"),
+    ],
+    "eval run": ["--tlc", "off"],
+}
+
+
+@dataclass(frozen=True)
+class Command:
+    """A line of a page, as its program and the words behind it."""
+
+    page: str
+    line: int
+    program: str
+    words: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.page}:{self.line} {self.program} {' '.join(self.words)}"
+
+
+def blocks(page: Path, language: str) -> Iterator[tuple[int, str]]:
+    """Number of the first line, and text, of each block of code in a language."""
+    text = page.read_text(encoding="utf-8")
+    for found in re.finditer(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+        yield text[: found.start(1)].count("\n") + 1, found[1]
+
+
+def commands(page: Path) -> Iterator[Command]:
+    for start, text in blocks(page, "sh"):
+        whole = re.sub(r"\\\n\s*", lambda joint: " " + "\0" * joint[0].count("\n"), text)
+        number = start
+        for line in whole.splitlines():
+            if command := _command(page.name, number, line.replace("\0", "")):
+                yield command
+            number += 1 + line.count("\0")
+
+
+def _command(page: str, number: int, line: str) -> Command | None:
+    try:
+        words = shlex.split(line, comments=True)
+    except ValueError:
+        return None
+    words = words[: next((i for i, word in enumerate(words) if word in (">", "|", "&", "&&", ";", ">>", "2>")), None)]
+    for i, word in enumerate(words):
+        program = re.fullmatch(r"samdeblur-(prep|train|eval)|samdeblur\.cli\.(prep|train|eval)", word)
+        if program and not any(other == "..." or other.startswith("$") for other in words[i:]):
+            return Command(page, number, program[1] or program[2], tuple(words[i + 1 :]))
+    return None
+
+
+EVERY = [command for page in PAGES for command in commands(page)]
+
+
+def test_pages_are_full_of_commands():
+    assert len(EVERY) > 60
+    assert {command.program for command in EVERY} == {"prep", "train", "eval"}
+    assert {"README.md", "restore.md", "evaluation.md", "tables.md", "training.md", "stores.md"} <= {
+        command.page for command in EVERY
+    }
+
+
+def refusal(command: Command) -> str:
+    """What the program has against a command before it does anything; empty for nothing, and for --help."""
+    group, words = GROUPS[command.program], list(command.words)
+    try:
+        if not isinstance(group, click.Group):
+            group.make_context(command.program, words)
+            return ""
+        context = group.make_context(command.program, words)
+        name, found, rest = group.resolve_command(context, [*context._protected_args, *context.args])
+        found.make_context(name, rest, parent=context)
+    except click.UsageError as error:
+        return error.format_message()
+    except click.exceptions.Exit:
+        return ""
+    return ""
+
+
+@pytest.mark.parametrize("command", EVERY, ids=str)
+def test_every_command_is_understood(command, tmp_path, monkeypatch):
+    """Its options are there, and take the values that are given; files that are not there are another matter."""
+    monkeypatch.chdir(tmp_path)
+    said = refusal(command)
+    assert not said or "does not exist" in said, said
+
+
+def test_a_command_that_is_not_understood_would_be_found():
+    for words in (
+        ("run", "a", "b", "--no-such", "1"),
+        ("no-such",),
+        ("table",),
+        ("run", "a", "b", "--out", "o", "--tlc", "x"),
+    ):
+        assert refusal(Command("page.md", 1, "eval", words)), words
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch, random_sam):
+    """A folder with small things under the names of the README."""
+    monkeypatch.chdir(tmp_path)
+    for number, split in enumerate(("train", "test")):
+        for frame in range(2):
+            patches = np.random.default_rng(10 * number + frame).integers(0, 256, (4, 5, 3), np.uint8)
+            sharp = cv2.resize(patches, (72, 64), interpolation=cv2.INTER_NEAREST)
+            for side, picture in (("sharp", sharp), ("blur", cv2.blur(sharp, (5, 3)))):
+                folder = Path(f"GOPRO_Large/{split}/GOPR0001_0{number}_00/{side}")
+                folder.mkdir(parents=True, exist_ok=True)
+                cv2.imwrite(str(folder / f"{frame:06d}.png"), picture)
+    torch.manual_seed(0)
+    torch.save(NAFNet(4, [1], 1, [1]).state_dict(), "NAFNet-GoPro-width32.pth")
+    torch.save(random_sam().state_dict(), "sam_vit_h_4b8939.pth")
+    shutil.copytree("GOPRO_Large/test/GOPR0001_01_00/blur", "holiday")
+    shutil.copy("holiday/000000.png", "photo.png")
+    cv2.imwrite("photo.jpg", cv2.imread("photo.png"))
+    return tmp_path
+
+
+def run_page(samdeblur, place: Path, name: str) -> list[str]:
+    """Run the commands of a page that need neither a network nor several processes; which they were."""
+    ran = []
+    for command in commands(ROOT / name):
+        words = []
+        for word in command.words:
+            words += sorted(str(found) for found in place.glob(word)) if "*" in word else [word]
+        if any(word.startswith(("http://", "https://", "s3://")) or word == "sam_vit_h" for word in words):
+            continue
+        kind = "train" if command.program == "train" else f"{command.program} {words[0]}"
+        done = samdeblur(command.program, *words, *SMALL.get(kind, []))
+        assert done.code == 0, (str(command), done.err)
+        ran.append(kind)
+    return ran
+
+
+def test_the_commands_of_the_readme_and_of_evaluation_are_run_in_their_order(samdeblur, place):
+    ran = run_page(samdeblur, place, "README.md")
+    assert len(ran) >= 10
+    assert {"prep run", "train", "eval run", "eval table", "eval restore", "prep export"} <= set(ran)
+    for path in ("comparison/report.html", "restored/000001.png", "sharper/photo.png", "sharper/compare.html"):
+        assert (place / path).is_file(), path
+    for copy in ("gopro-test.zarr", "reds-val.zarr"):
+        shutil.copytree(place / "test.zarr", place / copy)
+    shutil.copytree(place / "runs/map-dropout", place / "runs/map")
+    for page, fewest in (("docs/restore.md", 2), ("docs/evaluation.md", 3), ("docs/tables.md", 3)):
+        shutil.rmtree(place / "restored", ignore_errors=True)
+        assert len(run_page(samdeblur, place, page)) >= fewest, page
+
+
+def test_the_snippets_of_the_readme_are_one_script(samdeblur, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    prepared = samdeblur(
+        "prep", "run", "worlds:1:256", "train.zarr", "--split", "train", "--segmenter", "true-masks", "--workers", 1
+    )
+    assert prepared.code == 0, prepared.err
+    script = "\n".join(text for _, text in blocks(ROOT / "README.md", "python"))
+    assert script.count("import") >= 5
+    names: dict[str, object] = {}
+    exec(compile(script, "README.md", "exec"), names)
+    assert names["atoms"].shape == (256, 256)
+    assert names["found"].n_masks == len(names["records"]["predicted_iou"])
