@@ -13,7 +13,7 @@ import yaml
 
 from samdeblur.cli.commands.restore import restore
 from samdeblur.cli.commands.table import table
-from samdeblur.cli.messages import QUARANTINED, progress_bar, run_command
+from samdeblur.cli.messages import QUARANTINED, harmless, progress_bar, run_command
 from samdeblur.cli.support.images import images_options
 from samdeblur.cli.support.inference import (
     inference_of,
@@ -206,7 +206,7 @@ def _bar(items: Sequence[Any], what: str) -> Iterable[Any]:
 
 
 def _say(line: str) -> None:
-    click.echo(line, err=True)
+    click.echo(harmless(line), err=True)
 
 
 def method_of(folder: Path, model: Deblurrer) -> str:

@@ -120,3 +120,8 @@ def _explain(error: Exception) -> tuple[str, int]:
 def _complain(message: str, code: int) -> int:
     click.echo(f"error: {' '.join(message.split())}", err=True)
     return code
+
+
+def harmless(line: str) -> str:
+    """A line without characters that a terminal would act on, such as those that a file's name may hold."""
+    return "".join(c if c.isprintable() else "?" for c in line)

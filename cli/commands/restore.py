@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from samdeblur.cli.messages import FAILED, QUARANTINED, progress_bar
+from samdeblur.cli.messages import FAILED, QUARANTINED, harmless, progress_bar
 from samdeblur.cli.support.inference import (
     inference_of,
     inference_options,
@@ -129,9 +129,9 @@ def _files(folder: Path) -> list[tuple[str, Path]]:
 def _bar(pictures: Sequence[Named]) -> Iterable[Named]:
     bar = progress_bar(pictures, unit="picture", desc="restored")
     for picture, name in bar:
-        bar.set_postfix_str(picture.source.name.encode(errors="replace").decode(), refresh=False)
+        bar.set_postfix_str(harmless(picture.source.name), refresh=False)
         yield picture, name
 
 
 def _say(line: str) -> None:
-    click.echo(line.encode(errors="replace").decode(), err=True)
+    click.echo(harmless(line), err=True)

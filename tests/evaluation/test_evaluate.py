@@ -1,18 +1,21 @@
 from __future__ import annotations
 
+import sys
+
 import cv2
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from samdeblur.evaluation import restore as restoring
 from samdeblur.evaluation.evaluate import Evaluation, evaluate, restored_path
 from samdeblur.evaluation.metrics import psnr_ssim as metrics
 from samdeblur.evaluation.metrics.alignment import aligned_scores
 from samdeblur.evaluation.metrics.perceptual import PerceptualMetric, PerceptualMetrics
 from samdeblur.evaluation.ranks import Ranks
-from samdeblur.evaluation.report.pictures import kept_pictures, read_thumbnail
-from samdeblur.evaluation.results import Conventions, Inference, SetResult, worst_first
+from samdeblur.evaluation.report.pictures import kept_pictures, read_strip, read_thumbnail
+from samdeblur.evaluation.results import Conventions, Inference, SetResult, examples, worst_first
 from samdeblur.evaluation.sets import LooseSet, Sample, StoreSet, UnusableImage
 from samdeblur.models import CATPrior, MAPUnit, NAFNet, NotFinite, deblur, with_prior
 from samdeblur.storage import AtomMap, StoreError
@@ -262,3 +265,122 @@ def test_pictures_of_an_evaluation_before_do_not_stay(store, network, tmp_path):
     assert all(read_thumbnail(tmp_path, name, key) for key in store.keys)
     evaluate(network, StoreSet(store), Inference(), task(tmp_path, pictures=0, sha256="ef" * 32), CPU)
     assert not any(read_thumbnail(tmp_path, name, key) or kept_pictures(tmp_path, name, key) for key in store.keys)
+
+
+# Work that is done once
+
+evaluating = sys.modules["samdeblur.evaluation.evaluate"]
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """How often the network was asked, and made ready."""
+    calls = {"restored": 0, "ready": 0}
+    restore, make = restoring.restore, evaluating.Restorer
+
+    def counted_restore(*arguments):
+        calls["restored"] += 1
+        return restore(*arguments)
+
+    def counted_restorer(*arguments):
+        calls["ready"] += 1
+        return make(*arguments)
+
+    monkeypatch.setattr(restoring, "restore", counted_restore)
+    monkeypatch.setattr(evaluating, "Restorer", counted_restorer)
+    return calls
+
+
+@pytest.fixture
+def loose(pair):
+    """loose(count) -> a set without a store, and the list of what was segmented for it."""
+
+    def make(count):
+        pictures = {f"{n:02d}": pair(n, 24, 32)[:2] for n in range(count)}
+        segmented = []
+
+        def segment(blurred):
+            segmented.append(blurred)
+            return AtomMap.from_masks(blurred[None, ..., 0] > 99), {"area": np.ones(1)}
+
+        images = LooseSet("phone", "test", "f" * 64, list(pictures), lambda key: Sample(*pictures[key]), segment)
+        return images, segmented
+
+    return make
+
+
+@pytest.mark.parametrize("shown", [0, 1, 3, 24])
+def test_network_and_segmenter_see_each_image_once_however_many_the_report_shows(
+    network, loose, counted, tmp_path, shown
+):
+    images, segmented = loose(9)
+    found = evaluate(network, images, Inference(tlc=64), task(tmp_path, pictures=shown), CPU)
+    assert (len(segmented), counted) == (9, {"restored": 9, "ready": 1})
+    worst = [score.key for score in worst_first(found.scores)][:shown]
+    assert [key for key in images.keys if kept_pictures(tmp_path, found.name, key)] == sorted(worst)
+    assert all("masks" in kept_pictures(tmp_path, found.name, key) for key in worst)
+    assert all(bool(read_thumbnail(tmp_path, found.name, key)) == bool(shown) for key in images.keys)
+    strips = [key for key in images.keys if read_strip(tmp_path, found.name, key)]
+    assert strips == (sorted(score.key for _, score in examples(found.scores)) if shown else [])
+    again = evaluate(network, images, Inference(tlc=64), task(tmp_path, pictures=shown), CPU)
+    assert again.scores == found.scores
+    assert (len(segmented), counted) == (9, {"restored": 9, "ready": 1})
+
+
+def test_more_pictures_than_before_are_made_and_no_others(network, loose, counted, tmp_path):
+    images, segmented = loose(9)
+    evaluate(network, images, Inference(), task(tmp_path, pictures=2), CPU)
+    shown = []
+    task_of_five = task(tmp_path, pictures=5, bar=lambda items, what: shown.append((len(items), what)) or items)
+    found = evaluate(network, images, Inference(), task_of_five, CPU)
+    assert shown == [(3, f"{found.name}: pictures of the report")]
+    assert (len(segmented), counted["restored"]) == (12, 12)
+    assert len([key for key in images.keys if kept_pictures(tmp_path, found.name, key)]) == 5
+
+
+def test_a_network_without_a_prior_waits_for_no_masks_of_a_set_without_a_store(loose, counted, tmp_path):
+    images, segmented = loose(3)
+    found = evaluate(with_prior(Brighter(0.01), None), images, Inference(), task(tmp_path, pictures=3), CPU)
+    assert segmented == []
+    assert all("masks" not in kept_pictures(tmp_path, found.name, key) for key in images.keys)
+
+
+def test_resumed_evaluations_show_the_same_pictures_as_whole_ones(network, loose, tmp_path):
+    images, _ = loose(9)
+    whole = evaluate(network, images, Inference(), task(tmp_path / "whole", pictures=3), CPU)
+    for stop_at in (4, 2):
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(network, Noted(images, stop_at), Inference(), task(tmp_path / "o", pictures=3), CPU)
+    evaluate(network, images, Inference(), task(tmp_path / "o", pictures=3), CPU)
+    files = [
+        {path.relative_to(tmp_path / name): path.read_bytes() for kind in ("pictures", "thumbnails")
+         for path in (tmp_path / name / kind).rglob("*") if path.is_file()}
+        for name in ("whole", "o")
+    ]  # fmt: skip
+    assert files[0] == files[1]
+    assert len(files[0]) == 3 * 4 + 9 + len(examples(whole.scores))
+
+
+def test_an_image_that_changes_is_scored_anew_and_one_that_is_touched_is_not(network, store, counted, tmp_path):
+    class Changing(Noted):
+        stamps = dict.fromkeys(store.keys, "1")
+        contents = dict.fromkeys(store.keys, "a")
+
+        def stamp(self, key):
+            return self.stamps[key]
+
+        def content(self, key):
+            return self.contents[key]
+
+    images = Changing(StoreSet(store))
+    evaluate(network, images, Inference(), task(tmp_path), CPU)
+    images.stamps[store.keys[0]] = images.stamps[store.keys[1]] = "2"
+    images.contents[store.keys[1]] = "b"
+    images.given.clear()
+    evaluate(network, images, Inference(), task(tmp_path), CPU)
+    assert images.given == [store.keys[1]]
+    asked = []
+    images.content = lambda key: asked.append(key) or "a"
+    images.given.clear()
+    evaluate(network, images, Inference(), task(tmp_path), CPU)
+    assert (images.given, asked) == ([], [])  # what was touched is known by its new stamp
