@@ -281,5 +281,7 @@ def _write_page(folder: Path, album: Album) -> None:
         for target in album.written.values()
     ]
     page = files("samdeblur.evaluation.report").joinpath("web", "compare.html.j2").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True
+    )
     write_durably(folder / PAGE, environment.from_string(page).render(pictures=shown).encode())

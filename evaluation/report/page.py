@@ -112,7 +112,9 @@ def render_page(
         files("samdeblur.storage.sharing").joinpath("paint.js"),
         *(web.joinpath(f"{name}.js") for name in SCRIPTS),
     ]
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True
+    )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     environment.filters["route"] = lambda place: f"#{place[0]}/{quote(_text(place[1]), safe='')}"
     environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
