@@ -21,6 +21,7 @@ from samdeblur.evaluation.results import ResultsError
 from samdeblur.models import CheckpointError, DeviceError, NotFinite, OutOfMemory
 from samdeblur.pipeline import ClusterLost, DeviceFailed, SettingsError, SourceError, Unusable, WorkerKilled
 from samdeblur.storage import ImageNotReady, PictureError, StoreDamaged, StoreError
+from samdeblur.storage.files import printable
 from samdeblur.storage.folders import NotItsFolder
 from samdeblur.storage.listing import ListingError
 from samdeblur.storage.writing.lease import StoreBusy
@@ -71,7 +72,10 @@ def run_command(command: click.Command, interrupted: str = "") -> None:
         help_text.show()
         code = WRONG_USAGE
     except (click.Abort, KeyboardInterrupt) as stopped:
-        code = _complain(f"interrupted{stopped.__cause__ or stopped}{interrupted}", INTERRUPTED)
+        if isinstance(stopped.__cause__, EOFError):  # click takes the end of a file for the end of what is typed
+            code = _complain(*_explain(stopped.__cause__))
+        else:
+            code = _complain(f"interrupted{stopped.__cause__ or stopped}{interrupted}", INTERRUPTED)
     except Stopped as stopped:
         code = _complain(
             f"{stopped}; run the same command again to go on", INTERRUPTED if stopped.by == signal.SIGINT else REQUEUE
@@ -114,11 +118,17 @@ def _explain(error: Exception) -> tuple[str, int]:
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror or error}", FAILED
+    if isinstance(error, RecursionError):
+        return "something given is nested too deeply to be read", WRONG_USAGE
+    if isinstance(error, ValueError) and "null byte" in str(error):
+        return "a path with a NUL character in it", WRONG_USAGE
+    if isinstance(error, EOFError):
+        return f"a file ends too early: {error or 'nothing is left to read'}", FAILED
     return f"{type(error).__name__}: {error} (run with --debug for the traceback)", FAILED
 
 
 def _complain(message: str, code: int) -> int:
-    click.echo(f"error: {' '.join(message.split())}", err=True)
+    click.echo(f"error: {printable(' '.join(message.split()))}", err=True)
     return code
 
 

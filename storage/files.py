@@ -89,6 +89,11 @@ def decode_text(data: bytes) -> str:
     return data.decode(encoding)
 
 
+def printable(text: str) -> str:
+    """On one line, without characters that a terminal would act on."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
 def file_stem(text: str) -> str:
     """Any text as part of a file name: one for each text, and never a folder, hidden, or too long."""
     data = text.encode(errors="surrogatepass")

@@ -33,7 +33,7 @@ def read_job(location: str, command: click.Command, context: click.Context) -> l
         raise FileNotFoundError(f"{location}: no such job file, nor one of those that come with the package ({names})")
     try:
         document = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise click.UsageError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(document, dict) or not isinstance(document.get("stores"), list) or not document["stores"]:
         raise click.UsageError(f"{path}: a job is a mapping with a list of `stores`, each with source, store and split")
@@ -86,6 +86,10 @@ def _checked(
             value = os.path.expanduser(os.path.expandvars(value))
             if unset := re.search(r"\$\{?(\w+)", value):
                 raise click.UsageError(f"{where}: {key}: the environment has no {unset[1]}; export {unset[1]}=...")
+        if isinstance(value, dict) or (isinstance(value, list) and not known[name].multiple):
+            raise click.UsageError(
+                f"{where}: {key}: {'a mapping' if isinstance(value, dict) else 'a list'}, not a value"
+            )
         try:
             found[name] = known[name].type_cast_value(context, value)
         except click.BadParameter as error:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from samdeblur.evaluation.results import RESULTS, Conventions, Results, ResultsError, Score, SetResult, Trained
 from samdeblur.evaluation.tables import published
+from samdeblur.storage.files import printable
 
 SAME_DB = 0.05  # blurred pictures whose PSNR differs by more are other pictures; decoders of JPEG differ by less
 FROM_PICTURES = ("psnr", "ssim_wang", "ssim_nafnet")
@@ -137,11 +138,6 @@ def way(result: SetResult) -> str:
 def has_metrics(result: SetResult) -> bool:
     """Whether there are sharp pictures to compare with."""
     return all("psnr" in score.metrics and "psnr_blurred" in score.metrics for score in result.scores)
-
-
-def printable(text: str) -> str:
-    """On one line, without characters that a terminal would act on."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def set_name(dataset: str, split: str, recipe: str = "") -> str:

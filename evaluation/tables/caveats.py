@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from samdeblur.evaluation.results import Results, SetResult, Trained
-from samdeblur.evaluation.tables.arrangement import images_in_words, printable
+from samdeblur.evaluation.tables.arrangement import images_in_words
+from samdeblur.storage.files import printable
 
 FEW = 10  # images; the mean of fewer says little
 NAMED = 4

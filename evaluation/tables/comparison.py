@@ -18,7 +18,6 @@ from samdeblur.evaluation.tables.arrangement import (
     differing,
     images_in_words,
     line_up,
-    printable,
 )
 from samdeblur.evaluation.tables.bootstrap import LEVEL, RESAMPLES
 from samdeblur.evaluation.tables.caveats import FEW, other_masks
@@ -32,6 +31,7 @@ from samdeblur.evaluation.tables.estimates import (
     mean_over_sets,
     sample,
 )
+from samdeblur.storage.files import printable
 
 MEANS = ("mean of sets", "mean of images")
 USUAL = "whole images and no TLC"  # inference that has no words of its own

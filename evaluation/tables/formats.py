@@ -8,11 +8,11 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from samdeblur.evaluation.results import inert
-from samdeblur.evaluation.tables.arrangement import printable
 from samdeblur.evaluation.tables.cells import LABELS, Table
 from samdeblur.evaluation.tables.comparison import Comparison, Row
 from samdeblur.evaluation.tables.estimates import METRICS, Estimate
 from samdeblur.evaluation.tables.text import interval_tables, markdown_escaped, piped, score_grid, shown_metrics
+from samdeblur.storage.files import printable
 
 BEST = "Bold: the best of ours, of numbers as printed."
 _TEX = {

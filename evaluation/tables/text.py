@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from samdeblur.evaluation.results import Results, SetResult
-from samdeblur.evaluation.tables.arrangement import has_metrics, printable
+from samdeblur.evaluation.tables.arrangement import has_metrics
 from samdeblur.evaluation.tables.bootstrap import LEVEL
 from samdeblur.evaluation.tables.cells import BLURRED, LABELS, Table, metric_digits, metric_names
 from samdeblur.evaluation.tables.comparison import DEFAULTS, Comparison, Row, Settings, compare
 from samdeblur.evaluation.tables.estimates import Cell, Estimate
 from samdeblur.evaluation.tables.published import SSIM
+from samdeblur.storage.files import printable
 
 NONE = "-"
 _PUBLISHED_DIGITS = {f"ssim_{SSIM}": 3}  # as printed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import shutil
@@ -113,7 +114,9 @@ def note(source: MaskStore, header: Header, name: str, licence: str) -> str:
     done = source.states == DONE
     masks = source.counts[done, 0].mean() if done.any() else 0
     pictures = "blurred and sharp pictures included" if header.images else "masks only, without pictures"
-    return f"""# Masks of {header.dataset} {header.split}
+    dataset, split, licence = (html.escape(" ".join(text.split()), quote=False) for text in
+                               (header.dataset, header.split, licence))  # fmt: skip
+    return f"""# Masks of {dataset} {split}
 
 {int(done.sum())} of {len(source)} images, {masks:.0f} masks per image, {pictures}.
 Licence: {licence}.
@@ -121,7 +124,7 @@ Licence: {licence}.
 A mask store of format 1, written by samdeblur. It opens as it is:
 
     from samdeblur.storage import open_store
-    store = open_store("{name}")
+    store = open_store({json.dumps(name)})
     store.atoms(store.ready_keys[0]).to_masks()    # (M, H, W) bool
     store.records(store.ready_keys[0])             # columns, one value per mask
 

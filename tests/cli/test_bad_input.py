@@ -160,3 +160,35 @@ def test_debug_shows_the_traceback(samdeblur, tmp_path):
     shown = samdeblur("prep", "status", tmp_path / "nowhere", "--debug")
     assert shown.code == 2
     assert "Traceback" in shown.err
+
+
+@pytest.mark.parametrize(
+    ("job", "words"),
+    [
+        ("stores:\n- {source: {a: b}, store: x, split: test}", "source: a mapping, not a value"),
+        ("stores:\n- {source: worlds:2:64, store: [1], split: test}", "store: a list, not a value"),
+        ('stores:\n- {source: worlds:2:64, store: "x\\0.zarr", split: test}', "a path with a NUL character"),
+        ("stores: " + "[" * 3000 + "]" * 3000, "not YAML"),
+    ],
+    ids=["mapping", "list", "NUL", "deep"],
+)
+def test_job_files_with_anything_in_them_are_refused_in_one_line(samdeblur, tmp_path, job, words):
+    (tmp_path / "job.yaml").write_text(job)
+    result = samdeblur("prep", "run", "--job", tmp_path / "job.yaml")
+    assert result.code == 2
+    assert words in result.error
+
+
+def test_what_a_terminal_would_act_on_is_not_in_messages(samdeblur, tmp_path):
+    result = samdeblur("prep", "info", tmp_path / "\x1b[31mred\x07.zarr")
+    assert result.code == 2
+    assert result.error.isprintable()
+
+
+def test_a_file_that_ends_too_early_is_no_interruption(samdeblur, monkeypatch, tmp_path):
+    def read(*_):
+        raise EOFError("Ran out of input")
+
+    monkeypatch.setattr("samdeblur.cli.commands.stores.open_store", read)
+    result = samdeblur("prep", "info", tmp_path)
+    assert (result.code, result.err.strip()) == (1, "error: a file ends too early: Ran out of input")

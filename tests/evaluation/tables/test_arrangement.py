@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from samdeblur.evaluation.results import Conventions, Inference, Score
-from samdeblur.evaluation.tables.arrangement import NotComparable, distinct_labels, line_up, printable
+from samdeblur.evaluation.tables.arrangement import NotComparable, distinct_labels, line_up
+from samdeblur.storage.files import printable
 
 TLC, GOPRO, REDS = Inference(tlc=256), ("GoPro", "test"), ("REDS", "val")
 PLACES = ["results/a", "results/b"]

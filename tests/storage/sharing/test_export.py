@@ -201,3 +201,12 @@ def test_a_share_whose_checksum_could_not_be_written_is_not_there(whole_store, t
     assert list(tmp_path.iterdir()) == []
     export_zip(whole_store.path, tmp_path / "share.zip")
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_what_a_share_says_of_itself_holds_no_markup_of_others(whole_store, tmp_path):
+    export_zip(whole_store.path, tmp_path / "share.zip", licence='CC <script src="x"></script>\n\n# Mine')
+    with zipfile.ZipFile(tmp_path / "share.zip") as archive:
+        text = archive.read("README.md").decode()
+    assert "<script" not in text
+    assert "\n# Mine" not in text
+    assert "Licence: CC &lt;script" in text
