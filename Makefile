@@ -49,7 +49,7 @@ bench: $(READY)
 faults: $(READY)
 	$(BIN)/python -m benchmarks.pipeline.faults
 
-# The bundled weights again, from nothing: some two hours on two cores. Their cards name the figures.
+# The bundled weights again, from nothing: some ten hours of one core. Their cards name the figures.
 weights: $(READY)
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash benchmarks/bundled/weights.sh weights
 

@@ -8,17 +8,20 @@ from pathlib import Path
 import click
 
 from samdeblur.cli.messages import progress_bar, run_command
-from samdeblur.cli.support.paths import FOLDER, PLACE
+from samdeblur.cli.support.paths import FOLDER, PLACE, READ
+from samdeblur.models import load_sam
 from samdeblur.storage import open_store
 from samdeblur.train.sam.training import PHASES, train_sam
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("store", type=PLACE)
+@click.argument("stores", nargs=-1, required=True, type=PLACE)
 @click.option("--out", required=True, type=FOLDER, help="Folder of the run.")
 @click.option("--seed", default=0, show_default=True)
-def cli(store: str, out: Path, seed: int) -> None:
-    """Train a small Segment Anything model on STORE, made with --segmenter true-masks; writes OUT/sam.safetensors.
+@click.option("--weights", type=READ, help="A model to begin with, or bundled: what fits of it.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+def cli(stores: tuple[str, ...], out: Path, seed: int, weights: Path | None, device: str) -> None:
+    """Train a small Segment Anything model on STORES, made with --segmenter true-masks; writes OUT/sam.safetensors.
 
     Run the same command again to go on with a run that was stopped.
     """
@@ -29,7 +32,9 @@ def cli(store: str, out: Path, seed: int) -> None:
             bar.update(int(row["step"]) - bar.n)
             bar.set_postfix({name: f"{row[name]:.3f}" for name in ("loss", "iou") if name in row}, refresh=False)
 
-        train_sam(open_store(store), out, seed=seed, progress=progress)
+        start = load_sam(weights).state_dict() if weights else None
+        opened = [open_store(store) for store in stores]
+        train_sam(opened, out, phases=PHASES, seed=seed, weights=start, device=device, progress=progress)
     click.echo(f"{out / 'sam.safetensors'}")
 
 

@@ -1,6 +1,6 @@
 """A store of pictures of several sources and stores, without masks: what the bundled NAFNet learns from.
 
-python benchmarks/bundled/mixture.py OUT.zarr worlds.zarr wide.zarr sample-wide      # run again, it goes on
+python -m benchmarks.bundled.mixture OUT.zarr worlds.zarr wide.zarr sample-wide      # run again, it goes on
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
-import skimage
 
+from benchmarks.bundled.sam import PHOTOGRAPHS, photograph
 from benchmarks.common.figures import IMAGES
 from samdeblur.models import load_sam
 from samdeblur.pipeline import BUNDLED_SETTINGS, MaskGenerator, open_source
@@ -24,9 +24,9 @@ def save(name: str, rows: list[np.ndarray]) -> None:
 def family(name: str) -> np.ndarray:
     """A scene and a photograph, sharp and blurred, the same ones in every family."""
     world = open_source(f"{name.replace('sample', 'worlds')}:20:192", "test").read("0000017")
-    photograph = open_source(name, "test").read("coffee-104")
+    photo = open_source(name, "test").read("coffee-104")
     middle = np.s_[32:224, 32:224]
-    pictures = (world.sharp, world.blurred, photograph.sharp[middle], photograph.blurred[middle])
+    pictures = (world.sharp, world.blurred, photo.sharp[middle], photo.blurred[middle])
     label = np.full((192, 76, 3), 255, np.uint8)
     cv2.putText(
         label,
@@ -56,11 +56,11 @@ def main() -> None:
     save("families.jpg", [family(name) for name in FAMILIES])
     generator = MaskGenerator(load_sam("bundled"), **BUNDLED_SETTINGS)
     columns = []
-    for name in ("chelsea", "coffee", "rocket", "astronaut"):
-        photograph = getattr(skimage.data, name)()
-        masks, _ = generator.generate(photograph)
-        pair = [photograph, paint_masks(photograph, masks)]
-        columns.append(np.vstack([cv2.resize(p, (p.shape[1] * 280 // p.shape[0], 280), interpolation=3) for p in pair]))
+    for name in PHOTOGRAPHS:
+        image = photograph(name)
+        masks, _ = generator.generate(image)
+        pair = [image, paint_masks(image, masks)]
+        columns.append(np.vstack([cv2.resize(p, (p.shape[1] * 180 // p.shape[0], 180), interpolation=3) for p in pair]))
     save("sam.jpg", [np.hstack(columns)])
 
 

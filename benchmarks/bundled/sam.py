@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import platform
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import click
@@ -17,8 +18,10 @@ import numpy as np
 import skimage
 import torch
 from segment_anything import SamPredictor
+from segment_anything.modeling import Sam
 from skimage.segmentation import slic
 
+from benchmarks.bundled.candidates import candidates
 from benchmarks.common.figures import RESULTS
 from samdeblur.models import load_sam
 from samdeblur.pipeline import BUNDLED_SETTINGS, MaskGenerator
@@ -89,13 +92,40 @@ def _counts(found):
     return found.true, found.found, found.at_50, found.at_75
 
 
+def reliability(sam: Sam, count: int) -> dict[str, object]:
+    """How far predicted IoU is from the IoU with the best true mask, for all answers to 12x12 points of sharp scenes.
+
+    Rows of the table: bounds of the prediction, how many answers lie between them, their mean prediction and IoU.
+    """
+    pairs = (source.read(key) for source in [WorldSource.of(f"worlds:{count}", "test")] for key in source.keys)
+    found = [candidates(sam, pair.sharp, pair.masks, side=12) for pair in pairs]
+    predicted, true = (np.concatenate([getattr(c, name) for c in found]) for name in ("predicted", "best"))
+    table = []
+    for low, high in pairwise((-np.inf, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9, np.inf)):
+        some = (predicted >= low) & (predicted < high)
+        if some.any():
+            between = f"{max(low, 0):.1f}-{min(high, 1):.1f}"
+            table.append([between, int(some.sum()), *(round(float(x[some].mean()), 3) for x in (predicted, true))])
+    return {
+        "mean |predicted - true IoU|": round(float(np.abs(predicted - true).mean()), 4),
+        "correlation": round(float(np.corrcoef(predicted, true)[0, 1]), 3),
+        "predicted between, answers, mean predicted, mean true": table,
+    }
+
+
+def photograph(name: str) -> np.ndarray:
+    """(H, W, 3) uint8 RGB, one of scikit-image's wheel."""
+    image = skimage.data.stereo_motorcycle()[0] if name == "motorcycle_left" else getattr(skimage.data, name)()
+    return np.ascontiguousarray(image)
+
+
 def photographs(generator: MaskGenerator, out: Path) -> dict[str, dict[str, float]]:
     """Masks on photographs: how many are distinct, seconds, and an overlay each."""
     figures, tiles = {}, []
     for name in PHOTOGRAPHS:
-        image = skimage.data.stereo_motorcycle()[0] if name == "motorcycle_left" else getattr(skimage.data, name)()
+        image = photograph(name)
         start = time.perf_counter()
-        masks, _ = generator.generate(np.ascontiguousarray(image))
+        masks, _ = generator.generate(image)
         figures[name] = {
             "masks": masks.n_masks,
             "distinct masks of 0.1-50% area": len(distinct(masks)),
@@ -128,6 +158,7 @@ def main(weights: str, count: int, assignments: tuple[str, ...], out: Path) -> N
         "settings": settings,
         "scenes": count,
         **scenes(sam, generator, count),
+        "predicted IoU": reliability(sam, max(1, count // 2)),
         "photographs": photographs(generator, out),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
     }

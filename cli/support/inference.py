@@ -39,8 +39,8 @@ weights_option = click.option(
 
 _OPTIONS = (
     click.option("--tlc", type=click.Choice(["auto", "on", "off"]), default="auto", is_flag=False, flag_value="on",
-                 help="Local means in place of means over the whole image. auto, the default: on GoPro's test split "
-                      "alone, as in the paper; --tlc by itself means on."),
+                 help="Local means in place of means over the whole image. auto, the default: on GoPro's test split, "
+                      "as in the paper, and for weights that ask for it, as bundled; --tlc by itself means on."),
     click.option("--train-size", type=click.IntRange(1), metavar="PIXELS",
                  help="Side of training crops, for TLC.  [default: what the weights say, else 256]"),
     click.option("--tile", type=click.IntRange(1), metavar="PIXELS",
@@ -78,7 +78,8 @@ def tlc_of(options: Mapping[str, Any], model: Deblurrer, as_published: bool) -> 
     Args:
         as_published: whether the paper uses them on the images.
     """
-    wanted = options["tlc"] == "on" or (options["tlc"] == "auto" and as_published)
+    usual = as_published or model.local_means
+    wanted = options["tlc"] == "on" or (options["tlc"] == "auto" and usual)
     return (options["train_size"] or model.train_size or TRAIN_SIZE) if wanted else None
 
 

@@ -59,6 +59,7 @@ def encode_network(network: Deblurrer) -> bytes:
         "prior": network.prior.config if network.prior is not None else None,
         **({"train_size": network.train_size} if network.train_size is not None else {}),
         **({"training": dict(network.provenance)} if network.provenance is not None else {}),
+        **({"local_means": True} if network.local_means else {}),
     }
     state = {key: tensor.detach().cpu().contiguous() for key, tensor in network.state_dict().items()}
     return save(state, {METADATA_KEY: json.dumps(config, sort_keys=True)})
@@ -79,6 +80,7 @@ def load_network(path: str | Path) -> Deblurrer:
     network = with_prior(NAFNet(**found.network), build_prior(found.prior))
     network.load_state_dict(found.state)
     network.recognised, network.train_size, network.provenance = found.what, found.train_size, found.training
+    network.local_means = found.local_means
     return network.eval()
 
 
@@ -158,6 +160,7 @@ class _Recognised:
     state: dict[str, Tensor]  # under the names of a Deblurrer
     train_size: int | None = None
     training: dict[str, Any] | None = None
+    local_means: bool = False
 
 
 def _expected(found: _Recognised, n_tensors: int) -> dict[str, tuple[int, ...]]:
@@ -188,10 +191,12 @@ def _recognise_own(state: dict[str, Tensor], config: dict[str, Any]) -> _Recogni
     what, size = _describe("a network of samdeblur", arguments, config["prior"]), config.get("train_size")
     if size is not None and (type(size) is not int or size < 1):
         raise ValueError(f"train_size {size!r} is no number of pixels")
-    training = config.get("training")
+    training, local = config.get("training"), config.get("local_means", False)
     if training is not None and not isinstance(training, dict):
         raise ValueError(f"training {training!r} is no mapping")
-    found = _Recognised(what, arguments, config["prior"], state, size, training)
+    if local and size is None:
+        raise ValueError("local_means without train_size")
+    found = _Recognised(what, arguments, config["prior"], state, size, training, bool(local))
     _compare(_shapes(state), _expected(found, len(state)))
     return found
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 
+import torch
 from safetensors.torch import save
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 from torch import Tensor, nn
@@ -17,25 +18,34 @@ from samdeblur.models.networks.encoder import ConvEncoder
 METADATA_KEY = "samdeblur"
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
+LOG2_FREQUENCIES = (-1.0, 2.5)  # of positions, lowest and highest, in deviations of segment-anything's
 
 
 @dataclass(frozen=True)
 class SamConfig:
-    """Sizes of a small Sam: those of `ConvEncoder`, and heads and hidden channels of the decoder."""
+    """Sizes of a small Sam: those of `ConvEncoder`, and heads and hidden channels of the decoder.
+
+    The defaults are those of files that do not say.
+    """
 
     img_size: int = 384
+    stride: int = 16
     widths: Sequence[int] = (32, 64, 128, 192)
     depths: Sequence[int] = (2, 2, 5, 3)
     embed_dim: int = 64
+    fused_depth: int = 0
     heads: int = 4
     mlp_dim: int = 256
 
 
 def build_small_sam(config: SamConfig) -> Sam:
     """An untrained Sam with a convolutional encoder and segment-anything's prompt encoder and mask decoder."""
-    grid = config.img_size // 16
+    grid = config.img_size // config.stride
+    encoder = ConvEncoder(
+        config.img_size, config.stride, config.widths, config.depths, config.embed_dim, config.fused_depth
+    )
     sam = Sam(
-        image_encoder=ConvEncoder(config.img_size, config.widths, config.depths, config.embed_dim),
+        image_encoder=encoder,
         prompt_encoder=PromptEncoder(config.embed_dim, (grid, grid), (config.img_size, config.img_size), 16),
         mask_decoder=MaskDecoder(
             transformer_dim=config.embed_dim,
@@ -45,7 +55,10 @@ def build_small_sam(config: SamConfig) -> Sam:
         pixel_mean=list(PIXEL_MEAN),
         pixel_std=list(PIXEL_STD),
     )
-    # A point looks at its own place from the first step when queries and keys project positions alike.
+    # A point looks at its own place from the first step when queries and keys project positions alike, and where some
+    # of the random frequencies tell a token from its neighbours.
+    frequencies = sam.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix
+    frequencies *= torch.logspace(*LOG2_FREQUENCIES, frequencies.shape[1], base=2)
     transformer = sam.mask_decoder.transformer
     for attention in (
         *(layer.cross_attn_token_to_image for layer in transformer.layers),

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from samdeblur.models import CheckpointError, Deblurrer, load_network, load_sam, pick_device
+from samdeblur.models import CheckpointError, Deblurrer, load_network, load_sam, local_pooling, pick_device
 from samdeblur.models.checkpoints.loading import BUNDLED_NETWORK, BUNDLED_SAM, resolve_checkpoint
 from samdeblur.models.checkpoints.public import known_path
 from samdeblur.pipeline.segmenters.base import Segmenter
@@ -116,6 +116,8 @@ def load_stages(settings: PrepSettings, device: torch.device) -> Stages:
     if settings.true_masks:
         return Stages(None, None)
     network = load_network(settings.predeblur.check()).to(device) if settings.predeblur else None
+    if network is not None and network.local_means:
+        network = local_pooling(network, network.train_size or 256)
     if settings.sam is None:
         return Stages(network, SuperpixelSegmenter())
     sam = load_sam(settings.sam.check()).to(device)

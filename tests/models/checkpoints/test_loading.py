@@ -80,7 +80,20 @@ def test_the_size_of_training_crops_is_kept_where_it_is_known(tmp_path):
 
 
 def test_the_bundled_network_says_what_it_was_trained_on():
-    assert load_network("bundled").train_size == 96
+    network = load_network("bundled")
+    assert network.train_size == 96
+
+
+def test_weights_that_ask_for_local_means_come_back_so_and_say_at_which_size(tmp_path):
+    network, path = with_prior(_nafnet(), None), tmp_path / "n.safetensors"
+    assert not network.local_means
+    network.train_size, network.local_means = 64, True
+    path.write_bytes(encode_network(network))
+    assert load_network(path).local_means
+    network.train_size = None
+    path.write_bytes(encode_network(network))
+    with pytest.raises(CheckpointError, match="local_means without train_size"):
+        load_network(path)
 
 
 def test_only_networks_whose_configuration_is_known_are_saved():

@@ -12,13 +12,14 @@ SMALL = SamConfig(img_size=64, widths=(4, 4, 8, 8), depths=(1, 2, 1, 1), embed_d
 
 
 @pytest.mark.parametrize("size", [(64, 64), (32, 96), (384, 384)])
-def test_the_embedding_has_stride_16(size):
-    encoder = ConvEncoder(384, (4, 4, 8, 8), (1, 1, 1, 1), embed_dim=12)
-    assert encoder(torch.rand(2, 3, *size)).shape == (2, 12, size[0] // 16, size[1] // 16)
+@pytest.mark.parametrize("stride", [8, 16])
+def test_the_embedding_has_the_stride_asked_for(size, stride):
+    encoder = ConvEncoder(384, stride, (4, 4, 8, 8), (1, 1, 1, 1), embed_dim=12)
+    assert encoder(torch.rand(2, 3, *size)).shape == (2, 12, size[0] // stride, size[1] // stride)
 
 
 def test_every_level_reaches_the_embedding():
-    encoder = ConvEncoder(64, (4, 4, 8, 8), (1, 1, 1, 1), embed_dim=12)
+    encoder = ConvEncoder(64, 8, (4, 4, 8, 8), (1, 1, 1, 1), embed_dim=12)
     encoder(torch.rand(1, 3, 64, 64)).square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in encoder.parameters())
 
@@ -45,7 +46,7 @@ def test_points_attend_to_their_own_place_before_any_training():
     torch.manual_seed(0)
     sam = build_small_sam(SamConfig())
     attention = sam.mask_decoder.transformer.layers[0].cross_attn_token_to_image
-    places = sam.prompt_encoder.get_dense_pe()[0].flatten(1).T  # 24 x 24 positions
+    places = sam.prompt_encoder.get_dense_pe()[0].flatten(1).T  # 48 x 48 positions
     scores = attention.q_proj(places) @ attention.k_proj(places).T
     assert (scores.argmax(dim=1) == torch.arange(len(places))).float().mean() > 0.5
     assert isinstance(attention.q_proj, nn.Linear)
