@@ -75,7 +75,8 @@ class ConvEncoder(nn.Module):
         )
         # Colours and edges reach the embedding as they are, beside what the levels make of them.
         self.direct = nn.Conv2d(3, embed_dim, stride, stride=stride) if fused_depth else None
-        mix = [ConvNeXtBlock(embed_dim) for _ in range(fused_depth)] or [nn.Conv2d(embed_dim, embed_dim, 3, padding=1)]
+        mix: list[nn.Module] = [ConvNeXtBlock(embed_dim) for _ in range(fused_depth)]
+        mix = mix or [nn.Conv2d(embed_dim, embed_dim, 3, padding=1)]
         self.neck = nn.Sequential(LayerNorm2d(embed_dim), *mix, LayerNorm2d(embed_dim))
 
     def forward(self, image: Tensor) -> Tensor:

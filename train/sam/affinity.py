@@ -76,7 +76,7 @@ def extents(image: PromptedImage) -> tuple[NDArray[np.float32], NDArray[np.bool_
     middle = np.stack(sums, axis=1) / np.maximum(counts, 1)[:, None]
     here = np.indices((side // 4, side // 4)).reshape(2, -1).T + 0.5
     around = image.table[image.atoms[2::4, 2::4].ravel()] & (counts >= SMALLEST * flat.size)
-    known = around.any(axis=1)
+    known: NDArray[np.bool_] = np.any(around, axis=1, keepdims=True)[:, 0]
     found = []
     for mask in (np.where(around, counts, np.inf).argmin(axis=1), np.where(around, counts, -1).argmax(axis=1)):
         found += [(middle[mask] - here) / root[mask, None], np.log2(root[mask, None]) / 2]

@@ -59,41 +59,6 @@ def answer(decoder: MaskDecoder, image: Tensor, position: Tensor, prompts: Tenso
     return Answers(image, torch.stack(weights, dim=1), decoder.iou_prediction_head(queries[:, 0]))
 
 
-def answer_from_own_place(decoder: MaskDecoder, image: Tensor, places: Tensor, prompts: Tensor) -> Answers:
-    """What `answer` would give if a prompt looked at its own place alone and told the picture nothing.
-
-    It costs next to nothing, so hundreds of prompts train how the vector of a place becomes the mask around it.
-
-    Args:
-        image: (G, p, C). places: (G, N / G) token of each prompt. prompts: (N, t', C).
-
-    Returns the image as (G, p, C), the weights as (G, N / G * K, C / 8); IoU are left out, (N, 0).
-    """
-    outputs = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
-    tokens = torch.cat([outputs.expand(len(prompts), -1, -1), prompts], dim=1)
-    transformer: Any = decoder.transformer
-    queries = tokens
-    for layer in transformer.layers:
-        if layer.skip_first_layer_pe:
-            queries = layer.self_attn(q=queries, k=queries, v=queries)
-        else:
-            placed = queries + tokens
-            queries = queries + layer.self_attn(q=placed, k=placed, v=queries)
-        queries = layer.norm1(queries)
-        queries = layer.norm2(queries + _own(layer.cross_attn_token_to_image, image, places))
-        queries = layer.norm3(queries + layer.mlp(queries))
-        image = layer.norm4(image)
-    queries = transformer.norm_final_attn(queries + _own(transformer.final_attn_token_to_image, image, places))
-    weights = [head(queries[:, 1 + number]) for number, head in enumerate(decoder.output_hypernetworks_mlps)]
-    return Answers(image, torch.stack(weights, dim=1).reshape(len(image), -1, weights[0].shape[1]), image.new_zeros(0))
-
-
-def _own(attention: Any, image: Tensor, places: Tensor) -> Tensor:
-    """What attention gives that sees one place alone, (N, 1, C)."""
-    here = image.gather(1, places[:, :, None].expand(-1, -1, image.shape[2]))
-    return attention.out_proj(attention.v_proj(here)).flatten(0, 1)[:, None]
-
-
 def _look(attention: Any, queries: Tensor, located: Tensor, image: Tensor) -> Tensor:
     """Tokens (N, t, C) attend to a picture (G, p, C): softmax((q Wk) x') x Wv is softmax(q (Wk x)') (x Wv).
 

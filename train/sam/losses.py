@@ -15,12 +15,8 @@ from segment_anything.modeling import Sam
 from torch import Tensor
 from torch.nn import functional as F
 
-from samdeblur.train.sam.decoding import answer, answer_from_own_place, in_pixels, in_tokens, masks_at
-from samdeblur.train.sam.prompts import PIXEL, SMALLEST, TARGETS, TOKEN, PromptedImage
-
-POINTS = 64  # of a picture that look at their own place alone
-PART = 16  # tokens wide is the part of the picture they lie in
-ELSEWHERE = 64  # tokens outside it
+from samdeblur.train.sam.decoding import answer, in_pixels, in_tokens, masks_at
+from samdeblur.train.sam.prompts import PIXEL, TOKEN, PromptedImage
 
 
 class Prompts(NamedTuple):
@@ -145,55 +141,13 @@ def mask_loss(
         meant = cost.masked_fill(~_of_rank(valid), math.inf).amin(dim=2)
         loss = loss + ranked * meant[answering].mean()
     if second_round and not prompts.is_box.all():
-        loss = loss + _again(sam, image, position, prompts, offset, logits, sparse)
+        loss = loss + _again(sam, image, position, prompts, offset, sparse)
     with torch.no_grad():
         found = overlap.masked_fill(~answering[..., None], 0).amax(dim=1)[valid].mean()
         chosen = answers.ious.masked_fill(~answering, -math.inf).argmax(dim=1)
         error = (answers.ious - reached)[answering].abs().mean()
         believed = reached.gather(1, chosen[:, None]).mean()
     return loss, {"iou": float(found), "believed": float(believed), "iou_error": float(error)}
-
-
-def dense_loss(
-    sam: Sam, embedding: Tensor, images: list[PromptedImage], offset: tuple[int, int], rng: np.random.Generator
-) -> Tensor:
-    """Loss of many points that look at their own place alone, in a part of each picture and a few tokens elsewhere.
-
-    The first output means the smallest mask around the point, the last the largest, the other one between.
-    """
-    side = embedding.shape[-1]
-    span, row_points, row_places, targets, truths = min(side, PART), [], [], [], []
-    for image in images:
-        top, left = rng.integers(0, side - span + 1, 2)
-        rows, columns = np.divmod(np.arange(span * span), span)
-        window = (top + rows) * side + left + columns
-        places = np.concatenate([window, rng.integers(0, side * side, ELSEWHERE)])
-        own = rng.choice(places, POINTS)
-        pixels = np.array([own % side, own // side]).T * TOKEN + rng.integers(0, TOKEN, (POINTS, 2))
-        atoms = image.atoms[pixels[:, 1] // PIXEL, pixels[:, 0] // PIXEL]
-        areas = np.bincount(image.atoms.ravel(), minlength=len(image.table)) @ image.table
-        around = image.table[atoms] & (areas >= SMALLEST * image.atoms.size)  # (n, M)
-        order = np.where(around, areas, np.inf).argsort(axis=1, kind="stable")[:, :TARGETS]
-        meant = np.where(np.take_along_axis(around, order, axis=1), order, -1)
-        if meant.shape[1] < TARGETS:
-            meant = np.pad(meant, ((0, 0), (0, TARGETS - meant.shape[1])), constant_values=-1)
-        seen = in_tokens(torch.from_numpy(image.atoms))[torch.from_numpy(places)]  # (S, 16)
-        truths.append(torch.from_numpy(image.table.T[meant][:, :, seen.flatten().numpy()]))
-        row_points.append(pixels + np.array([offset[1], offset[0]]) * TOKEN)
-        row_places.append((own, places))
-        targets.append(meant)
-    device = embedding.device
-    points = torch.from_numpy(np.concatenate(row_points)).float().to(device)
-    own, places = (torch.from_numpy(np.stack(part)).to(device) for part in zip(*row_places, strict=True))
-    sparse, _ = sam.prompt_encoder(points=(points[:, None], points.new_ones(len(points), 1)), boxes=None, masks=None)
-    image_ = embedding.flatten(2).transpose(1, 2) + sam.prompt_encoder.no_mask_embed.weight
-    answers = answer_from_own_place(sam.mask_decoder, image_, own, sparse)
-    logits = masks_at(sam.mask_decoder, answers, places).flatten(2).unflatten(1, (POINTS, -1)).flatten(0, 1)
-    truth = torch.cat(truths).to(device).float()
-    valid = torch.from_numpy(np.concatenate(targets) >= 0).to(device)
-    cost, _ = compare(logits, truth, logits.new_ones(len(logits), logits.shape[2]))
-    some = valid[:, 0]
-    return cost.masked_fill(~_of_rank(valid), math.inf).amin(dim=2)[some][:, 1:].mean()
 
 
 def _of_rank(valid: Tensor) -> Tensor:
@@ -206,7 +160,7 @@ def _of_rank(valid: Tensor) -> Tensor:
 
 
 def _again(
-    sam: Sam, image: Tensor, position: Tensor, prompts: Prompts, offset: tuple[int, int], logits: Tensor, sparse: Tensor
+    sam: Sam, image: Tensor, position: Tensor, prompts: Prompts, offset: tuple[int, int], sparse: Tensor
 ) -> Tensor:
     """Loss of a second round in which the first mask and a point where it was wrong are prompts too.
 

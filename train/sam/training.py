@@ -29,7 +29,7 @@ from samdeblur.models.networks.sam import SamConfig, build_small_sam, encode_sam
 from samdeblur.storage import MaskStore
 from samdeblur.storage.files import write_durably
 from samdeblur.train.sam.affinity import Affinity
-from samdeblur.train.sam.losses import Prompts, dense_loss, mask_loss
+from samdeblur.train.sam.losses import Prompts, mask_loss
 from samdeblur.train.sam.prompts import PromptedImage, draw
 
 AVERAGE = 0.998  # decay of the running average of the weights, which is what is kept
@@ -46,8 +46,7 @@ class Phase:
         batch: pictures per step. prompts: prompts per picture; 0 trains the encoder alone.
         sample: tokens at which the masks of a prompt are compared.
         lr, lr_end: learning rate, which changes evenly from one to the other.
-        auxiliary: weight of the loss of the encoder alone. dense: weight of the loss of points that look at their own
-            place alone. ranked: weight of the loss that ties outputs to sizes.
+        auxiliary: weight of the losses of the encoder alone. ranked: weight of the loss that ties outputs to sizes.
         second_round: share of the steps with a correction round.
     """
 
@@ -61,14 +60,23 @@ class Phase:
     ranked: float = 0.0
     sample: int = 128
     second_round: float = 0.0
-    dense: float = 0.0
 
 
 PHASES = (
-    Phase(tokens=24, steps=250, batch=8, prompts=0, lr=1.5e-3, lr_end=1.5e-3, auxiliary=1.0),
-    Phase(tokens=24, steps=4000, batch=6, prompts=12, lr=1.2e-3, lr_end=1e-3, auxiliary=0.5, ranked=0.7),
-    Phase(tokens=48, steps=4000, batch=2, prompts=12, lr=7e-4, lr_end=7e-4, auxiliary=0.2, ranked=0.3, sample=288),
-    Phase(tokens=48, steps=1200, batch=2, prompts=12, lr=7e-4, lr_end=4e-6, auxiliary=0.1, ranked=0.2, sample=384),
+    Phase(tokens=24, steps=300, batch=8, prompts=0, lr=1.5e-3, lr_end=1.5e-3, auxiliary=1.0),
+    Phase(tokens=24, steps=16000, batch=6, prompts=12, lr=8e-4, lr_end=5e-4, auxiliary=0.5, ranked=0.3),
+    Phase(
+        tokens=48,
+        steps=12000,
+        batch=2,
+        prompts=12,
+        lr=5e-4,
+        lr_end=4e-6,
+        auxiliary=0.1,
+        ranked=0.2,
+        sample=320,
+        second_round=0.1,
+    ),
 )
 
 
@@ -151,10 +159,6 @@ def _step(
         second_round = rng.random() < phase.second_round
         free = sam.prompt_encoder.image_embedding_size[0] - phase.tokens + 1
         offset = (int(rng.integers(free)), int(rng.integers(free)))
-        if phase.dense:
-            dense = dense_loss(sam, embedding, images, offset, rng)
-            row["dense"] = float(dense.detach())
-            loss = loss + phase.dense * dense
         prompts = Prompts.of(images, offset).to(sam.device)
         masks, reached = mask_loss(sam, embedding, prompts, offset, second_round, phase.sample, phase.ranked)
         row |= {"masks": float(masks.detach())} | reached

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import copy
-
-import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from samdeblur.models.networks.sam import build_small_sam
-from samdeblur.train.sam.decoding import answer, answer_from_own_place, in_pixels, in_tokens, masks_at
+from samdeblur.train.sam.decoding import answer, in_pixels, in_tokens, masks_at
 
 
 def rows(maps):
@@ -78,27 +74,6 @@ def test_masks_at_some_places_are_those_of_the_whole(parts):
         found = answer(sam.mask_decoder, rows(embedding), rows(position)[0], prompts)
         whole, some = masks_at(sam.mask_decoder, found), masks_at(sam.mask_decoder, found, places)
     assert torch.allclose(some, whole[:, :, [3, 3, 15]], atol=1e-6)
-
-
-def test_a_prompt_that_looks_at_its_own_place_sees_a_picture_of_one_token(parts):
-    """With nothing told to the picture, attention to a single token is that token."""
-    sam, embedding, _, prompts = parts
-    decoder = copy.deepcopy(sam.mask_decoder)
-    for layer in decoder.transformer.layers:
-        nn.init.zeros_(layer.cross_attn_image_to_token.out_proj.weight)
-        nn.init.zeros_(layer.cross_attn_image_to_token.out_proj.bias)
-    places = torch.tensor([[3, 0, 15], [7, 7, 2]])
-    with torch.no_grad():
-        found = answer_from_own_place(decoder, rows(embedding), places, prompts)
-        logits = masks_at(decoder, found).unflatten(1, (3, 4))
-        for picture, number in np.ndindex(2, 3):
-            place = int(places[picture, number])
-            own = rows(embedding)[picture : picture + 1]
-            one = answer(decoder, own[:, place : place + 1], torch.zeros(1, 8), prompts[3 * picture + number][None])
-            weights = found.weights.unflatten(1, (3, 4))[picture, number]
-            assert torch.allclose(weights, one.weights[0], atol=1e-5)
-            whole = masks_at(decoder, one._replace(image=found.image[picture : picture + 1]))[0]
-            assert torch.allclose(logits[picture, number], whole, atol=1e-5)
 
 
 def test_pixels_of_a_token_go_where_they_belong():

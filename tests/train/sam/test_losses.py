@@ -1,15 +1,14 @@
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
 from samdeblur.models.networks.sam import build_small_sam
+from samdeblur.train.sam.affinity import extents
 from samdeblur.train.sam.decoding import answer
-from samdeblur.train.sam.losses import Prompts, _of_rank, compare, dense_loss, mask_loss, sample, wrong_points
+from samdeblur.train.sam.losses import Prompts, _of_rank, compare, mask_loss, sample, wrong_points
 from samdeblur.train.sam.prompts import draw
 
 
@@ -64,23 +63,6 @@ def test_borders_and_small_masks_are_looked_at_more(worlds):
     assert (inside.gather(1, places).mean(dim=1) > 1.5 * inside.mean(dim=1))[small].all()
 
 
-def test_points_learn_their_masks_from_their_own_place(worlds, tiny):
-    """Features that say which atom a place lies in are all that the dense loss needs to fall."""
-    torch.manual_seed(1)
-    sam = build_small_sam(replace(tiny, embed_dim=32))
-    images = [draw(worlds, 8, 1, (4, 0))]
-    embedding = torch.randn(1, 32, 8, 8, requires_grad=True)
-    optimizer = torch.optim.Adam([embedding, *sam.mask_decoder.parameters()], lr=0.02)
-    losses = []
-    for step in range(60):
-        loss = dense_loss(sam, embedding, images, (0, 0), np.random.default_rng(step))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(float(loss.detach()))
-    assert np.mean(losses[-5:]) < 0.75 * np.mean(losses[:5])
-
-
 def test_the_first_output_may_mean_the_smallest_mask_and_the_last_the_largest():
     valid = torch.tensor([[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]], dtype=torch.bool)
     allowed = _of_rank(valid).int().tolist()
@@ -118,3 +100,20 @@ def test_correction_points_lie_where_the_mask_is_wrong():
         assert points[0].tolist() == [2 * 4 + 1, 2 * 1 + 1]
         assert points[1].tolist() == [2 * 0 + 1, 2 * 5 + 1]
         assert labels[:2].tolist() == [1, 0]
+
+
+def test_extents_say_where_masks_have_their_middle_and_how_large_they_are(worlds):
+    image = draw(worlds, 8, 1, (6, 2))
+    reach, known = extents(image)
+    assert reach.shape == (64, 6)
+    assert known.any()
+    for token in np.flatnonzero(known):
+        row, column = divmod(int(token), 8)
+        around = np.flatnonzero(image.table[image.atoms[4 * row + 2, 4 * column + 2]])
+        masks = [image.table[image.atoms, mask] for mask in around]
+        masks = [mask for mask in masks if mask.mean() >= 0.001]
+        for mask, found in ((min(masks, key=np.sum), reach[token, :3]), (max(masks, key=np.sum), reach[token, 3:])):
+            root = 4 * 2 ** (2 * float(found[2]))
+            assert root**2 == pytest.approx(mask.sum(), rel=1e-3)
+            middle = found[:2] * root + (4 * row + 2, 4 * column + 2)
+            assert middle == pytest.approx(np.argwhere(mask).mean(axis=0), abs=0.01)

@@ -24,7 +24,6 @@ PHASES = (
         auxiliary=0.5,
         ranked=0.5,
         second_round=1.0,
-        dense=0.5,
     ),
 )
 
