@@ -18,7 +18,9 @@ from samdeblur.cli.support.paths import EITHER, FILE, PLACE, READ, STORE
 from samdeblur.pipeline import open_source, status
 from samdeblur.pipeline.sources.dataset import add_pictures, source_problems
 from samdeblur.storage import MaskStore, open_store
+from samdeblur.storage.exchange.annotations import LEFT_OUT
 from samdeblur.storage.exchange.convert import EXPORTS, FORMATS, export_masks, import_masks
+from samdeblur.storage.exchange.originals import picture_names
 from samdeblur.storage.files import decode_text
 from samdeblur.storage.format import layout
 from samdeblur.storage.names import select
@@ -94,7 +96,10 @@ def verify(store: str, deep: str | None, layout: str, skip_unpaired: bool) -> in
 @click.option("--private", is_flag=True, help="--push: a repository that is made is private.")
 @click.option("--format", "form", type=click.Choice(["zip", "hdf5", *EXPORTS]), help="By default TARGET's name says.")
 @click.option("--with-images", is_flag=True, help="zip, hdf5: let the pictures go along; masks alone by default.")
-@click.option("--licence", default="not stated", help="zip, hdf5: licence of the masks, for the note inside.")
+@click.option("--licence", default="not stated", help="zip, hdf5, coco-instances: licence of the masks.")
+@click.option("--images", type=READ, help="coco-instances: folder of the pictures, for the names of their files.")
+@click.option("--suffix", default="", metavar=".png", help="coco-instances: what the names of the pictures end in.")
+@click.option("--ome", is_flag=True, help="The same as --format ome-zarr.")
 @click.option("--codec", type=click.Choice(["gzip", "zstd"]), help="hdf5: zstd needs hdf5plugin.  [default: gzip]")
 def export(
     store: str,
@@ -105,6 +110,9 @@ def export(
     form: str | None,
     with_images: bool,
     licence: str,
+    images: Path | None,
+    suffix: str,
+    ome: bool,
     codec: Any,
 ) -> int:
     """Write STORE as one file to share (zip, hdf5), or in a format of others.
@@ -112,8 +120,10 @@ def export(
     A zip (.zip) or HDF5 file (.h5, .hdf5) opens with open_store and trains without unpacking; its SHA-256 goes to
     TARGET.sha256. --push hf://datasets/USER/REPOSITORY/NAME.zip puts the zip on the Hugging Face Hub, where everything
     here reads it by that address (pip install 'samdeblur[hub]', HF_TOKEN). coco-instances and coco-results are one JSON
-    file, sa-1b is a folder with one per image; what such a format cannot hold is said.
+    file, parquet has a row per mask, sa-1b is a folder with a file per image, ome-zarr one with a group per image; what
+    such a format cannot hold is said.
     """
+    form = "ome-zarr" if ome else form
     if push:
         if form not in (None, "zip") or (target and target.suffix != ".zip"):
             raise click.UsageError("--push is for zip")
@@ -124,19 +134,25 @@ def export(
         return 0
     if target is None:
         raise click.UsageError("name TARGET, the file to write, or --push it")
-    form = form or {".zip": "zip", ".h5": "hdf5", ".hdf5": "hdf5"}.get(target.suffix)
+    form = form or {".zip": "zip", ".h5": "hdf5", ".hdf5": "hdf5", ".parquet": "parquet"}.get(target.suffix)
     if form is None:
         raise click.UsageError(f"{target}: name it .zip, .h5 or .hdf5, or give --format")
+    if (images or suffix) and form != "coco-instances":
+        raise click.UsageError("--images and --suffix are for coco-instances")
     if codec and form != "hdf5":
         raise click.UsageError("--codec is for HDF5")
-    if form != "sa-1b":
+    if form not in ("sa-1b", "ome-zarr"):
         check_file(target, overwrite)
     if form in EXPORTS:
-        if with_images or licence != "not stated":
-            raise click.UsageError(f"--with-images and --licence are for zip and hdf5, not for {form}")
+        coco = form == "coco-instances"
+        if with_images or (licence != "not stated" and not coco):
+            raise click.UsageError(f"--with-images and --licence are not for {form}")
         opened = open_store(store)
+        about: dict[str, Any] = {"licence": "" if licence == "not stated" else licence} if coco else {}
+        if coco and (images or suffix):
+            about["file_name"] = picture_names(opened.ready_keys, images, suffix)
         with image_bar(len(opened), form) as progress:
-            lost = export_masks(opened, target, form, progress)
+            lost = export_masks(opened, target, form, progress, **about)
         _say_lost(lost)
         click.echo(f"{target}: {len(opened.ready_keys)} images as {form}")
         return 0
@@ -156,19 +172,31 @@ def export(
 @click.option("--split", required=True, help="Split the masks are of: train, test, ...")
 @click.option("--dataset", help="Name written into the store.  [default: SOURCE's]")
 @click.option("--images", type=READ, help="Folder of the pictures, for sizes and digests.")
+@click.option("--categories", metavar="NAME,...", help="COCO: read the annotations of these alone, by name or id.")
+@click.option("--strict", is_flag=True, help="Refuse a file with anything of no use in it, rather than leave it out.")
 def import_command(
-    source: Path, target: Path, form: str | None, split: str, dataset: str | None, images: Path | None
+    source: Path,
+    target: Path,
+    form: str | None,
+    split: str,
+    dataset: str | None,
+    images: Path | None,
+    categories: str | None,
+    strict: bool,
 ) -> int:
     """Make a store TARGET of masks in other files.
 
-    SOURCE is a COCO file (instances or results), the output folder of Segment Anything's scripts/amg.py, a folder of
-    SA-1B JSON files, or a folder of the grey PNG or grouped npz files of the released SAM-Deblur. What the format
-    did not hold is said.
+    SOURCE is a COCO file (instances or results), a Parquet file as export writes it, the output folder of Segment
+    Anything's scripts/amg.py, a folder of SA-1B JSON files, or a folder of the grey PNG or grouped npz files of the
+    released SAM-Deblur. What the format did not hold is said; what is of no use in it is left out and named (exit code
+    3), unless --strict.
     """
+    wanted = [name.strip() for name in (categories or "").split(",") if name.strip()]
     with image_bar(None, "import") as progress:
-        lost = import_masks(source, target, form, dataset or source.stem, split, images, progress)
+        lost = import_masks(source, target, form, dataset or source.stem, split, images, progress, strict, wanted)
     _say_lost(lost)
-    return _say_made(open_store(target))
+    code = _say_made(open_store(target))
+    return QUARANTINED if any(line.startswith(LEFT_OUT) for line in lost) else code
 
 
 @click.command("subset")

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from samdeblur.storage.atoms import AtomMap
 from samdeblur.storage.exchange.annotations import (
+    LeftOut,
     Listing,
     Records,
     items,
@@ -43,13 +44,18 @@ COLUMNS = {  # of the table: of a store
 }
 
 
-def list_amg(folder: Path) -> Listing:
-    """Every folder of numbered masks and every .json file in a folder, sorted by name."""
+def list_amg(folder: Path, left_out: LeftOut | None = None) -> Listing:
+    """Every folder of numbered masks and every .json file in a folder, sorted by name; `left_out` takes bad masks."""
     folders = {path.relative_to(folder).as_posix(): path for path in mask_folders(folder)}
     lists = {name[: -len(LIST)]: path for name, path in files_in(folder) if name.lower().endswith(LIST)}
     if twice := sorted(folders.keys() & lists.keys()):
         raise ExchangeError(f"{twice[0]} and {twice[0]}{LIST} are of one image; keep one of them")
-    return list_files(folders | lists, _size, _read, ("amg holds no recipe and no digests of the pictures",))
+    return list_files(
+        folders | lists,
+        _size,
+        lambda path, shape: _read(path, shape, left_out),
+        ("amg holds no recipe and no digests of the pictures",),
+    )
 
 
 def mask_folders(folder: Path) -> Iterator[Path]:
@@ -96,9 +102,9 @@ def _size(path: Path) -> tuple[int, int]:
     return _mask_size(path, rows[0])
 
 
-def _read(path: Path, shape: tuple[int, int]) -> tuple[AtomMap, Records]:
+def _read(path: Path, shape: tuple[int, int], left_out: LeftOut | None) -> tuple[AtomMap, Records]:
     if path.is_file():
-        return read_annotations(items(load_json(path), "its masks"), *shape)
+        return read_annotations(items(load_json(path), "its masks"), *shape, left_out, path.name)
     rows = _rows(path)
     records = {column: np.array([_number(row.get(name), name) for row in rows]) for name, column in COLUMNS.items()}
     return stack_masks((_mask(path, row, shape) for row in rows), len(rows), shape), records

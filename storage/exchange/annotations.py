@@ -9,9 +9,10 @@ Shapes: H W pixels, M masks, K atoms.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,29 @@ from samdeblur.storage.writing.commits import check_caps
 Records = dict[str, NDArray[np.float64]]
 
 # Fields of an annotation and the columns of a store that hold them, by the shape of the value in JSON.
+LEFT_OUT = "left out:"  # how a note of such things begins
 SCORES = ("predicted_iou", "stability_score")
 POINT = ("point_x", "point_y")
 CROP_BOX = ("crop_box_x", "crop_box_y", "crop_box_w", "crop_box_h")
+
+
+@dataclass
+class LeftOut:
+    """What of a source is of no use and is left out, counted and named; in `strict` reading it is an error instead."""
+
+    strict: bool = False
+    reasons: list[str] = field(default_factory=list)
+
+    def add(self, reason: str) -> None:
+        """Raises ExchangeError when reading is strict."""
+        if self.strict:
+            raise ExchangeError(reason)
+        self.reasons.append(reason)
+
+    def notes(self) -> list[str]:
+        if not self.reasons:
+            return []
+        return [f"{LEFT_OUT} {len(self.reasons)} of no use, the first: {self.reasons[0]} (--strict refuses them)"]
 
 
 @dataclass(frozen=True)
@@ -160,7 +181,7 @@ def items(value: Any, what: str) -> list[Any]:
 
 
 def annotations_of(atoms: AtomMap, records: Records) -> Iterator[dict[str, Any]]:
-    """One annotation per mask, in order. Values that are NaN are left out."""
+    """One annotation per mask, in order. Values that are no finite numbers are left out."""
     areas, boxes = atoms.mask_areas(), atoms.mask_boxes()
     for mask, rle in enumerate(encode_masks(atoms)):
         row = {name: _or_none(column[mask]) for name, column in records.items()}
@@ -174,32 +195,47 @@ def annotations_of(atoms: AtomMap, records: Records) -> Iterator[dict[str, Any]]
         yield annotation
 
 
-def read_annotations(annotations: Sequence[Any], height: int, width: int) -> tuple[AtomMap, Records]:
+def read_annotations(
+    annotations: Sequence[Any], height: int, width: int, left_out: LeftOut | None = None, image: str = ""
+) -> tuple[AtomMap, Records]:
     """Masks and records of the annotations of one image of this size, as `Listing.read` gives them.
 
+    Args:
+        left_out: takes the annotations that make no sense; without it the first of them is raised.
+        image: its name, for these.
+
     Raises:
-        ExchangeError: an annotation that makes no sense; it is named by its number in the image, from 1 on.
+        ExchangeError: an annotation that makes no sense, or all of them; named by its number in the image, from 1 on.
         TooManyAtoms: more masks or atoms than a store holds.
     """
     check_size(height, width)
+    left_out = left_out or LeftOut(strict=True)
     columns = (*SCORES, *POINT, *CROP_BOX)
-    records = {name: np.full(len(annotations), np.nan) for name in columns}
+    rows: list[list[float]] = []
+    wrong: list[str] = []
 
     def masks() -> Iterator[NDArray[np.bool_]]:
-        for number, annotation in enumerate(annotations):
+        for number, annotation in enumerate(annotations, start=1):
             try:
-                values = _values(fields(annotation, "it"))
-                for name, value in zip(columns, values, strict=True):
-                    records[name][number] = value
-                yield decode_segmentation(annotation.get("segmentation"), height, width)
+                values = list(_values(fields(annotation, "it")))
+                mask = decode_segmentation(annotation.get("segmentation"), height, width)
             except ExchangeError as error:
-                raise ExchangeError(f"annotation {number + 1} of {len(annotations)}: {error}") from error
+                reason = f"annotation {number} of {len(annotations)}: {error}"
+                if left_out.strict or (len(wrong) + 1 == len(annotations)):
+                    raise ExchangeError(reason) from error
+                wrong.append(f"{image}: {reason}" if image else reason)
+                continue
+            rows.append(values)
+            yield mask
 
-    return stack_masks(masks(), len(annotations), (height, width)), records
+    atoms = stack_masks(masks(), len(annotations), (height, width))
+    for reason in wrong:
+        left_out.add(reason)
+    return atoms, dict(zip(columns, np.array(rows, float).reshape(-1, len(columns)).T, strict=True))
 
 
 def stack_masks(masks: Iterable[NDArray[np.bool_]], n_masks: int, shape: tuple[int, int]) -> AtomMap:
-    """`AtomMap.from_masks` of M planes (H, W) that come one by one; a batch of them is dense at a time.
+    """`AtomMap.from_masks` of at most M planes (H, W) that come one by one; a batch of them is dense at a time.
 
     Raises:
         TooManyAtoms: more than a row of a store holds.
@@ -208,14 +244,11 @@ def stack_masks(masks: Iterable[NDArray[np.bool_]], n_masks: int, shape: tuple[i
         raise TooManyAtoms(f"{n_masks} masks; a store holds at most {MAX_RECORDS} per image")
     size = max(1, BATCH_BYTES // (shape[0] * shape[1]))
     stacked = AtomMap.empty(shape)
-    batch: list[NDArray[np.bool_]] = []
-    for number, mask in enumerate(masks, start=1):
-        batch.append(mask)
-        if len(batch) == size or number == n_masks:
-            added = AtomMap.from_masks(batch, shape)
-            stacked = _joined(stacked, added) if stacked.n_masks else added
-            check_caps(stacked)
-            batch = []
+    planes = iter(masks)
+    while batch := list(itertools.islice(planes, size)):
+        added = AtomMap.from_masks(batch, shape)
+        stacked = _joined(stacked, added) if stacked.n_masks else added
+        check_caps(stacked)
     return stacked
 
 
@@ -272,4 +305,4 @@ def _number(value: Any, name: str) -> float:
 
 
 def _or_none(value: np.float64) -> float | None:
-    return None if np.isnan(value) else float(value)
+    return float(value) if np.isfinite(value) else None  # JSON has no other numbers

@@ -9,13 +9,15 @@ image, `file_name` in results, and what Segment Anything says of a mask (`foreig
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
 from samdeblur.storage.exchange.annotations import (
+    LeftOut,
     Listing,
     annotations_of,
     fields,
@@ -27,22 +29,32 @@ from samdeblur.storage.exchange.annotations import (
 )
 from samdeblur.storage.exchange.rle import ExchangeError, brief, check_size
 from samdeblur.storage.files import PARTIAL, fsync_path
-from samdeblur.storage.names import nfc
 from samdeblur.storage.store import MaskStore
 
-CATEGORY = {"id": 1, "name": "mask"}
+CATEGORY = {"id": 1, "name": "mask", "supercategory": "object"}
 Progress = Callable[[int], None]
 
 
-def export_instances(store: MaskStore, target: Path, progress: Progress) -> list[str]:
-    """Write the images of a store that are done; the file is replaced when it is there. Returns what is lost."""
+def export_instances(
+    store: MaskStore,
+    target: Path,
+    progress: Progress,
+    file_name: Callable[[str], str] = lambda key: key,
+    licence: str = "",
+) -> list[str]:
+    """Write the images of a store that are done; the file is replaced when it is there. Returns what is lost.
+
+    Args:
+        file_name: of the picture of an image; other programs look for it in a folder.
+        licence: of the masks.
+    """
     header = store.header
     about = {"dataset": header.dataset, "split": header.split, "recipe": header.recipe, "digest": header.digest}
+    licences = [{"id": 1, "name": licence, "url": ""}] if licence else []
     with _whole(target) as file:
-        file.write(
-            f'{{"info": {json.dumps({"samdeblur": about})},\n"categories": [{json.dumps(CATEGORY)}],\n"images": ['
-        )
-        _write_items(file, (_image(store, key) for key in store.ready_keys))
+        file.write(f'{{"info": {_json({"description": f"{header.dataset} {header.split}", "samdeblur": about})},\n')
+        file.write(f'"licenses": {_json(licences)},\n"categories": [{_json(CATEGORY)}],\n"images": [')
+        _write_items(file, (_image(store, key, file_name(key), licences) for key in store.ready_keys))
         file.write('],\n"annotations": [')
         _write_items(file, _numbered(_annotations(store, progress)))
         file.write("]}\n")
@@ -69,70 +81,155 @@ def export_results(store: MaskStore, target: Path, progress: Progress) -> list[s
     return notes
 
 
-def list_instances(path: Path) -> Listing:
-    """Images in file order, named by file_name or else by id. Raises ExchangeError."""
+def list_instances(path: Path, left_out: LeftOut | None = None, categories: Sequence[str] = ()) -> Listing:
+    """Images in file order, named by file_name or else by id.
+
+    Args:
+        left_out: takes what is of no use; without it such a file is refused.
+        categories: names or ids of those whose annotations are read; all where there are none.
+
+    Raises:
+        ExchangeError: not such a file.
+    """
+    left_out = left_out or LeftOut(strict=True)
     document = fields(load_json(path), "the file")
-    images = [fields(image, "an image") for image in items(document.get("images"), "images")]
-    groups: dict[int | str, list[dict[str, Any]]] = {}
-    for image in images:
-        if _id(image, "id") in groups:
-            raise ExchangeError(f"two images have the id {brief(image['id'])}")
-        groups[image["id"]] = []
-    annotations = [fields(item, "an annotation") for item in items(document.get("annotations"), "annotations")]
-    for annotation in annotations:
-        image_id = _id(annotation, "image_id")
-        if image_id not in groups:
-            raise ExchangeError(f"an annotation belongs to image {brief(image_id)}, which is not among its images")
-        groups[image_id].append(annotation)
+    refuse_others(document)
+    listed = items(document.get("images"), "images")
+    annotations = items(document.get("annotations"), "annotations")
+    wanted = _categories(document.get("categories"), categories)
+    images: list[dict[str, Any]] = []
+    keys: list[str] = []
+    by_id: dict[int | str, list[dict[str, Any]]] = {}
+    for number, item in enumerate(listed, start=1):
+        try:
+            image = fields(item, "an image")
+            image_id = _id(image, "id", left_out.strict)
+            key = _key(image, image_id, left_out.strict)
+            if image_id in by_id:
+                raise ExchangeError(f"two images have the id {brief(image_id)}")
+            if key in keys and not left_out.strict:
+                raise ExchangeError(f"two images are named {key!r}")
+        except ExchangeError as error:
+            left_out.add(str(error) if left_out.strict else f"image {number} of {len(listed)}: {error}")
+            continue
+        images.append(image)
+        keys.append(key)
+        by_id[image_id] = []
+    read = []
+    for number, item in enumerate(annotations, start=1):
+        try:
+            annotation = fields(item, "an annotation")
+            image_id = _id(annotation, "image_id", left_out.strict)
+            if image_id not in by_id:
+                raise ExchangeError(f"an annotation belongs to image {brief(image_id)}, which is not among its images")
+        except ExchangeError as error:
+            left_out.add(str(error) if left_out.strict else f"annotation {number} of {len(annotations)}: {error}")
+            continue
+        if wanted is None or annotation.get("category_id") in wanted:
+            by_id[image_id].append(annotation)
+            read.append(annotation)
 
     info = document.get("info")
     about = info.get("samdeblur") if isinstance(info, dict) else None
     about = about if isinstance(about, dict) else {}
     digests = [_digest(image.get("digest")) for image in images]
     known = about.get("digest") in ("pixels", "file") and all(digests)
-    by_image = list(groups.values())
+    by_image = list(by_id.values())
     return Listing(
-        [_key(image, image["id"]) for image in images],
-        *sizes_of(len(images), lambda position: _size(images[position], by_image[position])),
-        lambda position, shape: read_annotations(by_image[position], *shape),
+        keys,
+        *sizes_of(len(images), lambda position: _size(images[position], by_image[position], left_out.strict)),
+        lambda position, shape: read_annotations(by_image[position], *shape, left_out, keys[position]),
         digest_kind=about["digest"] if known else "none",
         digest=digests.__getitem__ if known else lambda position: bytes(32),
         claims=about.get("recipe"),
-        notes=_lost(annotations),
+        notes=_lost(read),
     )
 
 
-def list_results(path: Path) -> Listing:
-    """Images in the order of their first masks, named by file_name or else by image_id. Raises ExchangeError."""
-    results = [fields(item, "a result") for item in items(load_json(path), "results")]
+def list_results(path: Path, left_out: LeftOut | None = None, categories: Sequence[str] = ()) -> Listing:
+    """Images in the order of their first masks, named by file_name or else by image_id. Otherwise as `list_instances`.
+
+    Results name no categories: these are ids.
+    """
+    left_out = left_out or LeftOut(strict=True)
+    results = items(load_json(path), "results")
+    wanted = _categories([], categories)
     groups: dict[int | str, list[dict[str, Any]]] = {}
-    for result in results:
-        groups.setdefault(_id(result, "image_id"), []).append(result)
-    keys: list[str] = []
-    for image_id, group in groups.items():
-        names = {_key(result, image_id) for result in group}
-        if len(names) > 1:
-            raise ExchangeError(f"image {brief(image_id)} has two names, {' and '.join(sorted(names)[:2])}")
-        keys += names
-    notes = ["coco-results lists no images: those without masks are not in the store", *_lost(results)]
+    names: dict[int | str, str] = {}
+    read = []
+    for number, item in enumerate(results, start=1):
+        try:
+            result = fields(item, "a result")
+            image_id = _id(result, "image_id", left_out.strict)
+            key = _key(result, image_id, left_out.strict)
+            if names.setdefault(image_id, key) != key:
+                both = " and ".join(sorted((names[image_id], key)))
+                raise ExchangeError(f"image {brief(image_id)} has two names, {both}")
+        except ExchangeError as error:
+            left_out.add(str(error) if left_out.strict else f"result {number} of {len(results)}: {error}")
+            continue
+        if wanted is None or result.get("category_id") in wanted:
+            groups.setdefault(image_id, []).append(result)
+            read.append(result)
+    notes = ["coco-results lists no images: those without masks are not in the store", *_lost(read)]
     by_image = list(groups.values())
+    keys = [names[image_id] for image_id in groups]
     return Listing(
         keys,
         *sizes_of(len(keys), lambda position: rle_size(by_image[position])),
-        lambda position, shape: read_annotations(by_image[position], *shape),
+        lambda position, shape: read_annotations(by_image[position], *shape, left_out, keys[position]),
         notes=notes,
     )
 
 
-def _size(image: dict[str, Any], annotations: list[dict[str, Any]]) -> tuple[int, int]:
+OTHERS = {  # a key that another program's file has, and what to do with it
+    "shapes": "a file of Labelme; export its folder as COCO (labelme2coco, or labelme's own examples) and import that",
+    "_via_img_metadata": "a project of the VGG Image Annotator; export it as COCO there and import that",
+}
+
+
+def refuse_others(document: dict[str, Any]) -> None:
+    """Raise ExchangeError for JSON of another kind, saying what to export instead."""
+    for key, advice in OTHERS.items():
+        if key in document and "annotations" not in document:
+            raise ExchangeError(advice)
+    annotations = document.get("annotations")
+    first = annotations[0] if isinstance(annotations, list) and annotations else None
+    if isinstance(first, dict) and "segments_info" in first:
+        raise ExchangeError(
+            "COCO panoptic, whose masks lie in PNG files beside it; convert it to instances with panopticapi "
+            "(panoptic2detection_coco_format) and import that"
+        )
+
+
+def _categories(listed: Any, wanted: Sequence[str]) -> set[Any] | None:
+    """The ids that are meant; None for all. Raises ExchangeError for one that the file does not have."""
+    if not wanted:
+        return None
+    named = [item for item in listed if isinstance(item, dict)] if isinstance(listed, list) else []
+    found: set[Any] = set()
+    for name in wanted:
+        ids = {item.get("id") for item in named if name in (item.get("name"), str(item.get("id")))}
+        if not named and name.isdecimal():
+            ids = {int(name)}
+        if not ids:
+            there = ", ".join(str(item.get("name")) for item in named[:12])
+            raise ExchangeError(f"it has no category {name!r}" + (f"; choose from {there}" if there else "; name ids"))
+        found |= ids
+    return found
+
+
+def _size(image: dict[str, Any], annotations: list[dict[str, Any]], strict: bool) -> tuple[int, int]:
     """Height and width as the image says them, or else its masks."""
-    height, width = image.get("height"), image.get("width")
+    height, width = (_number(image.get(name), strict) for name in ("height", "width"))
     return rle_size(annotations) if height is None and width is None else check_size(height, width)
 
 
-def _image(store: MaskStore, key: str) -> dict[str, Any]:
+def _image(store: MaskStore, key: str, file_name: str, licences: list[Any]) -> dict[str, Any]:
     height, width = store.shape(key)
-    image: dict[str, Any] = {"id": store.position(key) + 1, "file_name": key, "height": height, "width": width}
+    image: dict[str, Any] = {"id": store.position(key) + 1, "file_name": file_name, "height": height, "width": width}
+    image |= {"license": 1} if licences else {}
+    image |= {"key": key} if file_name != key else {}
     return image | ({} if store.header.digest == "none" else {"digest": store.digest(key).hex()})
 
 
@@ -153,7 +250,23 @@ def _numbered(annotations: Iterator[tuple[str, dict[str, Any]]]) -> Iterator[dic
 def _write_items(file: TextIO, objects: Iterator[dict[str, Any]]) -> None:
     """The inside of a JSON list, a line each."""
     for number, item in enumerate(objects):
-        file.write(f"{',' if number else ''}\n{json.dumps(item)}")
+        file.write(f"{',' if number else ''}\n{_json(item)}")
+
+
+def _json(value: Any) -> str:
+    """As JSON proper, in which there is no NaN and no Infinity: null stands for them."""
+    try:
+        return json.dumps(value, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(value), allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextmanager
@@ -172,18 +285,30 @@ def _whole(target: Path) -> Iterator[TextIO]:
         partial.unlink(missing_ok=True)
 
 
-def _id(item: dict[str, Any], name: str) -> int | str:
-    value = item.get(name)
+def _id(item: dict[str, Any], name: str, strict: bool) -> int | str:
+    value = _number(item.get(name), strict)
     if not isinstance(value, int | str) or isinstance(value, bool):
         raise ExchangeError(f"{name} is {brief(value)}, neither a whole number nor a text")
     return value
 
 
-def _key(item: dict[str, Any], image_id: int | str) -> str:
-    name = item.get("file_name", str(image_id))
+def _number(value: Any, strict: bool) -> Any:
+    """A whole number that is written as 1.0 or "1" as what it is, unless reading is strict; anything else as it is."""
+    if strict:
+        return value
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return int(value) if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 19 else value
+
+
+def _key(item: dict[str, Any], image_id: int | str, strict: bool) -> str:
+    """The name of an image; unless reading is strict without what leads out of a folder, and with / for \\."""
+    name = item.get("key", item.get("file_name", str(image_id)))
     if not isinstance(name, str):
         raise ExchangeError(f"the file_name of image {brief(image_id)} is not a text")
-    return nfc(name)
+    if strict:
+        return name
+    return "/".join(part for part in name.replace("\\", "/").split("/") if part not in ("", ".", "..")) or str(image_id)
 
 
 def _digest(value: Any) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,11 @@ import numpy as np
 
 from samdeblur.storage.atoms import TooManyAtoms
 from samdeblur.storage.exchange.amg import TABLE, is_list, is_table, list_amg, numbered
-from samdeblur.storage.exchange.annotations import CROP_BOX, POINT, SCORES, Listing
+from samdeblur.storage.exchange.annotations import CROP_BOX, POINT, SCORES, LeftOut, Listing
 from samdeblur.storage.exchange.coco import Progress, export_instances, export_results, list_instances, list_results
+from samdeblur.storage.exchange.ome import export_ome
 from samdeblur.storage.exchange.originals import with_pictures
+from samdeblur.storage.exchange.parquet import export_parquet, list_parquet
 from samdeblur.storage.exchange.released import list_grey, list_npz
 from samdeblur.storage.exchange.rle import ExchangeError
 from samdeblur.storage.exchange.sa1b import export_folder, list_sa1b
@@ -36,18 +38,26 @@ from samdeblur.storage.writing.commits import ImageContent, ImageOutcome, geomet
 
 __all__ = ["EXPORTS", "FORMATS", "ExchangeError", "export_masks", "import_masks"]
 
-WRITERS = {"coco-instances": export_instances, "coco-results": export_results, "sa-1b": export_folder}
-READERS: dict[str, Callable[[Path], Listing]] = {
+WRITERS = {
+    "coco-instances": export_instances,
+    "coco-results": export_results,
+    "sa-1b": export_folder,
+    "ome-zarr": export_ome,
+    "parquet": export_parquet,
+}
+READERS: dict[str, Callable[[Path, LeftOut], Listing]] = {
     "coco-instances": list_instances,
     "coco-results": list_results,
     "sa-1b": list_sa1b,
     "amg": list_amg,
-    "grey-png": list_grey,
-    "npz": list_npz,
+    "parquet": list_parquet,
+    "grey-png": lambda folder, left_out: list_grey(folder),
+    "npz": lambda folder, left_out: list_npz(folder),
 }
 FORMATS = tuple(READERS)
 EXPORTS = tuple(WRITERS)
-FILES = ("coco-instances", "coco-results")
+COCO = ("coco-instances", "coco-results")
+FILES = (*COCO, "parquet")
 FOLDERS = {".json": "sa-1b", ".png": "grey-png", ".npz": "npz"}
 
 MAX_CLAIMS = 1 << 20  # bytes of a recipe that goes along
@@ -55,13 +65,16 @@ MAX_NESTING = 64
 COLUMNS = {name: name for name in SCORES} | {POINT[0]: "point", CROP_BOX[0]: "crop box"}  # what may be missing
 
 
-def export_masks(store: MaskStore, target: Path, format: str, progress: Progress = lambda images: None) -> list[str]:
+def export_masks(
+    store: MaskStore, target: Path, format: str, progress: Progress = lambda images: None, **options: Any
+) -> list[str]:
     """Write the masks and records of every image that is done.
 
     Args:
-        target: a file for the formats of COCO, replaced when it is there; a new folder for "sa-1b".
+        target: a file for the formats of COCO, replaced when it is there; a new folder for "sa-1b" and "ome-zarr".
         format: one of EXPORTS.
         progress: called with the number of images written since the last call.
+        options: of the format, see `export_instances`.
 
     Returns:
         What the format does not hold of this store, one statement each.
@@ -78,11 +91,11 @@ def export_masks(store: MaskStore, target: Path, format: str, progress: Progress
         raise StoreError(
             f"{store.path}: {pending} of {len(store)} images are pending; finish it with samdeblur-prep run"
         )
-    notes = WRITERS[format](store, target, progress)
+    notes = WRITERS[format](store, target, progress, **options)
     quarantined = int((store.states == QUARANTINED).sum())
     if quarantined:
         notes.append(f"{quarantined} quarantined images are left out")
-    if store.header.images:
+    if store.header.images and format != "ome-zarr":
         notes.append(f"{format} holds masks alone: the pictures of {len(store.ready_keys)} images are left out")
     return notes
 
@@ -95,10 +108,13 @@ def import_masks(
     split: str,
     images: Path | None = None,
     progress: Progress = lambda images: None,
+    strict: bool = False,
+    categories: Sequence[str] = (),
 ) -> list[str]:
     """Make a store of masks that another program wrote; an interrupted import goes on when it is run again.
 
-    An image that cannot be used is quarantined with the reason; the others are imported. COCO's formats are read whole
+    An image that cannot be used is quarantined with the reason, what belongs to no image and single annotations that
+    make no sense are left out and counted; the rest is imported. COCO's formats are read whole
     into memory, the others image by image.
 
     Args:
@@ -108,6 +124,8 @@ def import_masks(
         dataset, split: names written into the store.
         images: a folder of the pictures, named like the keys. Sizes are compared, and digests taken.
         progress: called with the number of images that came into the store since the last call.
+        strict: refuse a file for anything that would be left out, and quarantine an image for any annotation.
+        categories: names or ids of those of COCO that are read; all where there are none.
 
     Returns:
         What is not in the store or not known of its masks, one statement each.
@@ -128,7 +146,12 @@ def import_masks(
     if source.is_dir() != (expected == "folder"):
         raise ExchangeError(f"{source}: {name} is a {expected}; name another format")
     try:
-        listing = READERS[name](source)
+        left_out = LeftOut(strict)
+        if categories and name not in COCO:
+            raise ExchangeError(f"{name} has no categories to choose from")
+        listing = READERS[name](source, left_out, categories) if name in COCO else READERS[name](source, left_out)  # type: ignore[call-arg]
+        if not listing.keys and left_out.reasons:
+            raise ExchangeError(left_out.reasons[0])
         if images is not None:
             listing = with_pictures(listing, images)
         _check(listing)
@@ -143,7 +166,7 @@ def import_masks(
     header = Header(dataset, split, recipe, listing.digest_kind, *sizes, images=False)
     unknown: Counter[str] = Counter()
     store = fill_store(target, header, listing.keys, shapes, lambda i: _row(listing, i, unknown), progress)
-    return [*listing.notes, *lost, *_unknown(store, unknown)]
+    return [*listing.notes, *lost, *left_out.notes(), *_unknown(store, unknown)]
 
 
 def detect_format(source: Path) -> str:
@@ -159,7 +182,12 @@ def detect_format(source: Path) -> str:
         held = f"files of {' and '.join(found)} in it" if found else f"none of {', '.join(FOLDERS)} in it; its files"
         raise ExchangeError(f"{source}: {held} do not tell its format; name one of {', '.join(FORMATS)}")
     with open(source, "rb") as file:
-        start = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+        head = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()
+    start = head[:1]
+    if head.startswith(b"PAR1"):
+        return "parquet"
+    if start == b"<":
+        raise ExchangeError(f"{source}: XML; if it is CVAT's, export the task as COCO 1.0 there and import that")
     if start not in (b"[", b"{"):
         raise ExchangeError(f"{source}: not JSON, the form of masks in one file; give a folder for the other formats")
     return "coco-results" if start == b"[" else "coco-instances"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,6 +54,29 @@ def with_pictures(listing: Listing, folder: Path) -> Listing:
         return taken
 
     return replace(listing, shapes=shapes, problems=problems, sizeless=sizeless, digest_kind=kind, digest=digest)
+
+
+def picture_names(keys: Sequence[str], folder: Path | None, suffix: str) -> Callable[[str], str]:
+    """What the files of the pictures of images are called: as in a folder, or else with a suffix.
+
+    Raises:
+        ExchangeError: the folder has none of them, or two of one name.
+    """
+    try:
+        pictures = image_files(folder) if folder else {}
+    except ListingError as error:
+        raise ExchangeError(str(error)) from error
+    names = Names(pictures)
+    there = {key: pictures[found] for key in keys if (found := names.find(key))}
+    if folder and not there:
+        raise ExchangeError(f"{folder}: no picture of any of {len(keys)} images, such as {keys[0]}.png")
+
+    def name(key: str) -> str:
+        if folder and key in there:
+            return there[key].relative_to(folder).as_posix()
+        return key if key.lower().endswith(suffix.lower()) else f"{key}{suffix}"
+
+    return name
 
 
 def _digest(path: Path, kind: str, shape: tuple[int, int]) -> bytes:

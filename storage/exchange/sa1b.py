@@ -9,6 +9,7 @@ from typing import Any
 
 from samdeblur.storage.atoms import AtomMap
 from samdeblur.storage.exchange.annotations import (
+    LeftOut,
     Listing,
     Records,
     annotations_of,
@@ -18,7 +19,7 @@ from samdeblur.storage.exchange.annotations import (
     load_json,
     read_annotations,
 )
-from samdeblur.storage.exchange.coco import Progress
+from samdeblur.storage.exchange.coco import Progress, refuse_others
 from samdeblur.storage.exchange.rle import ExchangeError, check_size
 from samdeblur.storage.files import PARTIAL, fsync_path, write_durably
 from samdeblur.storage.store import MaskStore
@@ -55,9 +56,14 @@ def export_folder(store: MaskStore, target: Path, progress: Progress) -> list[st
     return notes
 
 
-def list_sa1b(folder: Path) -> Listing:
-    """Every .json file of a folder, sorted by name."""
-    return list_folder(folder, SUFFIX, _size, _read, ("sa-1b holds no recipe and no digests of the pictures",))
+def list_sa1b(folder: Path, left_out: LeftOut | None = None) -> Listing:
+    """Every .json file of a folder, sorted by name; `left_out` takes annotations of no use."""
+
+    def read(path: Path, shape: tuple[int, int]) -> tuple[AtomMap, Records]:
+        annotations = items(fields(load_json(path), "the file").get("annotations"), "annotations")
+        return read_annotations(annotations, *shape, left_out, path.name)
+
+    return list_folder(folder, SUFFIX, _size, read, ("sa-1b holds no recipe and no digests of the pictures",))
 
 
 def relative_paths(keys: list[str]) -> dict[str, PurePosixPath]:
@@ -83,9 +89,7 @@ def _document(store: MaskStore, key: str) -> dict[str, Any]:
 
 
 def _size(path: Path) -> tuple[int, int]:
-    image = fields(fields(load_json(path), "the file").get("image"), "its image")
+    document = fields(load_json(path), "the file")
+    refuse_others(document)
+    image = fields(document.get("image"), "its image")
     return check_size(image.get("height"), image.get("width"))
-
-
-def _read(path: Path, shape: tuple[int, int]) -> tuple[AtomMap, Records]:
-    return read_annotations(items(fields(load_json(path), "the file").get("annotations"), "annotations"), *shape)

@@ -23,7 +23,7 @@ def import_folder(tmp_path):
             path = tmp_path / "folder" / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(document if isinstance(document, str) else json.dumps(document))
-        notes = import_masks(tmp_path / "folder", tmp_path / "made.zarr", "sa-1b", "toy", "train")
+        notes = import_masks(tmp_path / "folder", tmp_path / "made.zarr", "sa-1b", "toy", "train", strict=True)
         return open_store(tmp_path / "made.zarr"), notes
 
     return run
