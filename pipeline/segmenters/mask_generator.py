@@ -3,13 +3,15 @@
 What `segment_anything.SamAutomaticMaskGenerator` spends its time on is not the network: it brings every candidate to
 full size before most are dropped, and takes each through run lengths and back. Here candidates are filtered by their
 predicted IoU first, brought to full size a few at a time, so that they stay in the cache, and kept as bits inside their
-boxes.
+boxes. On a GPU they stay there, as bits too, until the last filter has spoken: only what is kept comes to the host, and
+the next batch of points, or the next image, is computed meanwhile.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,9 +27,18 @@ from torchvision.ops.boxes import batched_nms, box_area
 
 from samdeblur.models import NotFinite
 from samdeblur.pipeline.segmenters.base import Records
+from samdeblur.pipeline.segmenters.packed import (
+    DeviceMask,
+    PackedMask,
+    Soon,
+    boxes_there,
+    count_above,
+    pack_above,
+    pack_there,
+    to_host,
+)
 from samdeblur.pipeline.segmenters.speed import Speed
 from samdeblur.storage import AtomMap
-from samdeblur.storage.atoms import Piece
 from samdeblur.storage.format.layout import RECORD_COLUMNS
 
 # Settings of SamAutomaticMaskGenerator and their defaults; its output format is not one.
@@ -40,7 +51,6 @@ SAM_SETTINGS: dict[str, Any] = {
 EXACT = Speed()
 MAX_SIDE = 32767  # pixels; the reference counts those of a row in 16 bits
 MASKS_PER_POINT = 3
-BITS_OF = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axis=1)  # of a byte
 PIXELS_AT_ONCE = {"cpu": 1 << 20, "cuda": 1 << 26}  # of candidates brought to full size together
 
 
@@ -49,48 +59,8 @@ class SettingsError(ValueError):
 
 
 @dataclass(frozen=True)
-class PackedMask:
-    """A mask as bits: those of its box in the image, row by row, eight to a byte.
-
-    Attributes:
-        top, left: of the box, pixels; it begins with a whole byte.
-        width: of the box.
-        bits: (height, ceil(width / 8)) uint8; the first pixel is the highest bit.
-        area: pixels of the mask.
-        box: x0, y0, x1, y1 (inclusive) in the image, exactly around the mask.
-    """
-
-    top: int
-    left: int
-    width: int
-    bits: NDArray[np.uint8]
-    area: int
-    box: tuple[int, int, int, int]
-
-    @classmethod
-    def of(cls, rows: NDArray[np.uint8], origin: Sequence[int] = (0, 0)) -> PackedMask:
-        """Of whole packed rows, (H, ceil(W / 8)), that begin at `origin`, x, y, of the image."""
-        x0, y0, x1, y1 = box = box_of(rows)
-        bits = rows[y0 : y1 + 1, x0 // 8 : x1 // 8 + 1].copy()
-        left = x0 - x0 % 8  # whole bytes
-        area = int(BITS_OF[bits].sum())
-        x, y = origin[:2]
-        return cls(y + y0, x + left, x1 + 1 - left, bits, area, (box[0] + x, box[1] + y, box[2] + x, box[3] + y))
-
-    def piece(self) -> Piece:
-        """What AtomMap takes: where the box begins, and its pixels, (height, width) bool."""
-        return self.top, self.left, np.unpackbits(self.bits, axis=1, count=self.width).view(bool)
-
-    def full(self, height: int, width: int) -> NDArray[np.bool_]:
-        """(height, width) bool of an image."""
-        mask = np.zeros((height, width), bool)
-        mask[self.top : self.top + len(self.bits), self.left : self.left + self.width] = self.piece()[2]
-        return mask
-
-
-@dataclass(frozen=True)
 class Candidates:
-    """Masks that passed the filters so far; M each. Scores and boxes are where the model is, the rest on the host.
+    """Masks that passed the filters so far; M each. Scores, boxes and masks are where the model is, else on the host.
 
     Attributes:
         iou: (M,) float32, predicted.
@@ -98,7 +68,7 @@ class Candidates:
         points: (M, 2) float64 x, y.
         boxes: (M, 4) int64 x0, y0, x1, y1.
         crops: (M, 4) int64 x0, y0, x1, y1 of the crop of the image it was found in.
-        masks: M packed masks.
+        masks: M of them.
     """
 
     iou: Tensor
@@ -106,7 +76,7 @@ class Candidates:
     points: Tensor
     boxes: Tensor
     crops: Tensor
-    masks: list[PackedMask]
+    masks: list[PackedMask | DeviceMask]
 
     def __getitem__(self, kept: Tensor) -> Candidates:
         """Those at the positions `kept`, (K,) int64."""
@@ -115,6 +85,17 @@ class Candidates:
         return Candidates(
             self.iou[kept], self.stability[kept], self.points[at], self.boxes[kept], self.crops[at], masks
         )
+
+    def to_host(self) -> Callable[[], Candidates]:
+        """What gives them on the host, masks packed; they are sent now."""
+        sent = [Soon(column) for column in (self.iou, self.stability, self.boxes)]
+        pack = to_host(self.masks)
+
+        def get() -> Candidates:
+            iou, stability, boxes = (column.get() for column in sent)
+            return Candidates(iou, stability, self.points, boxes, self.crops, [*pack()])
+
+        return get
 
     @classmethod
     def join(cls, parts: Sequence[Candidates]) -> Candidates:
@@ -203,15 +184,18 @@ class MaskGenerator:
     def find(self, image: NDArray[np.uint8], whole: Crop | None = None) -> Callable[[], tuple[AtomMap, Records]]:
         """The part of `generate` that needs the model; what it returns does the rest, in another thread if need be."""
         size = image.shape[0], image.shape[1]
-        found = self._candidates(image, whole)
-        if self.settings["min_mask_region_area"] > 0 and found.masks:
-            nms = max(self.settings["box_nms_thresh"], self.settings["crop_nms_thresh"])
-            found = without_small_regions(found, size, self.settings["min_mask_region_area"], nms)
-        records = _records(found)
-        return lambda: (
-            AtomMap.from_pieces(len(found.masks), lambda number: found.masks[number].piece(), size),
-            records,
-        )
+        get = self._candidates(image, whole).to_host()
+
+        @torch.inference_mode()
+        def finish() -> tuple[AtomMap, Records]:
+            found = get()
+            if self.settings["min_mask_region_area"] > 0 and found.masks:
+                nms = max(self.settings["box_nms_thresh"], self.settings["crop_nms_thresh"])
+                found = without_small_regions(found, size, self.settings["min_mask_region_area"], nms)
+            masks = to_host(found.masks)()
+            return AtomMap.from_pieces(len(masks), lambda number: masks[number].piece(), size), _records(found, masks)
+
+        return finish
 
     def _candidates(self, image: NDArray[np.uint8], whole: Crop | None) -> Candidates:
         boxes, layers = amg.generate_crop_boxes(
@@ -230,8 +214,30 @@ class MaskGenerator:
     def _of_crop(self, crop: Crop, layer: int) -> Candidates:
         points = self._grids[layer] * np.array(crop.size)[None, ::-1]
         step = self.settings["points_per_batch"]
-        found = Candidates.join([self._of_points(crop, points[i : i + step]) for i in range(0, len(points), step)])
+        batches = self._decoded(crop, [points[i : i + step] for i in range(0, len(points), step)])
+        found = Candidates.join([self._of_points(crop, *batch) for batch in batches])
+        offset = torch.tensor([*crop.box[:2], *crop.box[:2]]).to(found.boxes.device)
+        height, width = crop.image_size
+        kept = ~amg.is_box_near_crop_edge(found.boxes - offset, list(crop.box), [0, 0, width, height])
+        if self.settings["stability_score_thresh"] > 0:
+            kept &= found.stability >= self.settings["stability_score_thresh"]
+        found = found[torch.nonzero(kept)[:, 0]]
         return found[_nms(found.boxes, found.iou, self.settings["box_nms_thresh"])]
+
+    def _decoded(
+        self, crop: Crop, batches: Sequence[NDArray[np.float64]]
+    ) -> Iterator[tuple[NDArray[np.float64], Tensor, Tensor, Soon]]:
+        """Points, logits and predicted IoU of each batch, and these on their way to the host.
+
+        A GPU is given the next batch before the host waits for anything of this one.
+        """
+        ahead: deque[tuple[NDArray[np.float64], Tensor, Tensor, Soon]] = deque()
+        for points in batches:
+            logits, iou = self._decode(crop, points)
+            ahead.append((points, logits, iou, Soon(iou)))
+            if len(ahead) > (iou.device.type == "cuda"):
+                yield ahead.popleft()
+        yield from ahead
 
     def _embed(self, pieces: Sequence[tuple[NDArray[np.uint8], Sequence[int]]]) -> list[Crop]:
         """Boxes x0, y0, x1, y1 of images, through the image encoder together."""
@@ -255,17 +261,22 @@ class MaskGenerator:
             for (image, (x0, y0, x1, y1)), size, embedding in zip(pieces, sizes, embeddings, strict=True)
         ]
 
-    def _of_points(self, crop: Crop, points: NDArray[np.float64]) -> Candidates:
-        """The masks of (N, 2) points x, y of a crop that pass the filters, in the order of points and of the model."""
-        logits, iou = self._decode(crop, points)
-        if not torch.isfinite(iou).all():
+    def _of_points(
+        self, crop: Crop, points: NDArray[np.float64], logits: Tensor, iou: Tensor, scores: Soon
+    ) -> Candidates:
+        """The masks of (N, 2) points x, y of a crop that pass the filters, in the order of points and of the model.
+
+        Those of a device may still be unstable: to ask for that now would be to wait.
+        """
+        known = scores.get()
+        if not torch.isfinite(known).all():
             raise NotFinite("the mask decoder gave values that are not finite; check the checkpoint, or the precision")
-        chosen = torch.arange(len(iou), device=iou.device)
+        chosen = torch.arange(len(known))
         if self.settings["pred_iou_thresh"] > 0:
-            chosen = chosen[iou > self.settings["pred_iou_thresh"]]
+            chosen = chosen[known > self.settings["pred_iou_thresh"]]
         at_once = max(1, PIXELS_AT_ONCE[iou.device.type] // (crop.size[0] * crop.size[1]))
-        kept, stability = [chosen[:0]], [iou[:0]]
-        masks: list[PackedMask] = []
+        kept, stability, boxes = [chosen[:0]], [iou[:0]], [torch.empty(0, 4, dtype=torch.int64, device=iou.device)]
+        masks: list[PackedMask | DeviceMask] = []
         while len(chosen):
             some = chosen[:at_once]
             try:
@@ -281,32 +292,38 @@ class MaskGenerator:
                 continue
             kept.append(full[0])
             stability.append(full[1])
-            masks += full[2]
+            boxes.append(full[2])
+            masks += full[3]
             chosen = chosen[at_once:]
         positions = torch.cat(kept)
-        offset = torch.tensor([*crop.box[:2], *crop.box[:2]])
-        found = Candidates(
-            iou[positions],
+        return Candidates(
+            iou[positions.to(iou.device)],
             torch.cat(stability),
-            torch.as_tensor(points)[(positions // MASKS_PER_POINT).cpu()] + offset[:2],
-            torch.tensor([mask.box for mask in masks], dtype=torch.int64).reshape(-1, 4).to(iou.device),
+            torch.as_tensor(points)[positions // MASKS_PER_POINT] + torch.tensor(crop.box[:2]),
+            torch.cat(boxes),
             torch.tensor(crop.box).expand(len(masks), 4),
             masks,
         )
-        height, width = crop.image_size
-        at_edge = amg.is_box_near_crop_edge(found.boxes - offset.to(iou.device), list(crop.box), [0, 0, width, height])
-        return found[torch.nonzero(~at_edge)[:, 0]]
 
-    def _full_size(self, crop: Crop, logits: Tensor, some: Tensor) -> tuple[Tensor, Tensor, list[PackedMask]]:
-        """Those of the masks `some` that are stable, with their scores and their pixels at the size of the crop."""
-        planes = self._sam.postprocess_masks(logits[some][None], crop.input_size, crop.size)[0]
+    def _full_size(
+        self, crop: Crop, logits: Tensor, some: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, list[PackedMask | DeviceMask]]:
+        """Those of the masks `some` that are stable, with their scores, boxes and pixels at the size of the crop; on a
+        device all of them.
+        """
+        planes = self._sam.postprocess_masks(logits[some.to(logits.device)][None], crop.input_size, crop.size)[0]
         stable = self._stability(planes)
+        x, y = crop.box[:2]
+        if planes.device.type != "cpu":
+            above = planes > self._sam.mask_threshold
+            boxes = boxes_there(above) + torch.tensor([x, y, x, y]).to(planes.device)
+            return some, stable, boxes, [DeviceMask(rows, (x, y)) for rows in pack_there(above)]
         if self.settings["stability_score_thresh"] > 0:
             good = stable >= self.settings["stability_score_thresh"]
             if not good.all():
                 planes, some, stable = planes[good], some[good], stable[good]
-        packed = pack_above(planes, self._sam.mask_threshold)
-        return some, stable, [PackedMask.of(rows, crop.box) for rows in packed]
+        masks = [PackedMask.of(rows, (x, y)) for rows in pack_above(planes, self._sam.mask_threshold)]
+        return some, stable, torch.tensor([mask.box for mask in masks], dtype=torch.int64).reshape(-1, 4), [*masks]
 
     def _decode(self, crop: Crop, points: NDArray[np.float64]) -> tuple[Tensor, Tensor]:
         """(3 N, h, w) logits at low resolution and (3 N,) predicted IoU of the masks of N points."""
@@ -329,51 +346,27 @@ class MaskGenerator:
         return count_above(planes, threshold + offset) / count_above(planes, threshold - offset)
 
 
-def count_above(planes: Tensor, level: float) -> Tensor:
-    """(n,) int32, pixels of (n, H, W) planes that are above a level."""
-    if planes.device.type != "cpu":
-        return (planes > level).flatten(1).sum(1, dtype=torch.int32)
-    counts = [np.count_nonzero(plane > np.float32(level)) for plane in planes.numpy()]
-    return torch.tensor(counts, dtype=torch.int32)
-
-
-def pack_above(planes: Tensor, level: float) -> NDArray[np.uint8]:
-    """(n, H, ceil(W / 8)) uint8 on the host: pixels of (n, H, W) planes above a level, the first in the highest bit."""
-    if planes.device.type == "cpu":
-        return np.packbits(planes.numpy() > np.float32(level), axis=2)
-    masks = torch.nn.functional.pad(planes > level, (0, -planes.shape[2] % 8)).unflatten(2, (-1, 8))
-    weights = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8, device=masks.device)
-    return (masks * weights).sum(3, dtype=torch.uint8).cpu().numpy()
-
-
-def box_of(rows: NDArray[np.uint8]) -> tuple[int, int, int, int]:
-    """x0, y0, x1, y1 (inclusive) around a packed mask, (H, ceil(W / 8)); zeros for one without a pixel."""
-    y = np.flatnonzero(rows.any(axis=1))
-    if not len(y):
-        return 0, 0, 0, 0
-    x = np.flatnonzero(np.unpackbits(np.bitwise_or.reduce(rows[y[0] : y[-1] + 1], axis=0)))
-    return int(x[0]), int(y[0]), int(x[-1]), int(y[-1])
-
-
 def without_small_regions(found: Candidates, size: tuple[int, int], min_area: int, nms_thresh: float) -> Candidates:
-    """Holes and islands of fewer pixels filled and dropped, and of masks that then coincide the unchanged preferred.
+    """On the host: holes and islands of fewer pixels filled and dropped, and of masks that then coincide the unchanged
+    preferred.
 
     As the reference does, a changed mask keeps its scores, and its box follows only where it changed.
     """
     masks, unchanged = [], []
-    for packed in found.masks:
+    packed_masks: list[PackedMask | DeviceMask] = [*to_host(found.masks)()]
+    for packed in packed_masks:
+        assert isinstance(packed, PackedMask)
         mask, filled = amg.remove_small_regions(packed.full(*size), min_area, mode="holes")
         mask, cleared = amg.remove_small_regions(mask, min_area, mode="islands")
         masks.append(np.packbits(mask, axis=1) if filled or cleared else None)
         unchanged.append(float(not filled and not cleared))
-    boxes = found.boxes.cpu().clone()
-    packed_masks = list(found.masks)
+    boxes = found.boxes.clone()
     for number, bits in enumerate(masks):
         if bits is not None:
-            packed_masks[number] = PackedMask.of(bits)
-            boxes[number] = torch.tensor(packed_masks[number].box)
+            packed_masks[number] = changed = PackedMask.of(bits)
+            boxes[number] = torch.tensor(changed.box)
     kept = _nms(boxes, torch.tensor(unchanged), nms_thresh)
-    return Candidates(found.iou.cpu(), found.stability.cpu(), found.points, boxes, found.crops, packed_masks)[kept]
+    return Candidates(found.iou, found.stability, found.points, boxes, found.crops, packed_masks)[kept]
 
 
 def _nms(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
@@ -381,12 +374,12 @@ def _nms(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
     return batched_nms(boxes.float(), scores, torch.zeros_like(scores), iou_threshold=threshold)
 
 
-def _records(found: Candidates) -> Records:
-    corners, crops = found.boxes.cpu().numpy().astype(float), found.crops.numpy().astype(float)
+def _records(found: Candidates, masks: Sequence[PackedMask]) -> Records:
+    corners, crops = found.boxes.numpy().astype(float), found.crops.numpy().astype(float)
     columns = {
-        "area": np.array([mask.area for mask in found.masks], float),
-        "predicted_iou": found.iou.cpu().numpy().astype(float),
-        "stability_score": found.stability.cpu().numpy().astype(float),
+        "area": np.array([mask.area for mask in masks], float),
+        "predicted_iou": found.iou.numpy().astype(float),
+        "stability_score": found.stability.numpy().astype(float),
         "point_x": found.points[:, 0].numpy(),
         "point_y": found.points[:, 1].numpy(),
     }

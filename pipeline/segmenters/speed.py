@@ -11,10 +11,10 @@ from typing import Any, Literal
 import torch
 from segment_anything.modeling import Sam
 from segment_anything.modeling.image_encoder import Attention as EncoderAttention
-from segment_anything.modeling.image_encoder import add_decomposed_rel_pos
+from segment_anything.modeling.image_encoder import get_rel_pos
 from segment_anything.modeling.transformer import Attention as DecoderAttention
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn import functional as F
 
 from samdeblur.models.inference.precision import computing
 
@@ -27,7 +27,7 @@ class Speed:
 
     Attributes:
         precision: "float32" with all its bits, "tf32", or what autocast uses for matrix products and convolutions.
-        compile: the image encoder through torch.compile.
+        compile: the image encoder and the mask decoder through torch.compile.
         sdpa: attention by scaled_dot_product_attention instead of segment-anything's two products and softmax.
         batch: images that go through the image encoder together.
     """
@@ -60,22 +60,37 @@ class Speed:
                     module.forward = MethodType(_decoder_attention, module)
         if self.compile:
             sam.image_encoder.forward = torch.compile(sam.image_encoder.forward)
+            sam.mask_decoder.predict_masks = torch.compile(sam.mask_decoder.predict_masks)
         return sam
 
 
 def _encoder_attention(self: EncoderAttention, x: Tensor) -> Tensor:
-    """(B, H, W, C), within a window or the whole image, with the decomposed relative positions as a bias."""
+    """(B, H, W, C), within a window or the whole image, with the decomposed relative positions.
+
+    What a query and a key get for their rows and columns is a product as well: of what the query has for each row and
+    column, and where the key is. So queries and keys get as many channels more, and no bias of all tokens against all,
+    a gigabyte for the 64 x 64 tokens of a whole image, is ever there.
+    """
     batch, height, width, _ = x.shape
-    tokens = height * width
-    q, k, v = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-    bias = None
+    q, k, v = self.qkv(x).reshape(batch, height * width, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+    channels = q.shape[-1]
     if self.use_rel_pos:
-        flat = q.flatten(0, 1)
-        zeros = torch.zeros(len(flat), tokens, tokens, dtype=flat.dtype, device=flat.device)
-        sizes = (height, width)
-        bias = add_decomposed_rel_pos(zeros, flat, self.rel_pos_h, self.rel_pos_w, sizes, sizes)
-        bias = bias.to(q.dtype).unflatten(0, (batch, self.num_heads))
-    mixed = scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        at = q.unflatten(2, (height, width))
+        rows = torch.einsum("bnhwc,hkc->bnhwk", at, get_rel_pos(height, height, self.rel_pos_h).to(q.dtype))
+        columns = torch.einsum("bnhwc,wkc->bnhwk", at, get_rel_pos(width, width, self.rel_pos_w).to(q.dtype))
+        place = torch.cat(
+            [
+                torch.eye(height, dtype=q.dtype, device=q.device).repeat_interleave(width, 0),
+                torch.eye(width, dtype=q.dtype, device=q.device).repeat(height, 1),
+            ],
+            dim=1,
+        )
+        q = torch.cat([q * self.scale, rows.flatten(2, 3).to(q.dtype), columns.flatten(2, 3).to(q.dtype)], dim=3)
+        k = torch.cat([k, place.expand(*k.shape[:2], -1, -1)], dim=3)
+        fill = -q.shape[3] % 8  # kernels want channels by eights, and as many for values as for keys
+        q, k = F.pad(q, (0, fill)), F.pad(k, (0, fill))
+        v = F.pad(v, (0, q.shape[3] - channels))
+    mixed = F.scaled_dot_product_attention(q, k, v, scale=1.0 if self.use_rel_pos else self.scale)[..., :channels]
     return self.proj(mixed.transpose(1, 2).reshape(batch, height, width, -1))
 
 
@@ -84,4 +99,4 @@ def _decoder_attention(self: DecoderAttention, q: Tensor, k: Tensor, v: Tensor) 
         project(x).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
         for project, x in ((self.q_proj, q), (self.k_proj, k), (self.v_proj, v))
     ]
-    return self.out_proj(scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2))
+    return self.out_proj(F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
+import pretended
 import pytest
 import skimage.data
 import torch
@@ -11,7 +12,9 @@ from segment_anything import SamAutomaticMaskGenerator
 
 from samdeblur.models import NotFinite, load_sam
 from samdeblur.pipeline import BUNDLED_SETTINGS, MaskGenerator
-from samdeblur.pipeline.segmenters.mask_generator import PackedMask, box_of, count_above, pack_above
+from samdeblur.pipeline.segmenters import mask_generator as masks
+from samdeblur.pipeline.segmenters import packed as packing
+from samdeblur.pipeline.segmenters.packed import PackedMask, box_of, count_above, pack_above
 from samdeblur.pipeline.sources.worlds import WorldSource
 
 PHOTOGRAPHS = {  # name: height, width
@@ -125,21 +128,46 @@ def test_packed_masks_unpack(random_masks):
     assert shifted.sum() == masks[1].sum()
 
 
-def test_what_runs_on_other_devices_equals_what_runs_here(monkeypatch):
-    """The branch for accelerators, on tensors that pretend to lie on one."""
-    planes = torch.as_tensor(np.random.default_rng(1).normal(size=(5, 20, 37)).astype(np.float32))
-    here = count_above(planes, 0.3), pack_above(planes, 0.1)
+@pytest.mark.parametrize("threshold", THRESHOLDS)
+def test_a_gpu_gives_the_same_masks_and_sends_those_alone_that_are_kept(sam, images, threshold, monkeypatch):
+    settings = {"points_per_side": 5, "points_per_batch": 8} | THRESHOLDS[threshold]
+    expected, records = MaskGenerator(sam, **settings).generate(images["coffee"])
+    sent, pack = [], packing.to_host
+    monkeypatch.setattr(masks, "to_host", lambda found: sent.append(list(found)) or pack(found))
+    with pretended.cuda():
+        atoms, same = MaskGenerator(pretended.moved(sam), **settings).generate(images["coffee"])
+    assert atoms == expected
+    assert all(np.array_equal(same[name], records[name], equal_nan=True) for name in records)
+    there = [mask for mask in sent[0] if isinstance(mask, packing.DeviceMask)]
+    assert len(there) == len(sent[0])
+    if "min_mask_region_area" not in settings:  # which is the host's
+        assert len(there) == expected.n_masks
 
-    class Elsewhere(torch.Tensor):
-        device = torch.device("meta")
 
-        def cpu(self):
-            return self.as_subclass(torch.Tensor)
+def test_a_gpu_has_the_next_points_before_the_host_waits_for_these(sam, images, monkeypatch):
+    order = []
+    decode, get = MaskGenerator._decode, packing.Soon.get
+    monkeypatch.setattr(MaskGenerator, "_decode", lambda *arguments: order.append("launched") or decode(*arguments))
+    monkeypatch.setattr(packing.Soon, "get", lambda self: order.append("waited") or get(self))
+    settings = {"points_per_side": 4, "points_per_batch": 4} | THRESHOLDS["bundled"]
+    with pretended.cuda():
+        finish = MaskGenerator(pretended.moved(sam), **settings).find(images["coffee"])
+        assert order == ["launched", *["launched", "waited"] * 3, "waited"]
+        before = len(order)
+        finish()
+    assert order[before:] == ["waited"] * 4  # three columns and the bits, outside of what the next image waits for
 
-    monkeypatch.setattr(torch, "tensor", lambda values, dtype, device: torch.as_tensor(values, dtype=dtype))
-    there = count_above(planes.as_subclass(Elsewhere), 0.3), pack_above(planes.as_subclass(Elsewhere), 0.1)
-    assert torch.equal(here[0], there[0].as_subclass(torch.Tensor))
-    assert np.array_equal(here[1], there[1])
+
+def test_what_a_device_counts_boxes_and_packs_is_what_the_host_does(random_masks):
+    masks = random_masks(np.random.default_rng(3), 9, 21, 37)
+    masks[4] = False
+    planes = torch.as_tensor(masks.astype(np.float32))
+    rows = pack_above(planes, 0.5)
+    with pretended.cuda():
+        there = (planes > 0.5).to(pretended.CUDA)
+        assert torch.equal(packing.boxes_there(there).cpu(), torch.tensor([box_of(row) for row in rows]))
+        assert np.array_equal(packing.pack_there(there).cpu().numpy(), rows)
+        assert torch.equal(count_above(planes.to(pretended.CUDA), 0.5).cpu(), count_above(planes, 0.5))
 
 
 def test_a_device_that_runs_full_gets_fewer_masks_at_a_time_and_the_masks_are_the_same(sam, images, monkeypatch):

@@ -5,6 +5,8 @@ import threading
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from samdeblur.pipeline import MaskGenerator, PrepSettings, Weights
 from samdeblur.pipeline.job.worker import read_ahead
@@ -52,12 +54,33 @@ def test_images_through_the_encoder_together_give_nearly_the_same_masks(random_s
         assert np.median(best_iou(exact, together)) > 0.99
 
 
-def test_the_encoder_is_compiled(random_sam, monkeypatch):
+def test_fused_attention_never_has_all_tokens_against_all(random_sam):
+    """4096 x 4096 for each head of a public model. Plain attention has, which shows that the test sees it."""
+    shapes = set()
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            found = function(*args, **(kwargs or {}))
+            shapes.update(
+                tuple(t.shape[-2:]) for t in tree_leaves(found) if isinstance(t, torch.Tensor) and t.dim() > 1
+            )
+            return found
+
+    image = torch.rand(1, 3, 128, 128)
+    for speed, dense in ((Speed(), True), (Speed(sdpa=True), False)):
+        encoder = speed.prepare(random_sam(128)).image_encoder
+        shapes.clear()
+        with torch.inference_mode(), Watch():
+            encoder(image)
+        assert ((64, 64) in shapes) == dense
+
+
+def test_the_encoder_and_the_decoder_are_compiled(random_sam, monkeypatch):
     compiled = []
     monkeypatch.setattr(torch, "compile", lambda function: compiled.append(function) or function)
     sam = random_sam()
     assert Speed(compile=True).prepare(sam) is sam
-    assert len(compiled) == 1
+    assert [function.__name__ for function in compiled] == ["forward", "predict_masks"]
 
 
 def test_the_recipe_says_how_the_network_computed():
