@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: all demo test lint types unit wheel bench faults weights clean
+.PHONY: all demo test lint types unit wheel bench faults gpu weights clean
 
 all: $(READY)
 
@@ -48,6 +48,10 @@ bench: $(READY)
 # Jobs that are killed, starved and lied to: some twenty minutes; a slice of it is in make test.
 faults: $(READY)
 	$(BIN)/python -m benchmarks.pipeline.faults
+
+# A GPU in under eight minutes: does it compute what it should, and how fast. Run it again to go on.
+gpu: $(READY)
+	$(BIN)/python -m benchmarks.gpu
 
 # The bundled weights again, from nothing: some ten hours of one core. Their cards name the figures.
 weights: $(READY)
