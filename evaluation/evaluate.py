@@ -152,6 +152,7 @@ def evaluate(
         seconds=sum(entry.seconds for entry in ordered),
         collapse_db=task.conventions.collapse_db,
         segmenter=images.segmenter if network.prior is not None else "",
+        trained_on=bool(images.seal) and (network.provenance or {}).get("images") == images.seal,
     )
 
 

@@ -145,6 +145,7 @@ class SetResult:
     collapse_db: float = COLLAPSE_DB
     left_out: Mapping[str, str] = field(default_factory=dict)  # the images the set could not give, and why
     segmenter: str = ""  # what the masks are of, as `ImageSet.segmenter`
+    trained_on: bool = False  # whether the network was trained on the store that the images are in
 
     @property
     def name(self) -> str:
@@ -183,6 +184,7 @@ def write_results(results: Results, folder: Path) -> None:
                 "unready": s.unready,
                 **({"left_out": dict(s.left_out)} if s.left_out else {}),
                 **({"segmenter": s.segmenter} if s.segmenter else {}),
+                **({"trained_on": True} if s.trained_on else {}),
                 "inference": asdict(s.inference),
                 **({} if s.psnr_step_0 is None else {"psnr_step_0": s.psnr_step_0}),
                 "summary": s.summary,
@@ -257,6 +259,7 @@ def _set(row: dict[str, Any], collapse_db: float) -> SetResult:
         collapse_db,
         {_text(key): _text(why) for key, why in row.get("left_out", {}).items()},
         _text(row.get("segmenter", "")),
+        bool(row.get("trained_on", False)),
     )
 
 

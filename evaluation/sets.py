@@ -38,6 +38,7 @@ class ImageSet(Protocol):
 
     Attributes:
         recipe: fingerprint of the masks; empty where there are none.
+        seal: of the store the images are in; empty without one.
         segmenter: what the masks are of, in a word and the start of a digest; empty where there are none.
         stored: whether masks lie ready, so that they cost nothing where the network does without.
         left_out: images that belong to the set and cannot be given, with the reasons.
@@ -46,6 +47,7 @@ class ImageSet(Protocol):
     dataset: str
     split: str
     recipe: str
+    seal: str
     segmenter: str
     stored: bool
     left_out: Mapping[str, str]
@@ -80,7 +82,7 @@ class StoreSet:
         store.require_images()
         self.store = store
         self.dataset, self.split, self.recipe = store.header.dataset, store.header.split, store.header.fingerprint
-        self.segmenter = mask_kind(store.header.recipe)
+        self.seal, self.segmenter = store.header.seal, mask_kind(store.header.recipe)
         self.keys: Sequence[str] = store.ready_keys
         if not self.keys:
             raise StoreError(f"{store.path}: no image is ready; finish the preparation")
@@ -115,7 +117,7 @@ class LooseSet:
         segmenter: as of `ImageSet`.
     """
 
-    stored = False
+    stored, seal = False, ""
     left_out: Mapping[str, str] = {}
 
     def __init__(

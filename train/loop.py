@@ -78,7 +78,11 @@ def train(
         network = build_network(config).to(ranks.device)
         config = resolved(config, network)
         facts = run_facts(config, store, keys, val, ranks.device) | {"smaller_than_crop": crops.n_small}
-        network.provenance = {"of": config.steps, "segmenter": facts["train"]["segmenter"] if network.prior else ""}
+        network.provenance = {
+            "of": config.steps,
+            "segmenter": facts["train"]["segmenter"] if network.prior else "",
+            "images": store.header.seal,
+        }
         folders.check_claim(folder, folders.RUN)
         if config.tensorboard:
             summary_writer()  # which may not be installed

@@ -8,6 +8,7 @@ from samdeblur.storage.files import printable
 
 FEW = 10  # images; the mean of fewer says little
 NAMED = 4
+TRAINED_ON = "the network was trained on these images, or most of them."
 
 
 def caveats(results: Results) -> list[str]:
@@ -26,6 +27,8 @@ def _of_set(result: SetResult, trained: Trained | None) -> list[str]:
     lines = []
     if len(result.scores) < FEW:
         lines.append(f"{images_in_words(len(result.scores))}, too few for means to say much.")
+    if result.trained_on:
+        lines.append(TRAINED_ON)
     if difference := other_masks(result, trained):
         lines.append(f"{difference}.")
     if result.unready:

@@ -20,7 +20,7 @@ from samdeblur.evaluation.tables.arrangement import (
     line_up,
 )
 from samdeblur.evaluation.tables.bootstrap import LEVEL, RESAMPLES
-from samdeblur.evaluation.tables.caveats import FEW, other_masks
+from samdeblur.evaluation.tables.caveats import FEW, TRAINED_ON, other_masks
 from samdeblur.evaluation.tables.estimates import (
     HIGHEST_DB,
     INPUT,
@@ -267,12 +267,14 @@ def _few(columns: Sequence[Column]) -> list[str]:
 
 
 def _masks(lineup: Lineup) -> list[str]:
-    """Where a network met masks of another kind than in training."""
+    """Where a network met masks of another kind than in training, or the images of its training."""
     notes = []
     for column in lineup.columns:
         for group in lineup.groups:
             found = (other_masks(n.sets[column.key], n.trained) for n in group.networks if column.key in n.sets)
             notes += [f"{group.label}, {column.name}: {line}." for line in dict.fromkeys(filter(None, found))]
+            if any(n.sets[column.key].trained_on for n in group.networks if column.key in n.sets):
+                notes.append(f"{group.label}, {column.name}: {TRAINED_ON}")
     return notes
 
 

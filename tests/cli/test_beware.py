@@ -173,6 +173,20 @@ def test_training_does_not_stumble_over_small_images(samdeblur, with_small, prep
         assert not {"dot", "strip", "tall"} & set(held_out)
 
 
+def test_images_of_the_training_are_noted(samdeblur, store, tiny, prep_run, pairs, tmp_path):
+    assert samdeblur("train", store, *tiny, "--out", tmp_path / "run").code == 0
+    assert samdeblur("prep", "export", store, tmp_path / "copy.zarr.zip", "--with-images").code == 0
+    cv2.imwrite(str(pairs / "blur/000.png"), np.zeros((48, 72, 3), np.uint8))
+    cv2.imwrite(str(pairs / "sharp/000.png"), np.zeros((48, 72, 3), np.uint8))
+    assert prep_run(pairs, tmp_path / "other.zarr").code == 0
+    words = "the network was trained on these images"
+    for place, same in ((store, True), (tmp_path / "copy.zarr.zip", True), (tmp_path / "other.zarr", False)):
+        out = tmp_path / f"of-{place.name}"
+        done = samdeblur("eval", "run", tmp_path / "run", place, "--out", out)
+        said = (done.out, page(out), samdeblur("eval", "table", out).out)
+        assert [words in text for text in said] == [same] * 3, place
+
+
 def test_quarantined_images_are_named_and_counted(samdeblur, checkpoint, pairs, prep_run, tiny, tmp_path):
     for name in ("001", "003"):
         (pairs / f"blur/{name}.png").write_bytes(b"no picture")
