@@ -84,7 +84,9 @@ def open_reader(location: Location) -> Reader:
     if location.remote:
         return _remote_reader(location)
     if location.path.is_dir():
-        return ChunkReader(open_files(location))
+        from samdeblur.storage.access.folders import FolderReader
+
+        return FolderReader(location)
     if not location.path.exists():
         raise FileNotFoundError(f"{location}: no such store")
     files = open_files(location)

@@ -16,7 +16,7 @@ from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from http import HTTPStatus
 from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
 from urllib.request import getproxies, proxy_bypass
@@ -83,6 +83,7 @@ class Web:
             self._headers["Authorization"] = f"Basic {b64encode(unquote(user).encode()).decode()}"
         self._advice = advice
         self._targets: dict[str, str] = {}  # address -> where its redirects lead
+        self._urls: dict[str, str] = {}  # address of each file
         self._moved = ""  # where they lead to for any file of the folder, if they kept its path
         self._suffixes = True  # whether the server knows `bytes=-n`
         self._checked: set[str] = set()  # files that are sent as pages, and are none
@@ -236,13 +237,14 @@ class Web:
 
     def _follow(self, name: str, method: str, headers: Mapping[str, str], until: float) -> urllib3.BaseHTTPResponse:
         """The response at the end of the redirects, its body not read."""
-        url = (self._base / name).text if name else self._base.text
+        url = self._urls.get(name) or self._urls.setdefault(name, (self._base / name).text if name else self._base.text)
         target = self._targets.get(url) or (self._moved and f"{self._moved}{_written(name)}") or url
         remembered = target != url
         for _ in range(MAX_REDIRECTS):
-            own = self._headers if _origin(target) == _origin(url) else {}
+            origin = _origin(target)
+            own = self._headers if self._headers and origin == _origin(url) else {}
             left = max(0.001, until - time.monotonic())
-            response = _pool(_proxy(target), os.getpid()).request(
+            response = _pool(_proxy(origin), os.getpid()).request(
                 method,
                 target,
                 headers={**headers, **own},
@@ -348,16 +350,18 @@ def _written(name: str) -> str:
     return (Location("http://x") / name).text.removeprefix("http://x/")
 
 
+@lru_cache(4096)
 def _origin(url: str) -> tuple[str, str]:
     parts = urlsplit(url)
     return parts.scheme, parts.netloc
 
 
-def _proxy(url: str) -> str:
+@lru_cache(256)
+def _proxy(origin: tuple[str, str]) -> str:
     """The proxy that the environment names for an address; nothing where there is none."""
-    parts = urlsplit(url)
-    found = getproxies().get(parts.scheme, "")
-    return found if found and not proxy_bypass(parts.hostname or "") else ""
+    scheme, host = origin
+    found = getproxies().get(scheme, "")
+    return found if found and not proxy_bypass(host.rpartition("@")[2]) else ""
 
 
 @cache
