@@ -161,12 +161,13 @@ def run(network: str, sets: tuple[str, ...], out: Path, **options: Any) -> int:
     )
     forget_sets(out, [result.name for result in found])
     write_results(results, out)
+    curves = {"training": read_curves(path.parent)} if results.trained and (path.parent / CURVES).is_file() else {}
+    page = write_report(out, results, curves)  # before anything is said: who reads it may be gone
     click.echo(as_markdown(run_table(results)))
     click.echo(f"weights: {path}{f', {results.trained}' if results.trained else ''}")
     for line in caveats(results):
         click.echo(f"note: {line}")
-    curves = {"training": read_curves(path.parent)} if results.trained and (path.parent / CURVES).is_file() else {}
-    click.echo(f"report: {write_report(out, results, curves)}")
+    click.echo(f"report: {page}")
     if options["save_images"]:
         click.echo(f"restored pictures: {out / 'restored'}")
     unusable = sum(result.unready for result in found)

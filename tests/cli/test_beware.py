@@ -209,3 +209,16 @@ def test_one_image_prints_no_interval(samdeblur, checkpoint, pairs, tmp_path):
     assert "1 image, too few for means to say much" in done.out
     table = samdeblur("eval", "table", tmp_path / "o").out
     assert "[" not in table.split("## Scores with")[1].split("- PSNR")[0]
+
+
+def test_the_report_is_there_before_anything_is_printed(store, tmp_path, monkeypatch, samdeblur):
+    """As with `samdeblur-eval run ... | true`."""
+
+    def gone(*_, **options):
+        if not options.get("err"):
+            raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr("samdeblur.cli.eval.click.echo", gone)
+    samdeblur("eval", "run", "bundled", store, "--out", tmp_path / "out", "--pictures", 0)
+    assert (tmp_path / "out/report.html").stat().st_size > 0
+    assert (tmp_path / "out/results.json").stat().st_size > 0
