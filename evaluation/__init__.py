@@ -4,8 +4,6 @@
 `tables` and shown in `report`. Nothing here trains: see `samdeblur.train`.
 """
 
-from samdeblur.evaluation.evaluate import score_images
-from samdeblur.evaluation.metrics import mode_collapse_rate, psnr, ssim
-from samdeblur.evaluation.results import Results, Score, read_results, summarise
+import lazy_loader
 
-__all__ = ["Results", "Score", "mode_collapse_rate", "psnr", "read_results", "score_images", "ssim", "summarise"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -4,20 +4,6 @@
 `writing`, `exchange` (formats of other programs), `sharing`. Nothing here knows networks or PyTorch.
 """
 
-from samdeblur.storage.access.files import Unreachable
-from samdeblur.storage.atoms import AtomMap, TooManyAtoms
-from samdeblur.storage.format.layout import StoreError
-from samdeblur.storage.store import ImageNotReady, MaskStore, PictureError, StoreDamaged, UnknownImage, open_store
+import lazy_loader
 
-__all__ = [
-    "AtomMap",
-    "ImageNotReady",
-    "MaskStore",
-    "PictureError",
-    "StoreDamaged",
-    "StoreError",
-    "TooManyAtoms",
-    "UnknownImage",
-    "Unreachable",
-    "open_store",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

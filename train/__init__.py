@@ -4,29 +4,6 @@ The loop and its settings are here; rooms: `data` (crops), `trackers`, `sam` (th
 `presets/`. Scores and reports: `samdeblur.evaluation`.
 """
 
-from samdeblur.evaluation.evaluate import score_images
-from samdeblur.evaluation.metrics.mode_collapse import mode_collapse_rate
-from samdeblur.evaluation.metrics.psnr_ssim import psnr, ssim
-from samdeblur.evaluation.results import Results, Score, read_results, summarise
-from samdeblur.train.config import ConfigError, TrainConfig, read_config
-from samdeblur.train.loop import Diverged, train
-from samdeblur.train.start import build_network
-from samdeblur.train.stopping import Stopped
+import lazy_loader
 
-__all__ = [
-    "ConfigError",
-    "Diverged",
-    "Results",
-    "Score",
-    "Stopped",
-    "TrainConfig",
-    "build_network",
-    "mode_collapse_rate",
-    "psnr",
-    "read_config",
-    "read_results",
-    "score_images",
-    "ssim",
-    "summarise",
-    "train",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -3,7 +3,6 @@
 Means over images and how sure they are: `evaluation.tables`.
 """
 
-from samdeblur.evaluation.metrics.mode_collapse import mode_collapse_rate
-from samdeblur.evaluation.metrics.psnr_ssim import psnr, ssim
+import lazy_loader
 
-__all__ = ["mode_collapse_rate", "psnr", "ssim"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,15 @@
+from .config import ConfigError as ConfigError
+from .config import TrainConfig as TrainConfig
+from .config import read_config as read_config
+from .loop import Diverged as Diverged
+from .loop import train as train
+from .metrics import Results as Results
+from .metrics import Score as Score
+from .metrics import mode_collapse_rate as mode_collapse_rate
+from .metrics import psnr as psnr
+from .metrics import read_results as read_results
+from .metrics import score_images as score_images
+from .metrics import ssim as ssim
+from .metrics import summarise as summarise
+from .start import build_network as build_network
+from .stopping import Stopped as Stopped
