@@ -6,14 +6,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-import yaml
 
 from samdeblur.cli.commands.restore import restore
 from samdeblur.cli.commands.table import table
 from samdeblur.cli.messages import QUARANTINED, harmless, progress_bar, run_command
+from samdeblur.cli.support.choices import COLLAPSE_DB
 from samdeblur.cli.support.images import images_options
 from samdeblur.cli.support.inference import (
     inference_of,
@@ -25,30 +25,14 @@ from samdeblur.cli.support.inference import (
 )
 from samdeblur.cli.support.paths import FOLDER, PLACE
 from samdeblur.cli.support.sets import Loose, open_sets
-from samdeblur.evaluation.evaluate import Evaluation, evaluate
-from samdeblur.evaluation.metrics.mode_collapse import COLLAPSE_DB
-from samdeblur.evaluation.metrics.perceptual import perceptual_metrics
-from samdeblur.evaluation.ranks import Ranks, is_first, joined
-from samdeblur.evaluation.report.pictures import forget_sets
-from samdeblur.evaluation.report.write import write_report
-from samdeblur.evaluation.results import (
-    RESULTS,
-    Conventions,
-    Inference,
-    Results,
-    ResultsError,
-    SetResult,
-    read_results,
-    write_results,
-)
-from samdeblur.evaluation.sets import ImageSet
-from samdeblur.evaluation.tables.caveats import caveats
-from samdeblur.evaluation.tables.published import SETS
-from samdeblur.evaluation.tables.text import as_markdown, run_table
-from samdeblur.models import Deblurrer, device_facts, load_network
-from samdeblur.storage import folders
 from samdeblur.storage.files import sha256_file
-from samdeblur.train.state import CONFIG, CURVES, read_curves, run_weights, trained
+
+if TYPE_CHECKING:
+    from samdeblur.evaluation.evaluate import Evaluation
+    from samdeblur.evaluation.ranks import Ranks
+    from samdeblur.evaluation.results import Inference, SetResult
+    from samdeblur.evaluation.sets import ImageSet
+    from samdeblur.models import Deblurrer
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -96,6 +80,19 @@ def run(network: str, sets: tuple[str, ...], out: Path, **options: Any) -> int:
     Run the same command again to go on with an evaluation that was interrupted. Several GPUs:
     torchrun --nproc_per_node=N -m samdeblur.cli.eval run ...
     """
+
+    from samdeblur.evaluation.evaluate import Evaluation
+    from samdeblur.evaluation.metrics.perceptual import perceptual_metrics
+    from samdeblur.evaluation.ranks import is_first, joined
+    from samdeblur.evaluation.report.pictures import forget_sets
+    from samdeblur.evaluation.report.write import write_report
+    from samdeblur.evaluation.results import Conventions, Results, write_results
+    from samdeblur.evaluation.tables.caveats import caveats
+    from samdeblur.evaluation.tables.text import as_markdown, run_table
+    from samdeblur.models import device_facts, load_network
+    from samdeblur.storage import folders
+    from samdeblur.train.state import CURVES, read_curves, run_weights, trained
+
     inference = inference_of(options)
     folders.check_claim(out, folders.EVALUATION)
     path = run_weights(Path(network), options["weights"])
@@ -178,6 +175,9 @@ def run(network: str, sets: tuple[str, ...], out: Path, **options: Any) -> int:
 
 def _refuse_other_weights(out: Path, sha256: str) -> None:
     """Raises ResultsError where the results of another network would be written over."""
+
+    from samdeblur.evaluation.results import RESULTS, ResultsError, read_results
+
     if (out / RESULTS).exists() and (there := read_results(out)).sha256 != sha256:
         raise ResultsError(
             f"{out}: holds results of other weights ({there.method}, {there.weights}); use another --out"
@@ -186,11 +186,17 @@ def _refuse_other_weights(out: Path, sha256: str) -> None:
 
 def _as_published(images: ImageSet) -> bool:
     """Whether the paper uses local means on a set."""
+
+    from samdeblur.evaluation.tables.published import SETS
+
     of_paper = SETS.get((images.dataset, images.split))
     return of_paper is not None and of_paper.inference.tlc is not None
 
 
 def _evaluate(model: Deblurrer, images: ImageSet, inference: Inference, task: Evaluation, ranks: Ranks) -> SetResult:
+    from samdeblur.evaluation.evaluate import evaluate
+    from samdeblur.evaluation.ranks import is_first
+
     name = f"{images.dataset} {images.split}"
     with progress_bar(total=len(images.keys), unit="img", desc=name, disable=not is_first()) as bar:
 
@@ -203,6 +209,8 @@ def _evaluate(model: Deblurrer, images: ImageSet, inference: Inference, task: Ev
 
 
 def _bar(items: Sequence[Any], what: str) -> Iterable[Any]:
+    from samdeblur.evaluation.ranks import is_first
+
     return progress_bar(items, unit="img", desc=what, disable=not is_first())
 
 
@@ -212,6 +220,11 @@ def _say(line: str) -> None:
 
 def method_of(folder: Path, model: Deblurrer) -> str:
     """The method a run was trained with; for a checkpoint, its name and what its prior is."""
+
+    import yaml
+
+    from samdeblur.train.state import CONFIG
+
     if (folder / CONFIG).is_file():
         return str(yaml.safe_load((folder / CONFIG).read_text())["method"])
     prior = str(model.prior.config["name"]) if model.prior is not None else "none"

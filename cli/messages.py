@@ -9,54 +9,50 @@ from __future__ import annotations
 import signal
 import sys
 import traceback
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Collection, Iterable
+from typing import TYPE_CHECKING, Any
 
 import click
-from tqdm import tqdm
 
-from samdeblur.evaluation.evaluate import NoImages
-from samdeblur.evaluation.metrics.perceptual import PerceptualError
-from samdeblur.evaluation.results import ResultsError
-from samdeblur.models import CheckpointError, DeviceError, NotFinite, OutOfMemory
-from samdeblur.pipeline import ClusterLost, DeviceFailed, SettingsError, SourceError, Unusable, WorkerKilled
-from samdeblur.storage import ImageNotReady, PictureError, StoreDamaged, StoreError
 from samdeblur.storage.files import printable
-from samdeblur.storage.folders import NotItsFolder
-from samdeblur.storage.listing import ListingError
-from samdeblur.storage.writing.lease import StoreBusy
-from samdeblur.train.config import ConfigError
-from samdeblur.train.loop import Diverged
-from samdeblur.train.stopping import Stopped
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 FAILED, WRONG_USAGE, QUARANTINED, REQUEUE, INTERRUPTED = 1, 2, 3, 75, 130
 
-REFUSALS = (
-    SettingsError,
-    SourceError,
-    StoreError,
-    ImageNotReady,
-    ListingError,
-    CheckpointError,
-    ConfigError,
-    DeviceError,
-    ResultsError,
-    PerceptualError,
-    NotItsFolder,
-)
-FAILURES = (
-    StoreDamaged,
-    PictureError,
-    StoreBusy,
-    Diverged,
-    ClusterLost,
-    WorkerKilled,
-    OutOfMemory,
-    NotFinite,
-    NoImages,
-    DeviceFailed,
-    Unusable,
-)
+# By name, so that nothing is loaded to say what went wrong: what can be raised is loaded already.
+REFUSALS = frozenset({
+    "samdeblur.pipeline.segmenters.mask_generator.SettingsError",
+    "samdeblur.pipeline.sources.base.SourceError",
+    "samdeblur.storage.format.layout.StoreError",
+    "samdeblur.storage.store.ImageNotReady",
+    "samdeblur.storage.listing.ListingError",
+    "samdeblur.storage.folders.NotItsFolder",
+    "samdeblur.models.checkpoints.loading.CheckpointError",
+    "samdeblur.models.inference.deblur.DeviceError",
+    "samdeblur.train.config.ConfigError",
+    "samdeblur.evaluation.results.ResultsError",
+    "samdeblur.evaluation.metrics.perceptual.PerceptualError",
+})  # fmt: skip
+FAILURES = frozenset({
+    "samdeblur.storage.store.StoreDamaged",
+    "samdeblur.storage.store.PictureError",
+    "samdeblur.storage.writing.fence.StoreBusy",
+    "samdeblur.train.loop.Diverged",
+    "samdeblur.pipeline.job.cluster.ClusterLost",
+    "samdeblur.pipeline.job.cluster.WorkerKilled",
+    "samdeblur.pipeline.job.blame.DeviceFailed",
+    "samdeblur.pipeline.job.blame.Unusable",
+    "samdeblur.models.inference.deblur.OutOfMemory",
+    "samdeblur.models.inference.deblur.NotFinite",
+    "samdeblur.evaluation.evaluate.NoImages",
+})  # fmt: skip
+
+
+def is_one_of(error: BaseException, names: Collection[str]) -> bool:
+    """Whether an exception is of one of these classes."""
+    return any(f"{kind.__module__}.{kind.__qualname__}" in names for kind in type(error).__mro__)
 
 
 def run_command(command: click.Command, interrupted: str = "") -> None:
@@ -73,17 +69,20 @@ def run_command(command: click.Command, interrupted: str = "") -> None:
         code = WRONG_USAGE
     except (click.Abort, KeyboardInterrupt) as stopped:
         if isinstance(stopped.__cause__, EOFError):  # click takes the end of a file for the end of what is typed
-            code = _complain(*_explain(stopped.__cause__))
+            message, code = _explain(stopped.__cause__)
+            _say(f"error: {message}", code)
         else:
-            code = _complain(f"interrupted{stopped.__cause__ or stopped}{interrupted}", INTERRUPTED)
-    except Stopped as stopped:
-        code = _complain(
-            f"{stopped}; run the same command again to go on", INTERRUPTED if stopped.by == signal.SIGINT else REQUEUE
-        )
+            code = _say(f"interrupted{stopped.__cause__ or stopped}{interrupted}", INTERRUPTED)
     except Exception as error:
         if "--debug" in sys.argv:
             traceback.print_exc()
-        code = _complain(*_explain(error))
+        stopped_by = getattr(error, "by", 0) if is_one_of(error, {"samdeblur.train.stopping.Stopped"}) else 0
+        if stopped_by:
+            said = f"{error}; run the same command again to go on"
+            code = _say(said, INTERRUPTED if stopped_by == signal.SIGINT else REQUEUE)
+        else:
+            message, code = _explain(error)
+            _say(f"error: {message}", code)
     sys.exit(code or 0)
 
 
@@ -92,6 +91,8 @@ def progress_bar(iterable: Iterable[Any] | None = None, **options: Any) -> tqdm[
 
     It waits a second before it shows, so that what is refused at once is refused in one line.
     """
+    from tqdm import tqdm
+
     if sys.stderr.isatty():
         return tqdm(iterable, delay=1, dynamic_ncols=True, **options)
     return tqdm(iterable, delay=1, ncols=0, mininterval=15, file=_Lines(), **options)
@@ -111,9 +112,9 @@ class _Lines:
 def _explain(error: Exception) -> tuple[str, int]:
     if isinstance(error, click.ClickException):
         return error.format_message(), WRONG_USAGE
-    if isinstance(error, FAILURES):
+    if is_one_of(error, FAILURES):
         return str(error), FAILED
-    if isinstance(error, REFUSALS) or (isinstance(error, FileNotFoundError) and error.errno is None):
+    if is_one_of(error, REFUSALS) or (isinstance(error, FileNotFoundError) and error.errno is None):
         return str(error), WRONG_USAGE
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
@@ -127,8 +128,8 @@ def _explain(error: Exception) -> tuple[str, int]:
     return f"{type(error).__name__}: {error} (run with --debug for the traceback)", FAILED
 
 
-def _complain(message: str, code: int) -> int:
-    click.echo(f"error: {printable(' '.join(message.split()))}", err=True)
+def _say(message: str, code: int) -> int:
+    click.echo(printable(" ".join(message.split())), err=True)
     return code
 
 

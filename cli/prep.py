@@ -12,7 +12,6 @@ from samdeblur.cli.commands.weights import weights
 from samdeblur.cli.messages import run_command
 from samdeblur.cli.support.paths import PLACE
 from samdeblur.cli.support.summary import report_status
-from samdeblur.pipeline import status
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -28,6 +27,9 @@ def cli() -> None:
 @click.argument("store", type=PLACE)
 def status_command(store: str) -> int:
     """Say where STORE stands: images done, pending, quarantined and why, its recipe, and whether a job is at it."""
+
+    from samdeblur.pipeline import status
+
     header = status(store).store.header
     click.echo(f"dataset {header.dataset}, split {header.split}, recipe {header.fingerprint[:12]}")
     click.echo(json.dumps(header.recipe, indent=1))

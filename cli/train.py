@@ -7,29 +7,26 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from samdeblur.cli.messages import FAILED, REQUEUE, WRONG_USAGE, progress_bar, run_command
+from samdeblur.cli.messages import FAILED, REQUEUE, WRONG_USAGE, is_one_of, progress_bar, run_command
+from samdeblur.cli.support.choices import METHODS
 from samdeblur.cli.support.images import images_options, say_left_out, some, with_all_images
 from samdeblur.cli.support.paths import FOLDER, PLACE
-from samdeblur.evaluation.metrics.psnr_ssim import SMALLEST
-from samdeblur.evaluation.ranks import is_first
-from samdeblur.models import METHODS, pick_device
-from samdeblur.storage import MaskStore, folders, open_store
-from samdeblur.train.config import ARCHITECTURE, ConfigError, TrainConfig, parse_assignment, read_config
-from samdeblur.train.loop import Diverged, train
-from samdeblur.train.start import large_enough
-from samdeblur.train.state import Row, best_step
-from samdeblur.train.stopping import Stopped
+from samdeblur.storage import folders
+
+if TYPE_CHECKING:
+    from samdeblur.storage import MaskStore
+    from samdeblur.train.state import Row
 
 # What comes to all processes of a run.
-_ALIKE: dict[type[Exception], int] = {
-    Stopped: REQUEUE,
-    Diverged: FAILED,
-    ConfigError: WRONG_USAGE,
-    folders.NotItsFolder: WRONG_USAGE,
+_ALIKE = {
+    "samdeblur.train.stopping.Stopped": REQUEUE,
+    "samdeblur.train.loop.Diverged": FAILED,
+    "samdeblur.train.config.ConfigError": WRONG_USAGE,
+    "samdeblur.storage.folders.NotItsFolder": WRONG_USAGE,
 }
 
 
@@ -38,10 +35,13 @@ def _said_once() -> Iterator[None]:
     """Leave it to the first process to say what comes to all."""
     try:
         yield
-    except tuple(_ALIKE) as error:
-        if is_first():
+    except Exception as error:
+        from samdeblur.evaluation.ranks import is_first
+
+        codes = [code for name, code in _ALIKE.items() if is_one_of(error, {name})]
+        if not codes or is_first():
             raise
-        sys.exit(_ALIKE[type(error)])
+        sys.exit(codes[0])
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -80,6 +80,14 @@ def cli(
     Exit codes: 0 done, 1 failed, 2 wrong usage, 75 stopped by SIGTERM or SIGUSR1 with its state saved (run it again),
     130 interrupted. --debug shows tracebacks.
     """
+
+    from samdeblur.evaluation.ranks import is_first
+    from samdeblur.models import pick_device
+    from samdeblur.storage import open_store
+    from samdeblur.train.config import ARCHITECTURE, ConfigError, TrainConfig, parse_assignment, read_config
+    from samdeblur.train.loop import train
+    from samdeblur.train.state import best_step
+
     given = dict(map(parse_assignment, assignments))
     values = read_config(config) | given
     short = {name: value for name, value in shortcuts.items() if value is not None}
@@ -119,6 +127,9 @@ def cli(
 
 
 def _say_small(store: MaskStore) -> None:
+    from samdeblur.evaluation.metrics.psnr_ssim import SMALLEST
+    from samdeblur.train.start import large_enough
+
     ready = store.ready_keys
     if small := sorted(set(ready) - set(large_enough(store, ready))):
         click.echo(
@@ -138,6 +149,8 @@ class _Shown:
         self.first = 0
 
     def __call__(self, row: Row) -> None:
+        from samdeblur.evaluation.ranks import is_first
+
         step = int(row["step"])
         if not self.begun:  # the first call says where the run starts, or goes on
             self.bar.initial = self.bar.n = self.bar.last_print_n = step

@@ -4,14 +4,14 @@ from .job.cluster import ClusterLost as ClusterLost
 from .job.cluster import Resources as Resources
 from .job.cluster import WorkerKilled as WorkerKilled
 from .job.cluster import Workers as Workers
-from .job.coordinator import Status as Status
 from .job.coordinator import prepare as prepare
-from .job.coordinator import status as status
 from .job.plan import Plan as Plan
 from .job.plan import StoreOptions as StoreOptions
 from .job.plan import make_plan as make_plan
 from .job.recipe import PrepSettings as PrepSettings
 from .job.recipe import Weights as Weights
+from .job.status import Status as Status
+from .job.status import status as status
 from .job.summary import Summary as Summary
 from .segmenters.base import Segmenter as Segmenter
 from .segmenters.mask_generator import MaskGenerator as MaskGenerator

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import codecs
 import errno
 import hashlib
@@ -13,9 +12,6 @@ from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
 from urllib.parse import quote
-
-from zarr.core.buffer import Buffer
-from zarr.storage import LocalStore
 
 PARTIAL = ".partial"
 MAX_NAME = 180  # of the 255 bytes that file systems allow
@@ -112,18 +108,3 @@ def file_stamp(path: Path) -> str:
     except OSError:
         return ""
     return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}"
-
-
-class DurableStore(LocalStore):
-    """zarr-python's local store, with every write flushed to the disk before it counts."""
-
-    async def set(self, key: str, value: Buffer) -> None:
-        if not self._is_open:
-            await self._open()
-        self._check_writable()
-        await asyncio.to_thread(write_durably, self.root / key, value.as_buffer_like())  # type: ignore[arg-type]
-
-    def set_sync(self, key: str, value: Buffer) -> None:
-        self._ensure_open_sync()
-        self._check_writable()
-        write_durably(self.root / key, value.as_buffer_like())  # type: ignore[arg-type]

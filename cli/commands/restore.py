@@ -6,11 +6,12 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from samdeblur.cli.messages import FAILED, QUARANTINED, harmless, progress_bar
+from samdeblur.cli.support.choices import ALBUM, PICTURES
 from samdeblur.cli.support.inference import (
     inference_of,
     inference_options,
@@ -19,25 +20,23 @@ from samdeblur.cli.support.inference import (
     tlc_of,
     weights_option,
 )
+from samdeblur.cli.support.paths import FOLDER, PLACE
 from samdeblur.cli.support.sets import Loose, Segmenter
-from samdeblur.evaluation.album import PAGE, Named, Picture, Way, restore_pictures
-from samdeblur.evaluation.restore import Restorer
-from samdeblur.models import load_network, pick_device
-from samdeblur.storage import folders
 from samdeblur.storage.files import sha256_file
 from samdeblur.storage.listing import files_in, is_image
-from samdeblur.storage.photos import FORMS
-from samdeblur.train.state import run_weights, trained
+
+if TYPE_CHECKING:
+    from samdeblur.evaluation.album import Named, Picture
 
 
 @click.command()
-@click.argument("network", metavar="MODEL")
-@click.argument("places", metavar="PICTURE|FOLDER...", nargs=-1, required=True)
-@click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder of the results.")
-@click.option("--format", "form", type=click.Choice(list(FORMS)), default="png", show_default=True,
+@click.argument("network", metavar="MODEL", type=PLACE)
+@click.argument("places", metavar="PICTURE|FOLDER...", nargs=-1, required=True, type=PLACE)
+@click.option("--out", required=True, type=FOLDER, help="Folder of the results.")
+@click.option("--format", "form", type=click.Choice(PICTURES), default="png", show_default=True,
               help="Of the results. png keeps 16 bits.")  # fmt: skip
 @click.option("--quality", type=click.IntRange(1, 100), default=95, show_default=True, help="Of jpg and webp.")
-@click.option("--compare", is_flag=True, help=f"Write OUT/{PAGE}, a slider between before and after for each picture.")
+@click.option("--compare", is_flag=True, help=f"Write OUT/{ALBUM}, a slider between before and after for each picture.")
 @weights_option
 @click.option("--sam", default="bundled", show_default=True, metavar="bundled|NAME|PATH",
               help="Segment Anything weights that find the masks, for a network that looks at masks.")  # fmt: skip
@@ -49,6 +48,13 @@ def restore(network: str, places: tuple[str, ...], out: Path, **options: Any) ->
     OUT/photo.png for each, folders below FOLDER kept; upright, with its colour profile and EXIF. Large pictures go
     through the network in tiles where memory asks for it. Run the same command again to go on; what is there stays.
     """
+
+    from samdeblur.evaluation.album import Way, restore_pictures
+    from samdeblur.evaluation.restore import Restorer
+    from samdeblur.models import load_network, pick_device
+    from samdeblur.storage import folders
+    from samdeblur.train.state import run_weights, trained
+
     inference = inference_of(options)
     folders.check_claim(out, folders.RESTORED)
     pictures = find_pictures(places)
@@ -83,7 +89,7 @@ def restore(network: str, places: tuple[str, ...], out: Path, **options: Any) ->
     count = len(album.written)
     click.echo(f"{out}: {count} picture{'' if count == 1 else 's'} restored{there}")
     if options["compare"] and album.written:
-        click.echo(f"to look at: {out / PAGE}")
+        click.echo(f"to look at: {out / ALBUM}")
     if album.left_out:
         _say(f"{len(album.left_out)} could not be restored and are left out, as said above")
     return 0 if not album.left_out else QUARANTINED if album.written else FAILED
@@ -91,6 +97,9 @@ def restore(network: str, places: tuple[str, ...], out: Path, **options: Any) ->
 
 def find_pictures(places: Sequence[str]) -> list[Picture]:
     """The pictures at some places, with the names of their results; each file once. Raises UsageError."""
+
+    from samdeblur.evaluation.album import Picture
+
     found: dict[str, Picture] = {}
     several = sum(os.path.isdir(place) for place in places) > 1
     for place in places:
@@ -105,6 +114,9 @@ def find_pictures(places: Sequence[str]) -> list[Picture]:
 
 def _files(folder: Path) -> list[tuple[str, Path]]:
     """Pictures below a folder, but for those that commands of this package wrote. Raises UsageError for none."""
+
+    from samdeblur.storage import folders
+
     kind = folders.kind_of(folder)
     if kind is not None:
         swapped = "; swapped? It is samdeblur-eval restore MODEL PICTURE|FOLDER..." if kind == folders.RUN else ""

@@ -7,38 +7,24 @@ import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-import numpy as np
 
 from samdeblur.cli.messages import QUARANTINED
+from samdeblur.cli.support.choices import BUNDLED_SETTINGS, PATIENCE, SAM_SETTINGS
 from samdeblur.cli.support.jobfile import read_job
 from samdeblur.cli.support.paths import PLACE, READ, STORE
 from samdeblur.cli.support.progress import Progress
 from samdeblur.cli.support.summary import report, report_plan, report_status
-from samdeblur.pipeline import (
-    PrepSettings,
-    Resources,
-    Source,
-    StoreOptions,
-    Weights,
-    Workers,
-    make_plan,
-    open_source,
-    prepare,
-    status,
-)
-from samdeblur.pipeline.job.cluster import PATIENCE
-from samdeblur.pipeline.job.plan import images_to_do
-from samdeblur.pipeline.segmenters.mask_generator import SAM_SETTINGS
-from samdeblur.pipeline.segmenters.sam import BUNDLED_SETTINGS
-from samdeblur.pipeline.segmenters.speed import Speed
-from samdeblur.storage.writing.creation import is_vacant
+
+if TYPE_CHECKING:
+    from samdeblur.pipeline import PrepSettings, Source, StoreOptions, Workers
 
 
 def sam_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """One option per setting of SamAutomaticMaskGenerator."""
+
     for name, default in reversed(SAM_SETTINGS.items()):
         flag = f"--{name.replace('_', '-')}"
         if name == "point_grids":
@@ -51,6 +37,7 @@ def sam_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _default(name: str, default: Any) -> str:
+
     return f"{default}, bundled {BUNDLED_SETTINGS[name]}" if name in BUNDLED_SETTINGS else str(default)
 
 
@@ -113,6 +100,9 @@ def run(context: click.Context, **options: Any) -> int:
 
     Run the same command again to finish a job that was interrupted.
     """
+
+    from samdeblur.pipeline import Resources, Workers, make_plan
+
     if options["job"]:
         jobs = [_job(values) for values in read_job(options["job"], context.command, context)]
     else:
@@ -151,6 +141,10 @@ class Job:
 
 def _job(options: Mapping[str, Any]) -> Job:
     """Of the options for one store. Raises UsageError for those that do not go together."""
+
+    from samdeblur.pipeline import PrepSettings, StoreOptions, Weights, open_source
+    from samdeblur.pipeline.segmenters.speed import Speed
+
     split, segmenter, predeblur = options["split"], options["segmenter"], options["predeblur"]
     if predeblur == "auto":
         predeblur = "bundled" if split.startswith("train") and segmenter != "true-masks" else "none"
@@ -179,6 +173,9 @@ def _job(options: Mapping[str, Any]) -> Job:
 
 def chosen_sam_settings(options: dict[str, Any], bundled: bool) -> dict[str, Any]:
     """The settings given on the command line, over those that suit the bundled model. Raises UsageError."""
+
+    import numpy as np
+
     chosen = {name: value for name, value in options.items() if value is not None}
     if "point_grids" in chosen:
         if "points_per_side" in chosen:
@@ -196,6 +193,11 @@ def chosen_sam_settings(options: dict[str, Any], bundled: bool) -> dict[str, Any
 
 def _run(job: Job, workers: Workers, options: Mapping[str, Any]) -> int:
     """Prepare one store, and say how it went; the exit code."""
+
+    from samdeblur.pipeline import prepare, status
+    from samdeblur.pipeline.job.plan import images_to_do
+    from samdeblur.storage.writing.creation import is_vacant
+
     quiet = options["progress"] == "json"
     total = len(job.source.keys)
     before = total - images_to_do(job.store, options["retry_quarantined"]) if not is_vacant(job.store) else 0

@@ -8,29 +8,19 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import click
-import numpy as np
 
 from samdeblur.cli.messages import FAILED, QUARANTINED, progress_bar
+from samdeblur.cli.support.choices import EXPORTS, IMPORTS
 from samdeblur.cli.support.paths import EITHER, FILE, PLACE, READ, STORE
-from samdeblur.pipeline import open_source, status
-from samdeblur.pipeline.sources.dataset import add_pictures, source_problems
-from samdeblur.storage import MaskStore, open_store
-from samdeblur.storage.exchange.annotations import LEFT_OUT
-from samdeblur.storage.exchange.convert import EXPORTS, FORMATS, export_masks, import_masks
-from samdeblur.storage.exchange.originals import picture_names
 from samdeblur.storage.files import decode_text
 from samdeblur.storage.format import layout
 from samdeblur.storage.names import select
-from samdeblur.storage.sharing.export import export_hdf5, export_zip
-from samdeblur.storage.sharing.info import describe
-from samdeblur.storage.sharing.push import push_store
-from samdeblur.storage.sharing.verify import verify_store
-from samdeblur.storage.sharing.view import contact_keys, write_view
-from samdeblur.storage.writing.combine import append, merge, subset
-from samdeblur.storage.writing.compare import store_differences
+
+if TYPE_CHECKING:
+    from samdeblur.storage import MaskStore
 
 DIFFERENT = 1
 BAR = 40  # characters of the longest bar of a histogram
@@ -67,6 +57,11 @@ def image_bar(total: int | None, name: str) -> Iterator[Callable[[int], None]]:
 @click.option("--skip-unpaired", is_flag=True, help="As in run, for SOURCE.")
 def verify(store: str, deep: str | None, layout: str, skip_unpaired: bool) -> int:
     """Check every file, table and checksum of STORE. Exit code 1 and one line per problem if anything is wrong."""
+
+    from samdeblur.pipeline import status
+    from samdeblur.storage import open_store
+    from samdeblur.storage.sharing.verify import verify_store
+
     problems = 0
     if "://" not in store and not Path(store).exists():
         raise FileNotFoundError(f"{store}: no such store")
@@ -74,6 +69,9 @@ def verify(store: str, deep: str | None, layout: str, skip_unpaired: bool) -> in
         problems += 1
         click.echo(problem)
     if deep and not problems:
+        from samdeblur.pipeline import open_source
+        from samdeblur.pipeline.sources.dataset import source_problems
+
         opened = open_store(store)
         source = open_source(deep, opened.header.split, layout, skip_unpaired=skip_unpaired)
         with image_bar(len(opened), "digests") as progress:
@@ -123,8 +121,15 @@ def export(
     file, parquet has a row per mask, sa-1b is a folder with a file per image, ome-zarr one with a group per image; what
     such a format cannot hold is said.
     """
+
+    from samdeblur.storage import open_store
+    from samdeblur.storage.exchange.convert import export_masks
+    from samdeblur.storage.sharing.export import export_hdf5, export_zip
+
     form = "ome-zarr" if ome else form
     if push:
+        from samdeblur.storage.sharing.push import push_store
+
         if form not in (None, "zip") or (target and target.suffix != ".zip"):
             raise click.UsageError("--push is for zip")
         if target:
@@ -150,6 +155,8 @@ def export(
         opened = open_store(store)
         about: dict[str, Any] = {"licence": "" if licence == "not stated" else licence} if coco else {}
         if coco and (images or suffix):
+            from samdeblur.storage.exchange.originals import picture_names
+
             about["file_name"] = picture_names(opened.ready_keys, images, suffix)
         with image_bar(len(opened), form) as progress:
             lost = export_masks(opened, target, form, progress, **about)
@@ -168,7 +175,7 @@ def export(
 @click.command("import")
 @click.argument("source", type=READ)
 @store_target
-@click.option("--format", "form", type=click.Choice(FORMATS), help="By default that of what SOURCE holds.")
+@click.option("--format", "form", type=click.Choice(IMPORTS), help="By default that of what SOURCE holds.")
 @click.option("--split", required=True, help="Split the masks are of: train, test, ...")
 @click.option("--dataset", help="Name written into the store.  [default: SOURCE's]")
 @click.option("--images", type=READ, help="Folder of the pictures, for sizes and digests.")
@@ -191,6 +198,10 @@ def import_command(
     released SAM-Deblur. What the format did not hold is said; what is of no use in it is left out and named (exit code
     3), unless --strict.
     """
+    from samdeblur.storage import open_store
+    from samdeblur.storage.exchange.annotations import LEFT_OUT
+    from samdeblur.storage.exchange.convert import import_masks
+
     wanted = [name.strip() for name in (categories or "").split(",") if name.strip()]
     with image_bar(None, "import") as progress:
         lost = import_masks(source, target, form, dataset or source.stem, split, images, progress, strict, wanted)
@@ -206,6 +217,10 @@ def import_command(
 @click.option("--keys-from", type=click.File("rb"), help="File with a name per line; - for standard input.")
 def subset_command(store: str, target: Path, patterns: tuple[str, ...], keys_from: Any) -> int:
     """Write the images of STORE whose names match into a store TARGET."""
+
+    from samdeblur.storage import open_store
+    from samdeblur.storage.writing.combine import subset
+
     if not patterns and keys_from is None:
         raise click.UsageError("say which images: --keys or --keys-from")
     opened = open_store(store)
@@ -240,6 +255,10 @@ def merge_command(stores: tuple[str, ...], target: Path) -> int:
 
     Of an image in several stores the one that is done is taken; two that are done must be equal.
     """
+
+    from samdeblur.storage import open_store
+    from samdeblur.storage.writing.combine import merge
+
     opened = [open_store(store) for store in stores]
     if len(opened) < 2:
         raise click.UsageError("name two stores or more, then the one to write")
@@ -256,6 +275,10 @@ def append_command(store: str, more: str, target: Path) -> int:
 
     MORE is what `samdeblur-prep run` made of the new images, with the same recipe.
     """
+
+    from samdeblur.storage import open_store
+    from samdeblur.storage.writing.combine import append
+
     opened, other = open_store(store), open_store(more)
     with image_bar(len(opened) + len(other), "append") as progress:
         return _say_made(append(opened, other, target, progress))
@@ -267,6 +290,10 @@ def append_command(store: str, more: str, target: Path) -> int:
 @click.option("--images/--no-images", default=True, show_default=True, help="Compare the pictures too.")
 def diff_command(first: str, second: str, images: bool) -> int:
     """Say what two stores differ in, however their files lie. Exit code 1 if anything."""
+
+    from samdeblur.storage import open_store
+    from samdeblur.storage.writing.compare import store_differences
+
     differences = 0
     for line in store_differences(open_store(first), open_store(second), images):
         differences += 1
@@ -280,6 +307,10 @@ def diff_command(first: str, second: str, images: bool) -> int:
 @click.option("--json", "as_json", is_flag=True, help="As JSON, for scripts.")
 def info_command(store: str, as_json: bool) -> int:
     """Say what STORE holds: counts, sizes, bytes, masks per image, recipe."""
+
+    from samdeblur.storage import open_store
+    from samdeblur.storage.sharing.info import describe
+
     found = describe(open_store(store))
     if as_json:
         click.echo(json.dumps(found, indent=1))
@@ -318,6 +349,10 @@ def view_command(
     store: str, target: Path, overwrite: bool, keys: str | None, count: int, images: Path | None, width: int
 ) -> int:
     """Write a contact sheet of STORE, TARGET.html: one file that works offline; hover over a mask to see its record."""
+
+    from samdeblur.storage import open_store
+    from samdeblur.storage.sharing.view import contact_keys, write_view
+
     check_file(target, overwrite)
     opened = open_store(store)
     shown = contact_keys(opened, keys, count)
@@ -339,6 +374,11 @@ def add_pictures_command(store: str, source: str, target: Path, layout: str, ski
     TARGET is then as good to train on as if you had made the masks. Pictures are compared by their digests; an image
     whose picture is missing or another one is quarantined.
     """
+
+    from samdeblur.pipeline import open_source
+    from samdeblur.pipeline.sources.dataset import add_pictures
+    from samdeblur.storage import open_store
+
     opened = open_store(store)
     pairs = open_source(source, opened.header.split, layout, skip_unpaired=skip_unpaired)
     with image_bar(len(opened), "add-pictures") as progress:
@@ -374,6 +414,8 @@ def _say_lost(lost: list[str]) -> None:
 
 
 def _say_made(store: MaskStore) -> int:
+    import numpy as np
+
     quarantined = [store.keys[i] for i in np.flatnonzero(store.states == layout.QUARANTINED)]
     click.echo(f"{store.path}: {len(store.ready_keys)} of {len(store)} images done, {len(quarantined)} quarantined")
     for key in quarantined:

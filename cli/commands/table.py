@@ -7,24 +7,17 @@ from typing import Literal
 
 import click
 
+from samdeblur.cli.support.choices import RESAMPLES, TABLES
 from samdeblur.cli.support.paths import FOLDER, READ
-from samdeblur.evaluation.report.write import write_comparison
-from samdeblur.evaluation.results import RESULTS, read_results
-from samdeblur.evaluation.tables.bootstrap import RESAMPLES
-from samdeblur.evaluation.tables.comparison import Settings, compare
-from samdeblur.evaluation.tables.formats import FILES, FORMATS
-from samdeblur.evaluation.tables.text import tables_of
-from samdeblur.storage import folders
 from samdeblur.storage.files import write_durably
-from samdeblur.train.state import read_curves
 
 
 @click.command()
 @click.argument("results", metavar="RESULTS...", nargs=-1, required=True, type=READ)
-@click.option("--format", "form", type=click.Choice(list(FORMATS)), default="markdown", show_default=True,
+@click.option("--format", "form", type=click.Choice(list(TABLES)), default="markdown", show_default=True,
               help="Of what is printed.")  # fmt: skip
 @click.option("--out", type=FOLDER,
-              help=f"Write {', '.join(FILES.values())} and report.html there.")  # fmt: skip
+              help=f"Write {', '.join(TABLES.values())} and report.html there.")  # fmt: skip
 @click.option("--published/--no-published", default=None,
               help="Rows of the paper's Table 1. [default: where they compare]")  # fmt: skip
 @click.option("--ssim", type=click.Choice(["nafnet", "wang"]), default="nafnet", show_default=True,
@@ -54,6 +47,15 @@ def table(
     from the method `none` and from the published rows. Results of other conventions, or of other images under the
     same name, are refused.
     """
+
+    from samdeblur.evaluation.report.write import write_comparison
+    from samdeblur.evaluation.results import RESULTS, read_results
+    from samdeblur.evaluation.tables.comparison import Settings, compare
+    from samdeblur.evaluation.tables.formats import FILES, FORMATS
+    from samdeblur.evaluation.tables.text import tables_of
+    from samdeblur.storage import folders
+    from samdeblur.train.state import read_curves
+
     for path in results:
         if path.is_dir() and folders.kind_of(path) == folders.RUN:
             raise click.UsageError(f"{path}: a training run, not results; evaluate it first, with samdeblur-eval run")

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from samdeblur.cli.messages import FAILED, progress_bar
 from samdeblur.cli.support.paths import READ
-from samdeblur.models.checkpoints.loading import BUNDLED_NETWORK, BUNDLED_SAM
-from samdeblur.models.checkpoints.public import WEIGHTS, Weight, fetch, weights_folder
 from samdeblur.storage.files import sha256_file
+
+if TYPE_CHECKING:
+    from samdeblur.models.checkpoints.public import Weight
 
 ROW = "{:<22}{:<13}{:>11}  {:<12}{:<18}{}"
 
@@ -30,6 +32,9 @@ def weights() -> None:
 @click.option("--check", is_flag=True, help="Read the files and compare their SHA-256, not just their sizes.")
 def list_command(folder: Path | None, check: bool) -> int:
     """Say which weights are known, and which of them are there. Exit code 1 if one is not what was published."""
+
+    from samdeblur.models.checkpoints.public import BUNDLED_NETWORK, BUNDLED_SAM, WEIGHTS, weights_folder
+
     folder = folder or weights_folder()
     click.echo(ROW.format("name", "option", "size", "state", "licence", "path"))
     for option, path in (("--sam", BUNDLED_SAM), ("--predeblur", BUNDLED_NETWORK)):
@@ -55,6 +60,9 @@ def fetch_command(names: tuple[str, ...], folder: Path | None, mirror: str | Non
 
     Run the same command again to go on with a download that was interrupted.
     """
+
+    from samdeblur.models.checkpoints.public import WEIGHTS, fetch, weights_folder
+
     for name in names:
         if name not in WEIGHTS:
             raise click.UsageError(f"{name}: no such weights; known are {', '.join(WEIGHTS)}")

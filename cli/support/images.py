@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from samdeblur.cli.support.paths import PLACE
-from samdeblur.pipeline import open_source
-from samdeblur.pipeline.sources.pictures import with_dataset
-from samdeblur.storage import MaskStore
 from samdeblur.storage.format.layout import PENDING, QUARANTINED
+
+if TYPE_CHECKING:
+    from samdeblur.storage import MaskStore
 
 NAMED = 8  # images named in a message
 
@@ -56,6 +56,10 @@ def with_images(store: MaskStore, folder: str, layout: str = "auto") -> MaskStor
         FileNotFoundError, SourceError: no such folder, or no such split of a dataset in it.
         StoreError: no image of the store in it, or digests of another kind.
     """
+
+    from samdeblur.pipeline import open_source
+    from samdeblur.pipeline.sources.pictures import with_dataset
+
     source = open_source(folder, store.header.split, layout, skip_unpaired=True)
     joined = with_dataset(store, source, folder)
     ready, there = store.ready_keys, set(joined.ready_keys)

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from samdeblur.evaluation.restore import FALLBACKS, FLAG
-from samdeblur.evaluation.results import Inference
-from samdeblur.models import Deblurrer, TileError, check_tiles
-from samdeblur.models.inference.tiles import OVERLAP
+from samdeblur.cli.support.choices import OVERLAP
+
+if TYPE_CHECKING:
+    from samdeblur.evaluation.results import Inference
+    from samdeblur.models import Deblurrer
+
 
 TRAIN_SIZE = 256  # of the paper, for weights that do not say
 
 
 def guard_of(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
     """Names of fallbacks joined by commas, or flag. Raises BadParameter."""
+
+    from samdeblur.evaluation.restore import FALLBACKS, FLAG
+
     names = value.split(",") if value is not None else []
     unknown = [name for name in names if name not in FALLBACKS]
     if unknown and value != FLAG:
@@ -64,6 +69,9 @@ def inference_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def inference_of(options: Mapping[str, Any]) -> Inference:
     """What the options say of all images alike. Raises UsageError."""
+
+    from samdeblur.evaluation.results import Inference
+
     if options["overlap"] is not None and options["tile"] is None:
         raise click.UsageError("--overlap is for --tile")
     overlap = None
@@ -91,6 +99,9 @@ def refuse_unused(options: Mapping[str, Any], *tlc: int | None) -> None:
 
 def refuse_tiles(model: Deblurrer, inference: Inference) -> None:
     """Raise UsageError for tiles that do not suit the network."""
+
+    from samdeblur.models import TileError, check_tiles
+
     if inference.tile is not None and inference.overlap is not None:
         try:
             check_tiles(model, inference.tile, inference.overlap)

@@ -39,6 +39,8 @@ class LocalPath(click.ParamType):
         except ValueError:
             what = "write to a disk, and upload it from there" if self.written else "download it, and name the path"
             raise click.UsageError(f"{self._called(param)} {text}: an address; {what}") from None
+        if self.written == "store" and path.is_file():
+            raise click.UsageError(f"{text}: a file, which is only read; prepare into a folder")
         if self.written == "store" and path.suffix.lower() in SHARES and not path.is_dir():
             raise click.UsageError(f"{text}: a store is a folder; write one, and export it as a file")
         if self.written:

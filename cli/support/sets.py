@@ -8,25 +8,23 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
-import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from samdeblur.cli.support.images import say_left_out, some, with_all_images
-from samdeblur.evaluation.sets import ImageSet, LooseSet, Sample, StoreSet, UnusableImage
-from samdeblur.evaluation.tables.arrangement import distinct_labels
-from samdeblur.pipeline import BUNDLED_SETTINGS, BadImage, PrepSettings, Source, Weights, open_source
-from samdeblur.pipeline.job.recipe import Stages, load_stages
-from samdeblur.pipeline.sources.base import SourceError
-from samdeblur.pipeline.sources.layouts import LAYOUTS, has_layout
-from samdeblur.pipeline.sources.listing import images_in, unread_forms
-from samdeblur.pipeline.sources.opening import embedded
-from samdeblur.storage import AtomMap, MaskStore, folders, open_store
-from samdeblur.storage.decode import read_image
 from samdeblur.storage.format.layout import fingerprint, mask_kind
 from samdeblur.storage.listing import image_files, is_image, is_unread
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from samdeblur.evaluation.sets import ImageSet, LooseSet, Sample, StoreSet
+    from samdeblur.pipeline import Source
+    from samdeblur.pipeline.job.recipe import Stages
+    from samdeblur.storage import AtomMap, MaskStore
 
 
 @dataclass(frozen=True)
@@ -51,6 +49,9 @@ def open_sets(
             pictures that have nothing to be scored by; folders that hold something else.
         FileNotFoundError, StoreError, SourceError: nothing there that can be evaluated.
     """
+
+    from samdeblur.storage import open_store
+
     places = [os.path.realpath(location) if os.path.exists(location) else location for location in locations]
     if twice := next(
         (location for location, place in zip(locations, places, strict=True) if places.count(place) > 1), ""
@@ -76,6 +77,9 @@ def open_sets(
 
 def _refuse_others(location: str) -> None:
     """Raise UsageError for what is no set: a run, results, a picture."""
+
+    from samdeblur.storage import folders
+
     path = Path(location)
     if path.is_file() and is_image(path.name):
         raise click.UsageError(
@@ -90,6 +94,9 @@ def _refuse_others(location: str) -> None:
 
 def _own_name(found: ImageSet, location: str) -> str:
     """The name of the dataset, if it has as many images as its authors count; else that of the folder or the file."""
+
+    from samdeblur.pipeline.sources.layouts import LAYOUTS
+
     images = len(found.keys) + len(found.left_out)
     layout = next((of for of in LAYOUTS.values() if of.dataset and of.dataset.lower() == found.dataset.lower()), None)
     if layout is None or layout.dataset is None:
@@ -114,6 +121,9 @@ def _name_of_place(location: str) -> str:
 
 def _tell_apart(opened: Sequence[ImageSet], locations: Sequence[str]) -> None:
     """Sets of one name get as much of their places into it as makes them differ."""
+
+    from samdeblur.evaluation.tables.arrangement import distinct_labels
+
     same: dict[tuple[str, str, str], list[int]] = {}
     for position, images in enumerate(opened):
         same.setdefault((images.dataset, images.split, images.recipe), []).append(position)
@@ -127,11 +137,15 @@ def _tell_apart(opened: Sequence[ImageSet], locations: Sequence[str]) -> None:
 
 
 def _of_store(store: MaskStore) -> StoreSet:
+    from samdeblur.evaluation.sets import StoreSet
+
     say_left_out(store)
     return StoreSet(store)
 
 
 def _is_store(location: str) -> bool:
+    from samdeblur.pipeline.sources.opening import embedded
+
     path = Path(location)
     if not path.is_dir():
         return path.exists() or not embedded(location)
@@ -142,6 +156,8 @@ class Segmenter:
     """Segment Anything for blurred pictures; loaded when the first comes."""
 
     def __init__(self, loose: Loose) -> None:
+        from samdeblur.pipeline import BUNDLED_SETTINGS, PrepSettings, Weights
+
         if loose.sam is None:
             raise click.UsageError(
                 "the network looks at masks, and a folder of pictures has none: give --sam bundled (or a checkpoint), "
@@ -155,6 +171,8 @@ class Segmenter:
 
     @cached_property
     def _stages(self) -> Stages:
+        from samdeblur.pipeline.job.recipe import load_stages
+
         return load_stages(self.settings, self._device)
 
     def __call__(self, blurred: NDArray[np.uint8]) -> tuple[AtomMap, dict[str, NDArray[np.float64]]]:
@@ -179,6 +197,8 @@ class _Pictures:
     made_by: str = ""
 
     def with_masks(self, segmenter: Segmenter | None) -> LooseSet:
+        from samdeblur.evaluation.sets import LooseSet
+
         recipe, kind = (segmenter.recipe, segmenter.kind) if segmenter is not None else ("", "")
         return LooseSet(
             self.dataset, self.split, recipe, self.keys, self.read, segmenter, self.files, self.made_by, kind
@@ -187,6 +207,12 @@ class _Pictures:
 
 def _open_source(location: str, loose: Loose) -> _Pictures:
     """Pairs in a known layout, else blurred pictures alone."""
+
+    from samdeblur.pipeline import open_source
+    from samdeblur.pipeline.sources.base import SourceError
+    from samdeblur.pipeline.sources.layouts import has_layout
+    from samdeblur.pipeline.sources.opening import embedded
+
     root = Path(os.path.abspath(location))
     asked = loose.split is not None or loose.layout is not None
     if not asked and not embedded(location) and root.is_dir() and not has_layout(root) and image_files(root):
@@ -219,6 +245,10 @@ def _open_source(location: str, loose: Loose) -> _Pictures:
 
 def _readable(folder: Path) -> dict[str, Path]:
     """The pictures of a folder; says which are in forms that are not read. Raises SourceError when all are."""
+
+    from samdeblur.pipeline.sources.base import SourceError
+    from samdeblur.pipeline.sources.listing import images_in, unread_forms
+
     found = images_in(folder)
     files = {key: path for key, path in found.items() if not is_unread(path)}
     if len(files) < len(found):
@@ -230,6 +260,10 @@ def _readable(folder: Path) -> dict[str, Path]:
 
 
 def _read_alone(path: Path) -> Sample:
+    from samdeblur.evaluation.sets import Sample, UnusableImage
+    from samdeblur.pipeline import BadImage
+    from samdeblur.storage.decode import read_image
+
     try:
         return Sample(read_image(path), None)
     except BadImage as error:
@@ -237,6 +271,9 @@ def _read_alone(path: Path) -> Sample:
 
 
 def _read_pair(source: Source, key: str) -> Sample:
+    from samdeblur.evaluation.sets import Sample, UnusableImage
+    from samdeblur.pipeline import BadImage
+
     try:
         pair = source.read(key)
     except BadImage as error:

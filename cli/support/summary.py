@@ -6,13 +6,15 @@ import json
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from tqdm import tqdm
 
 from samdeblur.cli.messages import QUARANTINED
-from samdeblur.pipeline import Plan, Summary, status
-from samdeblur.storage.sharing.info import stored_bytes
+
+if TYPE_CHECKING:
+    from samdeblur.pipeline import Plan, Summary
 
 NAMED = 8  # images named in a list that may be long
 
@@ -86,6 +88,10 @@ def report_plan(name: str, path: Path, plan: Plan, workers: int, as_json: bool) 
 
 def report_status(path: str | Path) -> int:
     """Print the state of a store; returns the exit code that goes with it."""
+
+    from samdeblur.pipeline import status
+    from samdeblur.storage.sharing.info import stored_bytes
+
     found = status(path)
     store = found.store
     stored = stored_bytes(store)

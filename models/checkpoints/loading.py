@@ -16,13 +16,12 @@ from safetensors.torch import save
 from segment_anything.modeling import Sam
 from torch import Tensor
 
+from samdeblur.models.checkpoints.public import BUNDLED_NETWORK, BUNDLED_SAM
 from samdeblur.models.networks.nafnet import NAFNet, infer_config
 from samdeblur.models.networks.sam import METADATA_KEY, SamConfig, build_sam, build_small_sam
 from samdeblur.models.priors.attach import Deblurrer, with_prior
 from samdeblur.models.priors.methods import MASK_DROPOUT, build_prior
 
-BUNDLED = Path(__file__).parents[1] / "bundled"  # weights this package carries, each with a card
-BUNDLED_NETWORK, BUNDLED_SAM = BUNDLED / "nafnet.safetensors", BUNDLED / "sam.safetensors"
 BEST_WEIGHTS, LAST_WEIGHTS = "best.safetensors", "last.safetensors"  # in the folder of a training run
 
 # What networks with the keys of a public NAFNet are, by the prior they bring.

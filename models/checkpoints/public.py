@@ -17,6 +17,9 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from samdeblur.storage.files import PARTIAL, fsync_path, sha256_file
 
+BUNDLED = Path(__file__).parents[1] / "bundled"
+BUNDLED_NETWORK, BUNDLED_SAM = BUNDLED / "nafnet.safetensors", BUNDLED / "sam.safetensors"
+
 TIMEOUT = 30.0  # seconds for one read
 ATTEMPTS, PAUSE = 3, 2.0  # connections per fetch, seconds between them
 PIECE = 1 << 18  # most bytes held in memory

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from samdeblur.pipeline.job.blocks import BlockFailure, BlockReport, BlockTask
 from samdeblur.pipeline.job.cluster import Feed, Resources, Runner, Workers
 from samdeblur.pipeline.job.interrupts import uninterrupted
@@ -27,10 +25,7 @@ from samdeblur.pipeline.job.retries import Retries
 from samdeblur.pipeline.job.summary import Summary, count_quarantined
 from samdeblur.pipeline.job.worker import run_block
 from samdeblur.pipeline.sources.base import Source
-from samdeblur.storage import MaskStore, open_store
-from samdeblur.storage.format.layout import DONE, QUARANTINED
 from samdeblur.storage.writing.commits import Committer, run_folder
-from samdeblur.storage.writing.lease import lease_holder
 
 COMMIT_SECONDS = 1.0
 COMMIT_BLOCKS = 256
@@ -152,28 +147,3 @@ def _log_row(report: BlockReport) -> dict[str, Any]:
         "seconds": report.seconds,
         "environment": report.environment,
     }
-
-
-@dataclass(frozen=True)
-class Status:
-    """Where a store stands.
-
-    Attributes:
-        quarantined: key -> reason.
-        job: host, pid and time of renewal of the job that holds the store; None when none does.
-    """
-
-    store: MaskStore
-    done: int
-    pending: int
-    quarantined: dict[str, str]
-    job: dict[str, Any] | None = None
-
-
-def status(path: str | Path) -> Status:
-    """Read where a store stands. Raises FileNotFoundError, StoreError."""
-    store = open_store(path)
-    bad = [store.keys[row] for row in np.flatnonzero(store.states == QUARANTINED)]
-    done = int((store.states == DONE).sum())
-    job = None if store.path.remote else lease_holder(run_folder(store.path.path))
-    return Status(store, done, len(store) - done - len(bad), {key: store.error(key) for key in bad}, job)

@@ -11,13 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Protocol
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from samdeblur.storage.access.boxes import Where, box_of, is_position
 from samdeblur.storage.access.files import Disk, Files, Refused, fetch_spans, open_files
-from samdeblur.storage.access.hdf5 import Hdf5Reader
 from samdeblur.storage.access.location import Location
 from samdeblur.storage.access.zips import ROOT, Zip, is_zip
 from samdeblur.storage.format.chunks import (
@@ -92,7 +90,11 @@ def open_reader(location: Location) -> Reader:
     files = open_files(location)
     if is_zip(files):
         return ChunkReader(Zip(files))
+    import h5py  # a tenth of a second, which only files that may be HDF5 are worth
+
     if h5py.is_hdf5(location.path):
+        from samdeblur.storage.access.hdf5 import Hdf5Reader
+
         return Hdf5Reader(location)
     raise ValueError("neither a folder nor a zip or HDF5 file, or a damaged one")
 

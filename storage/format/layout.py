@@ -14,14 +14,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
-from zarr.codecs import Crc32cCodec, TransposeCodec, ZstdCodec
 
 from samdeblur.storage.files import sha256_file
+
+if TYPE_CHECKING:
+    import zarr  # half a second, which readers do without
 
 FORMAT = 1
 CHUNK = 256  # pixels on a side of a chunk of a plane
@@ -333,12 +334,16 @@ def unpack_keys(raw: NDArray[np.uint8]) -> list[str]:
 @contextmanager
 def write_all_chunks() -> Iterator[None]:
     """Arrays of the index are opened in here: they write chunks of zeros too, so that a missing chunk shows."""
+    import zarr
+
     with zarr.config.set({"array.write_empty_chunks": True}):
         yield
 
 
 def create_array(group: zarr.Group, name: str, spec: ArraySpec) -> zarr.Array[Any]:
     """An array of the format, with its codecs, empty."""
+    from zarr.codecs import Crc32cCodec, TransposeCodec, ZstdCodec
+
     return group.create_array(
         name,
         shape=spec.shape,

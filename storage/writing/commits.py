@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from samdeblur.storage.access.header import read_header
 from samdeblur.storage.atoms import AtomMap, TooManyAtoms
-from samdeblur.storage.files import PARTIAL, DurableStore, fsync_path
+from samdeblur.storage.files import PARTIAL, fsync_path
+from samdeblur.storage.format.durable import DurableStore
 from samdeblur.storage.format.layout import (
     ERROR_BYTES,
     IMAGE_NAMES,
@@ -38,8 +39,21 @@ from samdeblur.storage.format.layout import (
     seal,
     write_all_chunks,
 )
-from samdeblur.storage.writing.fence import FencedStore
-from samdeblur.storage.writing.lease import Lease, StoreBusy
+from samdeblur.storage.writing.fenced import FencedStore
+from samdeblur.storage.writing.lease import Lease, StoreBusy, run_folder
+
+__all__ = [
+    "Committer",
+    "ImageContent",
+    "ImageOutcome",
+    "StagedBlock",
+    "check_caps",
+    "geometry_records",
+    "pack_records",
+    "run_folder",
+    "stage_block",
+    "staged_shard",
+]
 
 SHARD_DIGEST = "shard_digest"  # of the arrays of the index the one with a row for each block
 RESIZING = "resizing.json"  # in the run folder: row -> height and width about to be written
@@ -79,17 +93,6 @@ class StagedBlock:
     staging: str
     outcomes: tuple[ImageOutcome, ...]
     shard_digests: tuple[bytes, ...]  # per data array; NO_SHARD where nothing was written
-
-
-def run_folder(store: Path) -> Path:
-    """Where a job keeps what does not belong in the store: staging, lease, logs. On the file system of the store.
-
-    Beside the store itself, not a link to it; in it, hidden, where the store is the top of a disk.
-    """
-    real = Path(os.path.realpath(store))
-    if real.is_dir() and os.stat(real).st_dev != os.stat(real.parent).st_dev:
-        return real / ".run"
-    return real.with_name(f"{real.name}.run")
 
 
 def check_caps(atoms: AtomMap) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array, csr_array
 
 from samdeblur.storage.atoms import AtomMap
 from samdeblur.storage.format.layout import DONE, IMAGE_NAMES, STATE_NAMES
 from samdeblur.storage.store import MaskStore
+
+if TYPE_CHECKING:
+    from scipy.sparse import coo_array, csr_array
 
 SHOWN = 5  # keys named of those that only one store has
 
@@ -90,6 +92,8 @@ def best_iou(first: AtomMap, second: AtomMap) -> NDArray[np.float64]:
 
 def _intersections(first: AtomMap, second: AtomMap) -> coo_array:
     """(M, N) pixels that masks of two maps of the same (H, W) share."""
+    from scipy.sparse import coo_array
+
     joint = first.atoms.astype(np.int64) * (second.n_atoms + 1) + second.atoms
     overlaps, pixels = np.unique(joint, return_counts=True)
     rows, columns = np.divmod(overlaps, second.n_atoms + 1)
@@ -99,6 +103,8 @@ def _intersections(first: AtomMap, second: AtomMap) -> coo_array:
 
 def _table(atoms: AtomMap) -> csr_array:
     """(K + 1, M), 1 where the mask covers the atom."""
+    from scipy.sparse import coo_array
+
     ones = np.ones(len(atoms.pairs), np.int64)
     return coo_array((ones, tuple(atoms.pairs.T)), (atoms.n_atoms + 1, atoms.n_masks)).tocsr()
 

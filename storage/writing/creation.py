@@ -16,7 +16,8 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from samdeblur.storage.files import DurableStore, fsync_path, write_durably
+from samdeblur.storage.files import fsync_path, write_durably
+from samdeblur.storage.format.durable import DurableStore
 from samdeblur.storage.format.layout import Header, create_array, pack_keys, seal, write_all_chunks
 from samdeblur.storage.listing import is_empty
 from samdeblur.storage.writing.lease import is_gone

@@ -20,6 +20,17 @@ LEASE_SECONDS = 60.0
 LOCK_TRIES, LOCK_PAUSE = 100, 0.05  # seconds
 
 
+def run_folder(store: Path) -> Path:
+    """Where a job keeps what does not belong in the store: staging, lease, logs. On the file system of the store.
+
+    Beside the store itself, not a link to it; in it, hidden, where the store is the top of a disk.
+    """
+    real = Path(os.path.realpath(store))
+    if real.is_dir() and os.stat(real).st_dev != os.stat(real.parent).st_dev:
+        return real / ".run"
+    return real.with_name(f"{real.name}.run")
+
+
 class Lease:
     """Holds `<folder>/lease.json` and renews it in the background until it is released.
 

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 
-from samdeblur.cli import eval as eval_command
 from samdeblur.evaluation.metrics.perceptual import PerceptualMetric, PerceptualMetrics
 from samdeblur.models import NAFNet, load_network
 from samdeblur.storage import open_store
@@ -198,7 +197,10 @@ def test_alignment_other_metrics_and_the_threshold_of_collapse_reach_the_results
     samdeblur, checkpoint, store, tmp_path, monkeypatch
 ):
     light = PerceptualMetric("light", False, False, "mine 1", lambda result, sharp: result.mean()[None])
-    monkeypatch.setattr(eval_command, "perceptual_metrics", lambda names, device: PerceptualMetrics((light,), device))
+    monkeypatch.setattr(
+        "samdeblur.evaluation.metrics.perceptual.perceptual_metrics",
+        lambda names, device: PerceptualMetrics((light,), device),
+    )
     options = ("--align", "ecc", "--metric", "light", "--collapse-db", 0.25)
     for name, more in (("plain", ()), ("other", options)):
         done = samdeblur("eval", "run", checkpoint, store, *more, "--pictures", 0, "--out", tmp_path / name)

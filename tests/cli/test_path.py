@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from samdeblur.models import NAFNet
-from samdeblur.models.checkpoints.loading import BUNDLED
+from samdeblur.models.checkpoints.public import BUNDLED
 from samdeblur.pipeline import BUNDLED_SETTINGS
 from samdeblur.storage import open_store
 

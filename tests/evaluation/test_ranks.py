@@ -105,7 +105,7 @@ def test_a_process_without_a_gpu_or_a_number_says_so(monkeypatch):
 def test_masks_are_found_on_the_gpu_of_the_process(monkeypatch):
     """Not on the first one of the machine, where the models of all processes would be."""
     asked = []
-    monkeypatch.setattr("samdeblur.cli.support.sets.load_stages", lambda settings, device: asked.append(device))
+    monkeypatch.setattr("samdeblur.pipeline.job.recipe.load_stages", lambda settings, device: asked.append(device))
     segmenter = Segmenter(Loose("test", "auto", "bundled", True, torch.device("cuda", 3)))
     assert segmenter._stages is None
     assert asked == [torch.device("cuda", 3)]

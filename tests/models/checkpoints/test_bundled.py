@@ -12,7 +12,7 @@ from segment_anything import SamPredictor
 
 from samdeblur.evaluation.metrics.psnr_ssim import psnr
 from samdeblur.models import deblur, load_network, load_sam
-from samdeblur.models.checkpoints.loading import BUNDLED
+from samdeblur.models.checkpoints.public import BUNDLED
 from samdeblur.pipeline import BUNDLED_SETTINGS, MaskGenerator, open_source
 from samdeblur.train.sam.mask_quality import distinct, mask_iou, match
 
