@@ -9,7 +9,6 @@ import os
 import pytest
 import torch
 
-from samdeblur.cli.commands import run as run_command
 from samdeblur.cli.messages import progress_bar
 from samdeblur.pipeline.job import coordinator
 from samdeblur.storage import open_store
@@ -236,7 +235,7 @@ def test_who_interrupts_is_told_how_to_go_on(samdeblur, pairs, store, tiny, tmp_
         raise KeyboardInterrupt
 
     if program == "prep":
-        monkeypatch.setattr(run_command, "prepare", interrupted)
+        monkeypatch.setattr("samdeblur.pipeline.prepare", interrupted)
         stopped = samdeblur("prep", "run", pairs, tmp_path / "s.zarr", "--split", "test")
     else:
         monkeypatch.setattr(state, "save_state", interrupted)
@@ -252,7 +251,7 @@ def test_what_nobody_foresaw_is_one_line_with_the_way_to_the_traceback(samdeblur
     def broken(*_, **__):
         raise RuntimeError("two\nlines")
 
-    monkeypatch.setattr(run_command, "prepare", broken)
+    monkeypatch.setattr("samdeblur.pipeline.prepare", broken)
     failed = samdeblur("prep", "run", pairs, tmp_path / "s.zarr", "--split", "test")
     assert failed.code == 1
     assert failed.error == "error: RuntimeError: two lines (run with --debug for the traceback)"
