@@ -102,6 +102,14 @@ def local_rank() -> int:
     )
 
 
+def local_world() -> int:
+    """How many processes of the run are on this machine; 1 where nobody says."""
+    for name in ("LOCAL_WORLD_SIZE", "SLURM_NTASKS_PER_NODE", "OMPI_COMM_WORLD_LOCAL_SIZE"):
+        if os.environ.get(name, "").isdecimal():
+            return max(1, int(os.environ[name]))
+    return 1
+
+
 def _own_gpu(visible: int) -> int:
     """The GPU of this process; the only one it sees, where each process is shown its own."""
     if visible == 1:

@@ -129,18 +129,33 @@ def cuda() -> Iterator[_Mode]:
     pretended: dict[str, Any] = {
         "_lazy_init": None, "is_available": True, "is_initialized": True, "current_device": 0, "device_count": 1,
         "empty_cache": None, "get_device_name": "a pretended GPU", "is_bf16_supported": True, "synchronize": None,
-        "get_device_capability": (9, 0),
+        "get_device_capability": (9, 0), "is_current_stream_capturing": False, "mem_get_info": (1 << 36, 1 << 36),
     }  # fmt: skip
     with ExitStack() as stack:
         for name, value in pretended.items():
             stack.enter_context(mock.patch.object(torch.cuda, name, return_value=value))
         stack.enter_context(mock.patch.object(torch.cuda, "Event", _Event))
+        stack.enter_context(mock.patch.object(nn.Module, "to", _module_to))
         yield stack.enter_context(_Mode())
 
 
 def moved(module: Any) -> Any:
     """A copy of a module that lies on the pretended device."""
-    twin = copy.deepcopy(module)
+    return _place(copy.deepcopy(module))
+
+
+_to = nn.Module.to
+
+
+def _module_to(module: Any, *args: Any, **kwargs: Any) -> Any:
+    """`nn.Module.to`, which changes parameters in place, where these become others."""
+    rest = [arg for arg in args if not isinstance(arg, torch.device | str)]
+    if len(rest) < len(args) and torch.device(next(arg for arg in args if arg not in rest)).type == "cuda":
+        _place(module)
+    return _to(module, *rest, **kwargs) if rest or kwargs else module
+
+
+def _place(twin: Any) -> Any:
     for child in twin.modules():
         for name, parameter in list(child._parameters.items()):
             if parameter is not None:

@@ -93,7 +93,7 @@ class TrainConfig:
     save_every: int = 1000  # steps; also saved at each validation, and when the run is stopped
     keep_every: int = 0  # steps; weights that are not written over, step-N.safetensors; 0: none
     tensorboard: bool = False
-    loader_workers: int = -1  # processes that read crops; -1: 4 beside a GPU, none on a CPU
+    loader_workers: int = -1  # processes that read crops; -1: the cores of a GPU, at most 16; none on a CPU
     cache_mb: int = 0  # memory for decoded pictures, of each process of the run
     device: str = "auto"
 

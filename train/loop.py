@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from samdeblur.evaluation.evaluate import score_images
-from samdeblur.evaluation.ranks import Ranks, joined, without_averaging
+from samdeblur.evaluation.ranks import Ranks, joined, local_world, without_averaging
 from samdeblur.evaluation.results import summarise
 from samdeblur.models import Deblurrer, NotFinite
 from samdeblur.models.inference.precision import computing, kernels
@@ -34,6 +34,7 @@ from samdeblur.train.trackers.tensorboard import Board, summary_writer
 
 WORSE = 10.0  # dB by which the loss may rise above its best before a run counts as lost
 WILD = 30.0  # the same for a single batch
+MOST_WORKERS = 16  # of a loader by default: some 150 crops/s each, and a GPU takes up to 1,300 (docs/training.md)
 MEMORY = 200  # steps that the loss is averaged over before it is judged
 
 
@@ -167,7 +168,8 @@ class _Run:
             fused=ranks.device.type == "cuda",
         )
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=config.precision == "float16")
-        self.stepped = ranks.wrap(compiled(network) if config.compile else network)
+        self.parallel = ranks.wrap(network)
+        self.stepped = compiled(network, self.parallel) if config.compile else self.parallel
         self.board = Board()
         self.watch = _Watch()
         self.history: list[Row] = []
@@ -212,7 +214,7 @@ class _Run:
         total = torch.zeros((), dtype=self.dtype, device=self.ranks.device)
         for part in range(config.accumulate):
             last = part == config.accumulate - 1
-            with nullcontext() if last else without_averaging(self.stepped):
+            with nullcontext() if last else without_averaging(self.parallel):
                 self.batch = batches.next().to(self.ranks.device, self.dtype)
                 loss = self.loss(self.stepped, self.batch) / config.accumulate
                 self.scaler.scale(loss).backward()
@@ -226,8 +228,20 @@ class _Run:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
-            self.average.update_parameters(self.network)
+            self._blend(self.average)
         self.losses.append(total)
+
+    @torch.no_grad()
+    def _blend(self, average: AveragedModel) -> None:
+        """As `average.update_parameters`, which copies its count to the device at every step, and waits."""
+        if average.n_averaged == 0:  # on the CPU
+            average.update_parameters(self.network)
+            return
+        mine: list[Tensor] = [*average.module.parameters()]
+        torch._foreach_lerp_(mine, [*self.network.parameters()], 1 - self.config.ema)
+        for kept, buffer in zip(average.module.buffers(), self.network.buffers(), strict=True):
+            kept.copy_(buffer)
+        average.n_averaged += 1
 
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
         """The loss of a batch on the device."""
@@ -397,15 +411,25 @@ def _for_these_kernels(state: dict[str, Any], optimizer: torch.optim.Optimizer) 
     return state | {"param_groups": groups}
 
 
-def compiled(network: Deblurrer) -> nn.Module:
-    """The network compiled, but for its prior: the number of masks is another in every batch."""
+def compiled(network: Deblurrer, whole: nn.Module | None = None) -> nn.Module:
+    """The network compiled, but for its prior: the number of masks is another in every batch.
+
+    Args:
+        whole: what is called, where it is not the network itself but the network in several processes. Compiled from
+            outside it is cut where gradients are sent, so that they travel while the rest is computed.
+    """
     if network.prior is not None:
         network.prior.forward = torch.compiler.disable(network.prior.forward)
-    return torch.compile(network)  # type: ignore[return-value]
+    return torch.compile(network if whole is None else whole)  # type: ignore[return-value]
 
 
 def loader_workers(config: TrainConfig, ranks: Ranks) -> int:
     """Processes that read crops for one process of the run."""
     if config.loader_workers >= 0:
         return config.loader_workers
-    return min(4, os.cpu_count() or 1) if ranks.device.type == "cuda" else 0
+    return min(MOST_WORKERS, max(1, cores() // local_world())) if ranks.device.type == "cuda" else 0
+
+
+def cores() -> int:
+    """Those this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

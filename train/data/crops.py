@@ -27,6 +27,8 @@ from samdeblur.storage.store import Window
 from samdeblur.train.data.cache import PictureCache
 from samdeblur.train.stopping import SIGNALS
 
+PREFETCH = 4  # batches ahead of each worker: a validation, or a slow disk, is bridged
+
 
 class Crop(NamedTuple):
     """A training sample: images (h, w, 3) uint8 RGB and the masks of the same window, None when not asked for."""
@@ -241,6 +243,7 @@ def crop_loader(dataset: CropDataset, share: Share, workers: int) -> Iterator[Ba
         multiprocessing_context=forkserver if workers else None,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_ignore_signals,
+        prefetch_factor=PREFETCH if workers else None,
     )
     for batch in loader:
         if isinstance(batch, Exception):
