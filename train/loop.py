@@ -19,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from samdeblur.evaluation.evaluate import score_images
 from samdeblur.evaluation.ranks import Ranks, joined, local_world, without_averaging
 from samdeblur.evaluation.results import summarise
-from samdeblur.models import Deblurrer, NotFinite
+from samdeblur.models import Deblurrer, MAPUnit, NotFinite
 from samdeblur.models.inference.precision import computing, kernels
 from samdeblur.storage import MaskStore, folders
 from samdeblur.storage.writing.lease import held
@@ -97,6 +97,7 @@ def train(
             crops,
             Share(config.batch_size, run.step + 1, config.steps, config.accumulate, ranks.rank, ranks.world),
             loader_workers(config, ranks),
+            network.prior.dropout if isinstance(network.prior, MAPUnit) else 0.0,
         )
         batches = _Waiting(loader)
         progress({"step": run.step})

@@ -42,6 +42,6 @@ class MAPUnit(Prior):
         self.encoder = nn.Sequential(nn.Conv2d(3, channels, 3, padding=1), nn.Conv2d(channels, channels, 1))
 
     def forward(self, image: Tensor, batch: AtomBatch) -> Tensor:
-        if self.training and self.dropout:
+        if self.training and self.dropout and not batch.dropped.shape[0]:
             batch = drop_masks(batch, self.dropout)
         return mask_average_pool(self.encoder(image), batch, self.aggregate, self.statistics)

@@ -34,6 +34,7 @@ class AtomBatch(NamedTuple):
     mask_ids: Tensor  # (M,) int64, number of each mask in its full image
     runs: Tensor = torch.empty(0, 0, dtype=torch.int32)  # (B, R) int32, see `cut_runs`: makes pooling on a CPU fast
     seeds: Tensor = torch.empty(0, dtype=torch.int64)  # (B,) int64, of the mask dropout of each image; or none
+    dropped: Tensor = torch.empty(0)  # (1,) share of the masks that a dropout has taken already; or none
 
     @classmethod
     def collate(cls, maps: Sequence[AtomMap], seeds: Sequence[int] = ()) -> AtomBatch:

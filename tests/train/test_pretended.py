@@ -52,3 +52,21 @@ def test_the_cores_of_a_machine_are_shared_among_its_gpus(small, monkeypatch, lo
     assert loop.loader_workers(small, Ranks(torch.device("cuda", 0))) == expected
     assert loop.loader_workers(small, Ranks(torch.device("cpu"))) == 0
     assert loop.loader_workers(replace(small, loader_workers=3), Ranks(torch.device("cuda", 0))) == 3
+
+
+def test_masks_are_dropped_before_the_device_sees_them_and_they_are_the_same(store, small, tmp_path, monkeypatch):
+    """How many are left decides on shapes, which a GPU would be waited for."""
+    from samdeblur.models.priors import map_unit
+
+    config = replace(small, method="map-dropout", steps=3)
+    expected = train(config, store, tmp_path / "loader")
+    dropped = []
+    drop = map_unit.drop_masks
+    monkeypatch.setattr(map_unit, "drop_masks", lambda *arguments: dropped.append(arguments) or drop(*arguments))
+    train(config, store, tmp_path / "again")
+    assert dropped == []
+    load = loop.crop_loader
+    monkeypatch.setattr(loop, "crop_loader", lambda crops, share, workers, dropout: load(crops, share, workers, 0.0))
+    found = train(config, store, tmp_path / "device")
+    assert len(dropped) >= 3
+    assert [row.get("loss") for row in found] == [row.get("loss") for row in expected]

@@ -10,7 +10,7 @@ import multiprocessing
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import cv2
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from samdeblur.models import AtomBatch
+from samdeblur.models import AtomBatch, drop_masks
 from samdeblur.storage import AtomMap, ImageNotReady, MaskStore, StoreError
 from samdeblur.storage.access.files import Unreachable
 from samdeblur.storage.store import Window
@@ -186,17 +186,24 @@ def misrotate_atoms(atoms: AtomMap, turn: int) -> AtomMap:
     return AtomMap(np.rot90(plane) if turn & 4 else plane, atoms.pairs, atoms.mask_ids)
 
 
-def collate(crops: Sequence[Crop]) -> Batch:
-    """Join samples of one size; masks may be any number per sample."""
+def collate(crops: Sequence[Crop], dropout: float = 0.0) -> Batch:
+    """Join samples of one size; masks may be any number per sample.
+
+    Args:
+        dropout: share of the masks of each that leave here, where no device waits for their number.
+    """
 
     def images(arrays: Sequence[NDArray[np.uint8]]) -> Tensor:
         return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
 
     maps = [crop.atoms for crop in crops if crop.atoms is not None]
+    atoms = AtomBatch.collate(maps, [crop.dropout_seed for crop in crops]) if maps else None
+    if atoms is not None and dropout:
+        atoms = drop_masks(atoms, dropout)._replace(dropped=torch.tensor([dropout]))
     return Batch(
         images([crop.blurred for crop in crops]),
         images([crop.sharp for crop in crops]),
-        AtomBatch.collate(maps, [crop.dropout_seed for crop in crops]) if maps else None,
+        atoms,
     )
 
 
@@ -226,7 +233,7 @@ class Share(Sampler[list[int]]):
         return max(0, self.last_step + 1 - self.first_step) * self.parts
 
 
-def crop_loader(dataset: CropDataset, share: Share, workers: int) -> Iterator[Batch]:
+def crop_loader(dataset: CropDataset, share: Share, workers: int, dropout: float = 0.0) -> Iterator[Batch]:
     """The batches of a process; its workers are started afresh, since TensorStore does not survive a fork.
 
     A signal that asks the run to stop may come to all its processes; workers leave it to the process they work for.
@@ -238,7 +245,7 @@ def crop_loader(dataset: CropDataset, share: Share, workers: int) -> Iterator[Ba
     loader = DataLoader(
         _Told(dataset),
         batch_sampler=share,
-        collate_fn=_collate_told,
+        collate_fn=partial(_collate_told, dropout=dropout),
         num_workers=workers,
         multiprocessing_context=forkserver if workers else None,
         pin_memory=torch.cuda.is_available(),
@@ -269,6 +276,6 @@ class _Told(Dataset[Any]):
             return error
 
 
-def _collate_told(crops: Sequence[Crop | Exception]) -> Batch | Exception:
+def _collate_told(crops: Sequence[Crop | Exception], dropout: float) -> Batch | Exception:
     errors = [crop for crop in crops if isinstance(crop, Exception)]
-    return errors[0] if errors else collate(crops)  # type: ignore[arg-type]
+    return errors[0] if errors else collate(crops, dropout)  # type: ignore[arg-type]

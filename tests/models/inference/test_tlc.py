@@ -300,7 +300,7 @@ def test_a_gpu_that_must_be_repeatable_takes_no_running_sums():
 
 
 def test_a_gpu_is_given_a_picture_in_few_pieces(monkeypatch):
-    """64 channels of 1280 x 720: at the size that suits a core it would be 59 pieces, with 15 operations each."""
+    """64 channels of 1280 x 720: at the size that suits a core it would be 64 pieces, with 15 operations each."""
     sums = []
     sliding = tlc_module._sliding_sum
     monkeypatch.setattr(tlc_module, "_sliding_sum", lambda x, *rest: sums.append(x.shape) or sliding(x, *rest))
