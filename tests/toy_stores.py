@@ -27,7 +27,7 @@ def make_store() -> Callable[..., MaskStore]:
 
 def _make_store(path: Path, images: Images, pending: tuple[str, ...] = (), recipe: str = "a") -> MaskStore:
     shapes = np.array([blurred.shape[:2] for blurred, _, _ in images.values()], np.int32)
-    extent = (round_up(shapes[:, 0].max()), round_up(shapes[:, 1].max()))
+    extent = (round_up(int(shapes[:, 0].max())), round_up(int(shapes[:, 1].max())))
     header = Header("toy", "train", {"segmenter": recipe}, "pixels", len(images), extent, 64, 1, images=True)
     create_store(path, header, list(images), shapes)
     committer, staged = Committer(path), []

@@ -172,7 +172,11 @@ def test_a_batch_is_a_tuple_of_tensors_numbered_through(random_masks):
     crops = [AtomMap.from_masks(masks).crop(*window) for window in ((0, 0, 8, 9), (5, 5, 8, 9), (12, 11, 8, 9))]
     batch = AtomBatch.collate([*crops, AtomMap.empty((8, 9))])
     assert isinstance(batch, tuple)
-    assert [tensor.dtype for tensor in batch] == [torch.int32] + [torch.int64] * 4 + [torch.int32, torch.int64]
+    assert [tensor.dtype for tensor in batch] == [torch.int32] + [torch.int64] * 4 + [
+        torch.int32,
+        torch.int64,
+        torch.float32,
+    ]
     assert batch.batch_size == 4
     assert batch.mask_ids.tolist() == [k for crop in crops for k in crop.mask_ids]
     assert batch.mask_image.tolist() == [i for i, crop in enumerate(crops) for _ in range(crop.n_masks)]
