@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from samdeblur.storage.access.location import without_secrets
 from samdeblur.storage.files import printable
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def _explain(error: Exception) -> tuple[str, int]:
 
 
 def _say(message: str, code: int) -> int:
-    click.echo(printable(" ".join(message.split())), err=True)
+    click.echo(without_secrets(printable(" ".join(message.split()))), err=True)
     return code
 
 

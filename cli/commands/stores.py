@@ -15,6 +15,7 @@ import click
 from samdeblur.cli.messages import FAILED, QUARANTINED, progress_bar
 from samdeblur.cli.support.choices import EXPORTS, IMPORTS
 from samdeblur.cli.support.paths import EITHER, FILE, PLACE, READ, STORE
+from samdeblur.storage.access.location import without_secrets
 from samdeblur.storage.files import decode_text
 from samdeblur.storage.format import layout
 from samdeblur.storage.names import select
@@ -82,7 +83,7 @@ def verify(store: str, deep: str | None, layout: str, skip_unpaired: bool) -> in
         click.echo(f"{problems} problems found")
         return FAILED
     found = status(store)
-    click.echo(f"{store}: sound; {found.done} of {len(found.store)} images done")
+    click.echo(f"{without_secrets(store)}: sound; {found.done} of {len(found.store)} images done")
     return 0
 
 

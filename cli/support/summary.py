@@ -98,7 +98,7 @@ def report_status(path: str | Path) -> int:
     size = f"{stored['all'] / 1e6:.1f} MB, " if stored else ""
     masks, atoms, _ = store.counts[store.states == 1].mean(axis=0) if found.done else (0, 0, 0)
     click.echo(
-        f"{path}: {found.done} of {len(store)} images done, {found.pending} pending, {len(found.quarantined)} "
+        f"{store.path}: {found.done} of {len(store)} images done, {found.pending} pending, {len(found.quarantined)} "
         f"quarantined; {size}{masks:.0f} masks in {atoms:.0f} atoms per image"
     )
     for key, reason in found.quarantined.items():
