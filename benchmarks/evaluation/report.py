@@ -29,7 +29,7 @@ from PIL import Image
 
 from benchmarks.common.figures import ROOT
 from samdeblur.evaluation.metrics.psnr_ssim import psnr, ssim
-from samdeblur.evaluation.report.pictures import keep_pictures, keep_thumbnail
+from samdeblur.evaluation.report.pictures import keep_pictures, keep_strip, keep_thumbnail
 from samdeblur.evaluation.report.write import write_comparison, write_report
 from samdeblur.evaluation.results import Results, Score, SetResult
 from samdeblur.evaluation.tables.cells import Table
@@ -154,6 +154,7 @@ def example(folder: Path) -> Path:
                 }
                 scores[method].append(Score(key, metrics))
                 keep_thumbnail(folder / method, name, key, result)
+                keep_strip(folder / method, name, key, blurred, result, sharp)
                 if atoms is not None:
                     keep_pictures(folder / method, name, key, blurred, result, sharp, atoms, records)
     runs = [
