@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import traceback
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 FAILED, WRONG_USAGE, QUARANTINED, REQUEUE, INTERRUPTED = 1, 2, 3, 75, 130
+PIPE_CLOSED = 141
 
 # By name, so that nothing is loaded to say what went wrong: what can be raised is loaded already.
 REFUSALS = frozenset({
@@ -65,6 +67,7 @@ def run_command(command: click.Command, interrupted: str = "") -> None:
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
         code = command.main(arguments, standalone_mode=False)
+        sys.stdout.flush()
     except click.exceptions.NoArgsIsHelpError as help_text:
         help_text.show()
         code = WRONG_USAGE
@@ -74,6 +77,9 @@ def run_command(command: click.Command, interrupted: str = "") -> None:
             _say(f"error: {message}", code)
         else:
             code = _say(f"interrupted{stopped.__cause__ or stopped}{interrupted}", INTERRUPTED)
+    except BrokenPipeError:  # who read it, such as head, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = PIPE_CLOSED
     except Exception as error:
         if "--debug" in sys.argv:
             traceback.print_exc()

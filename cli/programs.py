@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import sys
 
-INTERRUPTED = 130
+from samdeblur.cli.surroundings import settle, speak_utf8
+
+FAILED, INTERRUPTED = 1, 130
 
 
 def prep() -> None:
@@ -22,7 +24,14 @@ def evaluate() -> None:
 
 def _run(program: str) -> None:
     try:
+        speak_utf8()
+        settle()
         importlib.import_module(f"samdeblur.cli.{program}").main()
     except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)
+        print("interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)
+    except (ImportError, FileNotFoundError) as error:  # an environment that is not whole; no temporary folder
+        if "--debug" in sys.argv:
+            raise
+        print(f"error: {' '.join(str(error).split())} (run with --debug for the traceback)", file=sys.stderr)
+        sys.exit(FAILED)

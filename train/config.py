@@ -13,7 +13,9 @@ import yaml
 
 from samdeblur.models import METHODS, SEMANTICS
 from samdeblur.models.priors.pooling import Aggregate, Statistics
+from samdeblur.storage.files import decode_text
 from samdeblur.train.losses import LOSSES
+from samdeblur.train.plain_yaml import plain_yaml
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -163,7 +165,7 @@ def _read_yaml(location: str) -> dict[str, Any]:
         names = ", ".join(sorted(file.stem for file in PRESETS.glob("*.yaml")))
         raise FileNotFoundError(f"{location}: no such configuration file, nor a preset ({names})")
     try:
-        values = yaml.safe_load(path.read_text()) or {}
+        values = plain_yaml(decode_text(path.read_bytes())) or {}
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(values, dict):
@@ -177,7 +179,7 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     if not separator or not name:
         raise ConfigError(f"{text!r}: write name=value")
     try:
-        return name, yaml.safe_load(value)
+        return name, plain_yaml(value)
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{name}: {value!r} is not a YAML value") from error
 

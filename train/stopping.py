@@ -7,7 +7,7 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
 
 
 class Stopped(Exception):
@@ -19,7 +19,7 @@ class Stopped(Exception):
 
 
 class StopRequest:
-    """While open, the first of SIGTERM, SIGUSR1 and SIGINT is noted in `by`. A second SIGINT stops at once.
+    """While open, the first of SIGTERM, SIGUSR1, SIGHUP and SIGINT is noted in `by`. A second SIGINT stops at once.
 
     In a thread other than the main one nothing is noted: Python gives signals to the main thread.
     """
@@ -31,6 +31,8 @@ class StopRequest:
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
+                if signal.getsignal(number) == signal.SIG_IGN:  # nohup
+                    continue
                 self._before[number] = signal.signal(number, self._note)
         return self
 

@@ -120,7 +120,9 @@ def run(context: click.Context, **options: Any) -> int:
                 plan = make_plan(job.source, job.store, job.settings, job.layout, options["retry_quarantined"])
                 report_plan(job.name, job.store, plan, workers.count, options["progress"] == "json")
             return 0
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN:  # nohup
+                signal.signal(number, signal.default_int_handler)
         codes = [_run(job, workers, options) for job in jobs]
     return QUARANTINED if QUARANTINED in codes else 0
 

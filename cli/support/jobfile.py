@@ -12,6 +12,8 @@ from typing import Any
 import click
 import yaml
 
+from samdeblur.storage.files import decode_text
+
 JOBS = Path(__file__).parents[1] / "jobs"
 # Options of the command that do not belong to one store.
 OF_THE_RUN = ("job", "workers", "scheduler", "memory_limit", "patience", "progress", "dry_run", "retry_quarantined")
@@ -32,7 +34,7 @@ def read_job(location: str, command: click.Command, context: click.Context) -> l
         names = ", ".join(sorted(file.stem for file in JOBS.glob("*.yaml")))
         raise FileNotFoundError(f"{location}: no such job file, nor one of those that come with the package ({names})")
     try:
-        document = yaml.safe_load(path.read_text())
+        document = yaml.load(decode_text(path.read_bytes()), yaml.BaseLoader)  # text, as options are
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise click.UsageError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(document, dict) or not isinstance(document.get("stores"), list) or not document["stores"]:

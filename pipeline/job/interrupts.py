@@ -10,14 +10,15 @@ from contextlib import contextmanager
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """SIGINT and SIGTERM that arrive in here take effect at the end. Of use in the main thread, where they arrive."""
+    """Signals that arrive in here take effect at the end. Of use in the main thread, where they arrive."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     caught: list[int] = []
     before = {
         number: signal.signal(number, lambda number, frame: caught.append(number))
-        for number in (signal.SIGINT, signal.SIGTERM)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) != signal.SIG_IGN
     }
     try:
         yield

@@ -146,7 +146,7 @@ def test_a_configuration_survives_being_written(tmp_path):
     [
         b"steps: [1, 2",
         b"steps: 1\n  width: 2",
-        b"\xff\xfe",
+        b"\x80\x81",
         b"a\x00b",
         b"- steps\n- 3",
         b"just words",
@@ -221,7 +221,7 @@ def test_assignments_take_yaml_values(text, assignment):
     assert parse_assignment(text) == assignment
 
 
-@pytest.mark.parametrize("text", ["steps", "=5", "steps=[", "steps=!!python/name:os.system", "steps=2001-99-99"])
+@pytest.mark.parametrize("text", ["steps", "=5", "steps=[", "steps=!!python/name:os.system"])
 def test_other_assignments_are_refused(text):
     with pytest.raises(ConfigError):
         parse_assignment(text)

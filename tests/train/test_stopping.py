@@ -181,7 +181,7 @@ def test_a_stopped_command_says_so_in_one_line_and_goes_on_when_run_again(
         child.signal(number)
         child.goes_on()
         ended = child.end()
-    said = f"error: {tmp_path / 'run'}: stopped after step 5 of 10, which is saved; run the same command again to go on"
+    said = f"{tmp_path / 'run'}: stopped after step 5 of 10, which is saved; run the same command again to go on"
     assert (ended.code, ended.out, ended.err.splitlines()) == (code, "", [said])
     with children.started(arguments, tmp_path / "said") as child:
         ended = child.end()
