@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from samdeblur.cli.messages import QUARANTINED
-from samdeblur.cli.support.choices import BUNDLED_SETTINGS, PATIENCE, SAM_SETTINGS
+from samdeblur.cli.support.choices import BUNDLED_SETTINGS, PATIENCE, SAM_BOUNDS, SAM_SETTINGS
 from samdeblur.cli.support.jobfile import read_job
 from samdeblur.cli.support.paths import PLACE, READ, STORE
 from samdeblur.cli.support.progress import Progress
@@ -20,6 +21,8 @@ from samdeblur.cli.support.summary import report, report_plan, report_status
 
 if TYPE_CHECKING:
     from samdeblur.pipeline import PrepSettings, Source, StoreOptions, Workers
+
+CROP_POINTS = ("crop_n_layers", "crop_n_points_downscale_factor", "points_per_side")
 
 
 def sam_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -31,9 +34,26 @@ def sam_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help_text = "SAM: JSON file with a list of [x, y] points in 0..1 per crop layer, instead of a regular grid."
             option = click.option(flag, type=READ, help=help_text)
         else:
-            option = click.option(flag, type=type(default), help=f"SAM: {name}, default {_default(name, default)}.")
+            option = click.option(
+                flag, type=_bounded(name, default), help=f"SAM: {name}, default {_default(name, default)}."
+            )
         command = option(command)
     return command
+
+
+def _bounded(name: str, default: Any) -> click.ParamType:
+    least, most = SAM_BOUNDS[name]
+    return click.IntRange(int(least), int(most)) if isinstance(default, int) else FiniteRange(least, most)
+
+
+class FiniteRange(click.FloatRange):
+    """A number with bounds, which nan is not."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number", param, ctx)
+        return number
 
 
 def _default(name: str, default: Any) -> str:
@@ -190,7 +210,15 @@ def chosen_sam_settings(options: dict[str, Any], bundled: bool) -> dict[str, Any
         except (OSError, ValueError, TypeError) as error:
             raise click.UsageError(f"--point-grids {options['point_grids']}: {error}") from error
         chosen["points_per_side"] = None
-    return {**BUNDLED_SETTINGS, **chosen} if bundled else chosen
+    chosen = {**BUNDLED_SETTINGS, **chosen} if bundled else chosen
+    together = SAM_SETTINGS | chosen
+    layers, factor, side = (together[name] for name in CROP_POINTS)
+    if side is not None and side // factor**layers < 1:
+        raise click.UsageError(
+            f"--points-per-side {side}, divided {layers} times by --crop-n-points-downscale-factor {factor}, leaves no "
+            "point for the smallest crops; take more points, fewer --crop-n-layers or a smaller factor"
+        )
+    return chosen
 
 
 def _run(job: Job, workers: Workers, options: Mapping[str, Any]) -> int:
