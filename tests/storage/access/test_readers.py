@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import subprocess
+import zipfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 import zarr
 
-from samdeblur.storage import open_store
+from samdeblur.storage import StoreError, open_store
 
 ZARRITA = Path(os.environ.get("SAMDEBLUR_NODE_MODULES", Path(__file__).parents[3] / ".cache" / "node_modules"))
 SCRIPT = """
@@ -126,3 +127,22 @@ def test_zarrita_in_node_reads_masks_from_nginx(whole_store, expected, tmp_path)
     assert np.array_equal(np.reshape(found["plane"], atoms.shape), atoms.atoms)
     assert np.array_equal(np.reshape(found["pairs"], (-1, 2)), atoms.pairs)
     assert found["areas"] == areas.tolist()
+
+
+@pytest.mark.parametrize("name", ["s.zip", "S.ZIP", "content", "s.zarr"])
+def test_a_zip_of_the_folder_opens_whatever_it_is_called(whole_store, expected, tmp_path, name):
+    store, *_ = expected
+    with zipfile.ZipFile(tmp_path / name, "w") as archive:
+        archive.writestr("__MACOSX/._s.zarr", b"x", zipfile.ZIP_DEFLATED)
+        for file in sorted(whole_store.path.rglob("*")):
+            archive.write(file, f"some/where/{file.relative_to(whole_store.path).as_posix()}")
+    found = open_store(tmp_path / name)
+    assert all(found.atoms(key) == store.atoms(key) for key in store.ready_keys)
+
+
+def test_of_a_compressed_zip_the_line_says_where_the_store_lies(whole_store, tmp_path):
+    with zipfile.ZipFile(tmp_path / "s.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in sorted(whole_store.path.rglob("*")):
+            archive.write(file, f"s.zarr/{file.relative_to(whole_store.path).as_posix()}")
+    with pytest.raises(StoreError, match=r"compressed.* use the folder s\.zarr"):
+        open_store(tmp_path / "s.zip")
