@@ -7,7 +7,10 @@ stop and go on anywhere, with any number of processes.
 from __future__ import annotations
 
 import multiprocessing
+import os
+import select
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -249,7 +252,7 @@ def crop_loader(dataset: CropDataset, share: Share, workers: int, dropout: float
         num_workers=workers,
         multiprocessing_context=forkserver if workers else None,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_ignore_signals,
+        worker_init_fn=partial(_serve, os.getpid()),
         prefetch_factor=PREFETCH if workers else None,
     )
     for batch in loader:
@@ -258,9 +261,25 @@ def crop_loader(dataset: CropDataset, share: Share, workers: int, dropout: float
         yield batch
 
 
-def _ignore_signals(worker: int) -> None:
+def _serve(process: int, worker: int) -> None:
+    """What a worker begins with: signals are not for it, and it ends with the process it works for, whatever ends that.
+
+    Its parent is the fork server, which outlives a process that is killed while its workers hold on to it.
+    """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    try:
+        descriptor = os.pidfd_open(process)
+    except ProcessLookupError:
+        os._exit(1)
+    except (OSError, AttributeError):  # an old kernel, or another system
+        return
+    threading.Thread(target=_end_with, args=(descriptor,), daemon=True).start()
+
+
+def _end_with(descriptor: int) -> None:
+    select.select([descriptor], [], [])  # readable once the process has ended
+    os._exit(1)
 
 
 @dataclass(frozen=True)
