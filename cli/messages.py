@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 FAILED, WRONG_USAGE, QUARANTINED, REQUEUE, INTERRUPTED = 1, 2, 3, 75, 130
-PIPE_CLOSED = 141
 
 # By name, so that nothing is loaded to say what went wrong: what can be raised is loaded already.
 REFUSALS = frozenset({
@@ -79,7 +78,7 @@ def run_command(command: click.Command, interrupted: str = "") -> None:
             code = _say(f"interrupted{stopped.__cause__ or stopped}{interrupted}", INTERRUPTED)
     except BrokenPipeError:  # who read it, such as head, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = PIPE_CLOSED
+        code = FAILED
     except Exception as error:
         if "--debug" in sys.argv:
             traceback.print_exc()
