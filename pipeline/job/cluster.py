@@ -143,7 +143,7 @@ class InProcess:
     workers = 1
 
     def renew(self, worker: str) -> None:
-        raise NotImplementedError("this process cannot replace itself")
+        raise RuntimeError("this process cannot replace itself")
 
     leave_out = renew
 
