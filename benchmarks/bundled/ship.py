@@ -13,9 +13,8 @@ from pathlib import Path
 import click
 import numpy as np
 from safetensors import safe_open
-from segment_anything.modeling import Sam
 
-from benchmarks.bundled.candidates import Candidates, candidates
+from benchmarks.bundled.candidates import Candidates, candidates, rescale
 from samdeblur.models import load_network, load_sam
 from samdeblur.models.checkpoints.loading import BUNDLED_NETWORK, BUNDLED_SAM, encode_network
 from samdeblur.models.networks.sam import METADATA_KEY, SamConfig, encode_sam
@@ -52,7 +51,7 @@ def sam(weights: Path, scenes: int, points: int, out: Path) -> None:
     factor = int(np.flatnonzero(good >= STABLE)[0]) if (good >= STABLE).any() else len(FACTORS) - 1
     click.echo(f"predicted IoU: {slope:.3f} x + {level:.3f}; logits x {FACTORS[factor]}")
     click.echo(f"median stability of masks of IoU >= 0.75, by factor: {dict(zip(FACTORS, good.round(3), strict=True))}")
-    _rescale(model, slope, level, FACTORS[factor])
+    rescale(model, slope, level, FACTORS[factor])
     fitted = [
         Candidates(np.float32(slope) * c.predicted + np.float32(level), c.ious, c.boxes, c.stability) for c in found
     ]
@@ -68,16 +67,6 @@ def sam(weights: Path, scenes: int, points: int, out: Path) -> None:
         config = SamConfig(**json.loads(file.metadata()[METADATA_KEY])["sam"])
     write_durably(out, encode_sam(model.half(), config))
     click.echo(out)
-
-
-def _rescale(model: Sam, slope: float, level: float, factor: float) -> None:
-    """Make predicted IoU `slope` x + `level`, and logits `factor` times what they were, by the last layers' weights."""
-    head = model.mask_decoder.iou_prediction_head.layers[-1]
-    head.weight.data *= slope
-    head.bias.data = head.bias.data * slope + level
-    for mlp in model.mask_decoder.output_hypernetworks_mlps:
-        mlp.layers[-1].weight.data *= factor
-        mlp.layers[-1].bias.data *= factor
 
 
 @cli.command()

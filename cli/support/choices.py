@@ -35,9 +35,8 @@ SAM_BOUNDS: dict[str, tuple[float, float]] = {
 }
 BUNDLED_SETTINGS: dict[str, Any] = {
     "points_per_side": 24,
-    "pred_iou_thresh": 0.25,
-    "stability_score_thresh": 0.6,
-    "stability_score_offset": 0.3,
+    "pred_iou_thresh": 0.4,
+    "stability_score_thresh": 0.75,
 }
 PATIENCE = 300.0
 IMPORTS = ("coco-instances", "coco-results", "sa-1b", "amg", "parquet", "grey-png", "npz")

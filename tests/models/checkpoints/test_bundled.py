@@ -11,7 +11,7 @@ from places import ROOT
 from segment_anything import SamPredictor
 
 from samdeblur.evaluation.metrics.psnr_ssim import psnr
-from samdeblur.models import deblur, load_network, load_sam
+from samdeblur.models import deblur, load_network, load_sam, local_pooling
 from samdeblur.models.checkpoints.public import BUNDLED
 from samdeblur.pipeline import BUNDLED_SETTINGS, MaskGenerator, open_source
 from samdeblur.train.sam.mask_quality import distinct, mask_iou, match
@@ -77,3 +77,8 @@ def test_nafnet_deblurs_worlds_and_photographs_it_never_saw(worlds):
     for pairs in (worlds[:2], photographs):
         gains = [psnr(deblur(network, pair.blurred), pair.sharp) - psnr(pair.blurred, pair.sharp) for pair in pairs]
         assert np.mean(gains) > 0.3
+
+
+def test_nafnet_leaves_sharp_pictures_sharp(worlds):
+    network = local_pooling(load_network("bundled"), load_network("bundled").train_size)
+    assert all(psnr(deblur(network, world.sharp), world.sharp) > 40 for world in worlds[:2])

@@ -81,7 +81,7 @@ def test_the_size_of_training_crops_is_kept_where_it_is_known(tmp_path):
 
 def test_the_bundled_network_says_what_it_was_trained_on():
     network = load_network("bundled")
-    assert network.train_size == 96
+    assert (network.train_size, network.local_means) == (128, True)
 
 
 def test_weights_that_ask_for_local_means_come_back_so_and_say_at_which_size(tmp_path):
