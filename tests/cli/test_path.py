@@ -45,7 +45,7 @@ def test_a_finished_preparation_and_a_finished_run_do_nothing_again(samdeblur, p
 def test_sam_runs_from_a_checkpoint_with_its_settings_as_options(samdeblur, pairs, prep_run, random_sam, tmp_path):
     torch.save(random_sam().state_dict(), tmp_path / "sam.pth")
     options = ["--sam", tmp_path / "sam.pth", "--points-per-side", 3, "--points-per-batch", 9, "--channel-order", "bgr"]
-    options += ["--pred-iou-thresh", -10, "--stability-score-thresh", 0, "--box-nms-thresh", 1]
+    options += ["--pred-iou-thresh", -1, "--stability-score-thresh", 0, "--box-nms-thresh", 1]
     assert prep_run(pairs, tmp_path / "sam.zarr", *options).code == 0
     opened = open_store(tmp_path / "sam.zarr")
     assert opened.header.recipe["segmenter"]["points_per_side"] == 3
@@ -57,7 +57,7 @@ def test_sam_runs_from_a_checkpoint_with_its_settings_as_options(samdeblur, pair
 
 def test_sam_may_find_nothing(pairs, prep_run, random_sam, tmp_path):
     torch.save(random_sam().state_dict(), tmp_path / "sam.pth")
-    options = ["--sam", tmp_path / "sam.pth", "--points-per-side", 2, "--pred-iou-thresh", 100]
+    options = ["--sam", tmp_path / "sam.pth", "--points-per-side", 2, "--pred-iou-thresh", 1]
     assert prep_run(pairs, tmp_path / "sam.zarr", *options).code == 0
     assert open_store(tmp_path / "sam.zarr").atoms("000").n_masks == 0
 
@@ -65,7 +65,7 @@ def test_sam_may_find_nothing(pairs, prep_run, random_sam, tmp_path):
 def test_point_grids_come_from_a_file(pairs, prep_run, random_sam, tmp_path):
     torch.save(random_sam().state_dict(), tmp_path / "sam.pth")
     (tmp_path / "grid.json").write_text("[[[0.5, 0.5], [0.25, 0.75]]]")
-    options = ["--sam", tmp_path / "sam.pth", "--point-grids", tmp_path / "grid.json", "--pred-iou-thresh", -10]
+    options = ["--sam", tmp_path / "sam.pth", "--point-grids", tmp_path / "grid.json", "--pred-iou-thresh", -1]
     assert prep_run(pairs, tmp_path / "sam.zarr", *options, "--stability-score-thresh", 0).code == 0
     points = open_store(tmp_path / "sam.zarr").records("000")
     assert set(zip(points["point_x"], points["point_y"], strict=True)) <= {(32.0, 24.0), (16.0, 36.0)}
