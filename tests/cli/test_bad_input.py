@@ -10,6 +10,7 @@ import torch
 
 from samdeblur.models import NAFNet
 from samdeblur.storage import files
+from samdeblur.storage.format import durable
 
 
 @pytest.mark.parametrize("folder", ["blur", "sharp"])
@@ -131,7 +132,7 @@ def test_a_full_disk_fails_and_the_next_run_finishes(prep_run, pairs, tmp_path, 
         write(path, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(files, "write_durably", full)
+        patch.setattr(durable, "write_durably", full)
         failed = prep_run(pairs, tmp_path / "s.zarr")
     assert (failed.code, "No space left on device" in failed.error) == (1, True)
     assert "5 of 5 images done" in prep_run(pairs, tmp_path / "s.zarr").out
@@ -189,6 +190,6 @@ def test_a_file_that_ends_too_early_is_no_interruption(samdeblur, monkeypatch, t
     def read(*_):
         raise EOFError("Ran out of input")
 
-    monkeypatch.setattr("samdeblur.cli.commands.stores.open_store", read)
+    monkeypatch.setattr("samdeblur.storage.open_store", read)
     result = samdeblur("prep", "info", tmp_path)
     assert (result.code, result.err.strip()) == (1, "error: a file ends too early: Ran out of input")

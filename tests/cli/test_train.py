@@ -99,7 +99,7 @@ def refused(train, tmp_path):
         ("ema=1", "ema: must be in [0, 1), is 1.0"),
         ("channels_last=1", "channels_last: 1 is not of type bool"),
         ("loss=psrn", "loss: no 'psrn'; did you mean psnr?"),
-        ("precision=half", "precision: no 'half'; choose from float32, bfloat16, float16, float64"),
+        ("precision=half", "precision: no 'half'; choose from float32, tf32, bfloat16, float16, float64"),
         ("semantics=relased", "semantics: no 'relased'; did you mean released?"),
         ("method=mapp", "method: no 'mapp'; did you mean map?"),
         ("freeze_backbone=2", "freeze_backbone: method none has no prior to train alone"),

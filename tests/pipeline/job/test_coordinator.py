@@ -33,6 +33,7 @@ from samdeblur.pipeline.job.cluster import InProcess
 from samdeblur.pipeline.segmenters.mask_generator import MaskGenerator
 from samdeblur.pipeline.segmenters.speed import Speed
 from samdeblur.storage import ImageNotReady, StoreError, files, open_store
+from samdeblur.storage.format import durable
 from samdeblur.storage.sharing.verify import verify_store
 from samdeblur.storage.writing.commits import run_folder
 from samdeblur.storage.writing.compare import best_iou
@@ -184,7 +185,7 @@ def killed_at(write):
         through_fence(fence, path, data)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files, "write_durably", write_half)
+        patch.setattr(durable, "write_durably", write_half)
         patch.setattr(Fence, "write", do_not_rename)
         yield
 

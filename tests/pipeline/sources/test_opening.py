@@ -199,12 +199,12 @@ def failing_disk(monkeypatch):
     """(error number, words) -> None: from now on opening a picture whose path holds the words fails."""
 
     def fail(code, words=""):
-        def opened(path, *arguments):
+        def opened(path):
             if words in str(path):
                 raise OSError(code, os.strerror(code), str(path))
-            return open(path, *arguments)
+            return open(path, "rb")
 
-        monkeypatch.setattr(decode, "open", opened, raising=False)
+        monkeypatch.setattr(decode, "open_regular", opened)
 
     return fail
 
@@ -243,7 +243,7 @@ def test_a_disk_that_goes_while_a_picture_is_read_is_lost(tmp_path, write_pairs,
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
     source = open_source(str(write_pairs(tmp_path, {"a": (9, 8)})), "test")
-    monkeypatch.setattr(decode, "open", lambda path, mode: io.BufferedReader(Stale(path)), raising=False)
+    monkeypatch.setattr(decode, "open_regular", lambda path: io.BufferedReader(Stale(path)))
     for use in (source.read, source.shape):
         with pytest.raises(SourceLost, match="Stale"):
             use("a")
