@@ -39,16 +39,20 @@ class LocalPath(click.ParamType):
         except ValueError:
             what = "write to a disk, and upload it from there" if self.written else "download it, and name the path"
             raise click.UsageError(f"{self._called(param)} {text}: an address; {what}") from None
+        if self.written:
+            try:
+                self._require(path, text)
+            except OSError as error:
+                raise click.UsageError(f"{text}: {error.strerror}") from None
+        return path
+
+    def _require(self, path: Path, text: str) -> None:
+        """Raise UsageError, or the OSError of looking, for what this cannot be written to."""
         if self.written == "store" and path.is_file():
             raise click.UsageError(f"{text}: a file, which is only read; prepare into a folder")
         if self.written == "store" and path.suffix.lower() in SHARES and not path.is_dir():
             raise click.UsageError(f"{text}: a store is a folder; write one, and export it as a file")
-        if self.written:
-            try:
-                require_writable(path, None if self.written == "either" else self.written != "file")
-            except OSError as error:
-                raise click.UsageError(f"{text}: {error.strerror}") from None
-        return path
+        require_writable(path, None if self.written == "either" else self.written != "file")
 
     @staticmethod
     def _called(param: click.Parameter | None) -> str:

@@ -592,13 +592,18 @@ def test_the_page_opens_with_pictures_of_the_best_the_middle_and_the_worst(show,
     window.show(390, 844)
     found = window.run("[...document.querySelectorAll('.example')].map(one => [one.title, one.innerText])")
     assert [title for title, _ in found] == ["perfect/1", "flagged/9", "spoiled/1"]
-    assert [words.split("\n")[-1].split()[0] for _, words in found] == ["best", "median", "worst"]
+    assert [w for _, words in found for w in ("best", "median", "worst") if w in words] == [
+        "best",
+        "median",
+        "worst",
+    ], found
     tops = window.run("['.example', 'table', '#charts'].map(one => document.querySelector(one).offsetTop)")
     assert tops == sorted(tops)
     assert window.run("document.documentElement.scrollWidth <= innerWidth")
     for number, colour in enumerate(("255, 0, 0", "0, 128, 0", "0, 0, 255")):
         style = f"getComputedStyle(document.querySelectorAll('.example')[0].querySelectorAll('.part')[{number}])"
-        assert window.run(f"{style}.backgroundPositionX") == f"{50 * number}%", colour
+        place = window.run(f"{style}.backgroundPositionX")  # browsers say 0 as 0% or 0px
+        assert place.removesuffix("%").removesuffix("px") == f"{50 * number}", colour
     window.run("document.querySelector('.example').click()")
     window.until("document.getElementById('key').textContent === 'perfect/1'")
     assert not window.problems
