@@ -57,7 +57,7 @@ OF = {
     Blame.ENVIRONMENT: [
         ModuleNotFoundError("No module named 'segment_anything'"),
         ImportError("libGL.so.1: cannot open shared object file"),
-        PermissionError(errno.EACCES, "Permission denied", "/root/.cache/numba"),
+        PermissionError(errno.EACCES, "Permission denied", "/home/someone/.cache/numba"),
         OSError(errno.EROFS, "Read-only file system"),
         AttributeError("module 'numpy' has no attribute 'bool8'"),
         RuntimeError("can't start new thread"),

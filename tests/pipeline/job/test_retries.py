@@ -211,7 +211,7 @@ def test_an_image_that_breaks_the_only_device_is_quarantined_too(job):
     "error",
     [
         ModuleNotFoundError("No module named 'skimage'"),
-        PermissionError(errno.EACCES, "Permission denied", "/root/.cache"),
+        PermissionError(errno.EACCES, "Permission denied", "/home/someone/.cache"),
         AttributeError("module 'numpy' has no attribute 'bool8'"),
     ],
     ids=str,
