@@ -31,6 +31,7 @@ from samdeblur.models.inference.tiles import TILE
 from samdeblur.storage import AtomMap
 from samdeblur.storage.decode import BadImage
 from samdeblur.storage.files import PARTIAL, file_stamp, sha256_file, write_durably
+from samdeblur.storage.names import bounded
 from samdeblur.storage.photos import FORMS, Photo, as_8_bits, encode_photo, read_photo
 from samdeblur.storage.pictures import SUFFIXES
 
@@ -217,7 +218,7 @@ def _named(
     taken = {_folded(parent) for picture in pictures for parent in picture.name.parents}
     for picture in pictures:
         whole = picture.name.with_suffix("") if picture.name.suffix.lower() in SUFFIXES else picture.name
-        plain = PurePosixPath(*(_shortened(part, room) for part in whole.parts))
+        plain = PurePosixPath(*(bounded(part, room) for part in whole.parts))
         if plain != whole:
             say(f"{picture.source}: its name is too long; the result is called {plain}{suffix}")
         name = next(
@@ -233,7 +234,7 @@ def _numbered(plain: PurePosixPath, suffix: str, room: int) -> Iterator[PurePosi
     yield plain.with_name(plain.name + suffix)
     number = 2
     while True:
-        yield plain.with_name(f"{_shortened(plain.name, room - 8)}-{number}{suffix}")
+        yield plain.with_name(f"{bounded(plain.name, room - 8)}-{number}{suffix}")
         number += 1
 
 
@@ -246,14 +247,6 @@ def _is_free(folder: Path, name: PurePosixPath, source: Path, entry: Entry | Non
 
 def _folded(name: PurePosixPath) -> str:
     return unicodedata.normalize("NFC", str(name)).casefold()
-
-
-def _shortened(part: str, room: int) -> str:
-    data = part.encode(errors="surrogateescape")
-    if len(data) <= room:
-        return part
-    digest = hashlib.sha256(data).hexdigest()[:8]
-    return f"{data[: room - 9].decode(errors='ignore')}~{digest}"
 
 
 def _name_bytes(folder: Path) -> int:

@@ -36,8 +36,9 @@ from samdeblur.evaluation.sets import ImageSet, Masks, Sample, UnusableImage
 from samdeblur.models import Deblurrer, deblur
 from samdeblur.models.inference.tiles import OVERLAP
 from samdeblur.storage import AtomMap, MaskStore
-from samdeblur.storage.files import file_stamp, file_stem, write_durably
+from samdeblur.storage.files import file_stamp, write_durably
 from samdeblur.storage.format.layout import pixel_digest
+from samdeblur.storage.names import file_name, file_path
 
 Item = TypeVar("Item")
 Found = TypeVar("Found")
@@ -338,8 +339,7 @@ def measure(
 
 def restored_path(folder: Path, name: str, key: str) -> Path:
     """Where the result of an image is saved: key as a path below a folder of the set."""
-    *folders, last = (file_stem(part) if part not in ("", ".", "..") else f"_{part}" for part in key.split("/"))
-    return folder.joinpath("restored", file_stem(name), *folders, f"{last}.png")
+    return folder / "restored" / file_name(name) / file_path(key, ".png")
 
 
 def write_png(path: Path, picture: Picture) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from samdeblur.evaluation.results import Score, as_row, score_of
-from samdeblur.storage.files import file_stem
+from samdeblur.storage.names import file_name
 
 
 @dataclass(frozen=True)
@@ -44,14 +45,14 @@ class Journal:
 
     def __init__(self, folder: Path, name: str, identity: Mapping[str, Any], rank: int = 0) -> None:
         self._identity = json.dumps(identity, sort_keys=True) + "\n"
-        self._stem = folder / "journal" / file_stem(name)
+        self._stem = folder / "journal" / file_name(name)
         self._mine = self._path(rank)
         self._pass = 0  # of this process: above those that were read, so that its lines come after them
 
     def read(self, holds: Callable[[Entry], bool] = lambda entry: True) -> dict[str, Entry]:
         """What all processes have scored so far and still holds, by key."""
         latest: dict[str, tuple[int, Entry]] = {}
-        for path in sorted(self._stem.parent.glob(f"{self._stem.name}.*.jsonl")):
+        for path in sorted(self._stem.parent.glob(f"{glob.escape(self._stem.name)}.*.jsonl")):
             for number, entry in self._lines(path):
                 if number >= latest.get(entry.score.key, (0, None))[0]:
                     latest[entry.score.key] = number, entry

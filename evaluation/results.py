@@ -16,6 +16,7 @@ import numpy as np
 
 from samdeblur.evaluation.metrics.mode_collapse import COLLAPSE_DB, mode_collapse_rate
 from samdeblur.storage.files import write_durably
+from samdeblur.storage.names import nfc
 
 RESULTS, TABLE = "results.json", "results.csv"
 
@@ -248,8 +249,8 @@ def _set(row: dict[str, Any], collapse_db: float) -> SetResult:
     if {frozenset(score.metrics) for score in scores} - {frozenset(scores[0].metrics if scores else ())}:
         raise ValueError("images of one set have other scores")
     return SetResult(
-        _text(row["dataset"]),
-        _text(row["split"]),
+        nfc(_text(row["dataset"])),
+        nfc(_text(row["split"])),
         _text(row["recipe"]),
         scores,
         inference,

@@ -11,10 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
-from urllib.parse import quote
 
 PARTIAL = ".partial"
-MAX_NAME = 180  # of the 255 bytes that file systems allow
 
 
 def fsync_path(path: Path) -> None:
@@ -88,17 +86,6 @@ def decode_text(data: bytes) -> str:
 def printable(text: str) -> str:
     """On one line, without characters that a terminal would act on."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
-
-
-def file_stem(text: str) -> str:
-    """Any text as part of a file name: one for each text, and never a folder, hidden, or too long."""
-    data = text.encode(errors="surrogatepass")
-    quoted = quote(data, safe="") or "%"
-    if quoted.startswith("."):
-        quoted = f"%2E{quoted[1:]}"
-    if len(quoted) > MAX_NAME:
-        quoted = f"{quoted[: MAX_NAME - 17]}~{hashlib.sha256(data).hexdigest()[:16]}"
-    return quoted
 
 
 def file_stamp(path: Path) -> str:

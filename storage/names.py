@@ -16,7 +16,7 @@ from samdeblur.storage.pictures import SUFFIXES, UNREAD_SUFFIXES
 
 FILE_NAME_BYTES = 200  # file systems take 255, of which suffixes and what others add are to find room
 DIGEST_LETTERS = 12
-UNSAFE = re.compile(r"[\x00-\x1f\x7f\\:*?\"<>|#%/]")  # on some file system, in a shell or in an address
+UNSAFE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff\\:*?\"<>|#%/]")  # on some file system, in a shell or in an address
 
 
 def nfc(name: str) -> str:
@@ -45,6 +45,21 @@ class Names:
         return name if name in self._exact else self._stems.get(stem(name))
 
 
+def shared_names(sets: Iterable[Iterable[str]]) -> list[dict[str, str]]:
+    """For sets of names, each name: what the first set that has its image calls it.
+
+    Two names of one set stay two images.
+    """
+    known: dict[str, None] = {}
+    shared = []
+    for names in map(tuple, sets):
+        before, own = Names(known), Names(names)
+        called = {name: before.find(name) or name for name in names}
+        shared.append({name: there if own.find(there) == name else name for name, there in called.items()})
+        known |= dict.fromkeys(shared[-1].values())
+    return shared
+
+
 def select(names: Sequence[str], pattern: str) -> list[str]:
     """The names that a pattern stands for, in their order: the one that is so called, else those that match the glob.
 
@@ -63,19 +78,34 @@ def select(names: Sequence[str], pattern: str) -> list[str]:
 
 
 def file_name(key: str, suffix: str = "") -> str:
-    """A file name for an image that a person can read, not longer than FILE_NAME_BYTES, different for each key.
+    """A file name for an image or a set that a person can read, of FILE_NAME_BYTES at most, different for each.
 
     Folders of the key are joined by "__". What had to be changed, or cut, is told apart by a digest.
     """
-    plain = UNSAFE.sub("_", nfc(key).replace("/", "__")).lstrip(".") or "_"
+    key = nfc(key)
+    plain = UNSAFE.sub("_", key.replace("/", "__")).lstrip(".") or "_"
     room = FILE_NAME_BYTES - len(suffix.encode())
-    if plain.replace("__", "/") != key or len(plain.encode()) > room:
-        digest = hashlib.sha256(key.encode()).hexdigest()[:DIGEST_LETTERS]
-        plain = f"{plain.encode()[: room - DIGEST_LETTERS - 1].decode(errors='ignore')}-{digest}"
-    return plain + suffix
+    if plain.replace("__", "/") != key:
+        plain = _told_apart(plain, key, room)
+    return bounded(plain, room) + suffix
 
 
 def file_path(key: str, suffix: str = "") -> str:
-    """A relative path for an image: the folders of its key, each name bounded as in `file_name`."""
-    *folders, last = [part for part in nfc(key).split("/") if part not in ("", ".", "..")] or ["_"]
+    """A relative path for an image: the folders of its key, each part a name as `file_name` makes it."""
+    *folders, last = key.split("/")
     return "/".join([*map(file_name, folders), file_name(last, suffix)])
+
+
+def bounded(name: str, room: int = FILE_NAME_BYTES) -> str:
+    """A name as it is, or where it has more bytes than `room` its beginning and a digest."""
+    return name if len(_bytes(name)) <= room else _told_apart(name, name, room)
+
+
+def _told_apart(plain: str, name: str, room: int) -> str:
+    digest = hashlib.sha256(_bytes(name)).hexdigest()[:DIGEST_LETTERS]
+    return f"{_bytes(plain)[: room - DIGEST_LETTERS - 1].decode(errors='ignore')}-{digest}"
+
+
+def _bytes(name: str) -> bytes:
+    """In UTF-8, with the bytes that a file's name has and UTF-8 does not."""
+    return name.encode(errors="surrogatepass")

@@ -116,7 +116,7 @@ def render_page(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
-    environment.filters["route"] = lambda place: f"#{place[0]}/{quote(_text(place[1]), safe='')}"
+    environment.filters["route"] = lambda place: f"#{place[0]}/{quote(_text(place[1]))}"
     environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
     return environment.from_string(web.joinpath("report.html.j2").read_text(encoding="utf-8")).render(
         title=title,

@@ -29,7 +29,8 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from samdeblur.storage import AtomMap
-from samdeblur.storage.files import PARTIAL, file_stem, fsync_path, write_durably
+from samdeblur.storage.files import PARTIAL, fsync_path, write_durably
+from samdeblur.storage.names import file_name
 from samdeblur.storage.sharing.view import masks_by_atom, rounded_rows
 
 THUMBNAIL_SIDE = 160  # pixels
@@ -127,7 +128,7 @@ def forget_sets(folder: Path, names: Collection[str]) -> None:
     """Remove the pictures of other sets than these, which an earlier evaluation left."""
     for place in ("pictures", "thumbnails"):
         for path in (folder / place).glob("*"):
-            if path.name not in {file_stem(name) for name in names}:
+            if path.name not in {file_name(name) for name in names}:
                 shutil.rmtree(path, ignore_errors=True)
 
 
@@ -149,11 +150,11 @@ def borrow_picture(source: Path, target: Path) -> None:
 def picture_path(folder: Path, name: str, key: str, kind: str, number: int | None = None) -> Path:
     """Where a picture of an image is; `kind` one of FILES, `number` that of a network among several."""
     ending = FILES[kind] if number is None else FILES[kind].replace(kind, f"{kind}-{number}")
-    return _pictures_folder(folder, name) / f"{file_stem(key)}{ending}"
+    return _pictures_folder(folder, name) / f"{file_name(key)}{ending}"
 
 
 def thumbnail_path(folder: Path, name: str, key: str) -> Path:
-    return folder / "thumbnails" / file_stem(name) / f"{file_stem(key)}.jpg"
+    return folder / "thumbnails" / file_name(name) / f"{file_name(key)}.jpg"
 
 
 def strip_path(folder: Path, name: str, key: str) -> Path:
@@ -161,7 +162,7 @@ def strip_path(folder: Path, name: str, key: str) -> Path:
 
 
 def _pictures_folder(folder: Path, name: str) -> Path:
-    return folder / "pictures" / file_stem(name)
+    return folder / "pictures" / file_name(name)
 
 
 def encode_thumbnail(picture: Picture) -> bytes:

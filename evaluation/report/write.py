@@ -20,6 +20,7 @@ from samdeblur.evaluation.tables.caveats import caveats
 from samdeblur.evaluation.tables.cells import Table
 from samdeblur.evaluation.tables.text import run_table
 from samdeblur.storage.files import write_durably
+from samdeblur.storage.names import shared_names
 
 REPORT = "report.html"
 LABELS = ("blurred", "result", "sharp")
@@ -139,12 +140,14 @@ def _compared_set(
     folder: Path, name: str, found: Mapping[int, SetResult], run_folders: Sequence[Path], networks: Sequence[str]
 ) -> ShownSet:
     """The images of a set that any of the networks was run on; `found` by the position of the network."""
-    scores = {n: {score.key: score for score in result.scores} for n, result in found.items()}
+    names = dict(zip(found, shared_names([s.key for s in result.scores] for result in found.values()), strict=True))
+    scores = {n: {names[n][score.key]: score for score in result.scores} for n, result in found.items()}
     images = []
     for key in dict.fromkeys(key for by_key in scores.values() for key in by_key):
         results: list[ShownResult | None] = []
         pictures: dict[str, Path] = {}
-        kept = {n: kept_pictures(run_folders[n], name, key) for n in found}
+        own = {n: scores[n][key].key for n in found if key in scores[n]}
+        kept = {n: kept_pictures(run_folders[n], name, own.get(n, key)) for n in found}
         worst = min((n for n in found if key in scores[n]), key=lambda n: scores[n][key].gain)
         for n in found:
             if key not in scores[n]:
@@ -157,7 +160,7 @@ def _compared_set(
                     pictures[kind] = target
             picture = pictures.pop("result", None)
             wanted = n == worst or (picture is None and any(kept.values()))  # in the list, or in place of a picture
-            thumbnail = read_thumbnail(run_folders[n], name, key) if wanted else None
+            thumbnail = read_thumbnail(run_folders[n], name, own[n]) if wanted else None
             results.append(ShownResult(scores[n][key], thumbnail, picture))
         images.append(ShownImage(key, results, pictures))
     whose: dict[str, list[str]] = {}

@@ -13,6 +13,7 @@ from pathlib import Path
 from samdeblur.evaluation.results import RESULTS, Conventions, Results, ResultsError, Score, SetResult, Trained
 from samdeblur.evaluation.tables import published
 from samdeblur.storage.files import printable
+from samdeblur.storage.names import shared_names
 
 SAME_DB = 0.05  # blurred pictures whose PSNR differs by more are other pictures; decoders of JPEG differ by less
 FROM_PICTURES = ("psnr", "ssim_wang", "ssim_nafnet")
@@ -117,6 +118,8 @@ def line_up(runs: Sequence[Results], places: Sequence[str] = (), mean_runs: bool
     scored = [_with_metrics(run, place, notes) for run, place in zip(runs, places, strict=True)]
     keys = _column_keys(result for sets in scored for result in sets)
     found = [_in_columns(sets, keys, place) for sets, place in zip(scored, places, strict=True)]
+    for key in keys:
+        _share_names([sets for sets in found if key in sets], key)
     several = Counter(key[:2] for key in keys)
     columns = []
     for key in keys:
@@ -235,6 +238,14 @@ def _in_columns(sets: Sequence[SetResult], keys: Sequence[SetKey], place: str) -
         exact[key] = result
     found = ((key, exact.get(key) or exact.get((*key[:2], ""))) for key in keys)
     return {key: result for key, result in found if result is not None}
+
+
+def _share_names(found: Sequence[dict[SetKey, SetResult]], key: SetKey) -> None:
+    """Have all results of a set call an image what the first of them calls it."""
+    for sets, names in zip(found, shared_names([s.key for s in sets[key].scores] for sets in found), strict=True):
+        if any(own != name for own, name in names.items()):
+            scores = tuple(replace(score, key=names[score.key]) for score in sets[key].scores)
+            sets[key] = replace(sets[key], scores=scores)
 
 
 def _check_images(results: Sequence[tuple[SetResult, str]]) -> tuple[str, ...]:

@@ -95,11 +95,19 @@ def list_folder(
     size: Callable[[Path], tuple[int, int]],
     read: Callable[[Path, tuple[int, int]], tuple[AtomMap, Records]],
     notes: Sequence[str],
+    name: Callable[[str, Path], str] = lambda stem, path: stem,
 ) -> Listing:
-    """The files in a folder and its folders, with a suffix such as ".png", in any case; otherwise as `list_files`."""
+    """The files in a folder and its folders, with a suffix such as ".png", in any case; otherwise as `list_files`.
+
+    Args:
+        name: gives the key of the image of a file, from its relative name without the suffix and its path.
+    """
     files: dict[str, Path] = {}
-    for name, path in files_in(folder):
-        if name.lower().endswith(suffix) and files.setdefault(key := nfc(name[: -len(suffix)]), path) != path:
+    for file, path in files_in(folder):
+        if not file.lower().endswith(suffix):
+            continue
+        key = name(nfc(file[: -len(suffix)]), path)
+        if files.setdefault(key, path) != path:
             raise ExchangeError(f"{path}: and {files[key].name} have the same name; keep one of them there")
     return list_files(files, size, read, notes)
 

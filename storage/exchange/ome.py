@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from samdeblur.storage.atoms import AtomMap
 from samdeblur.storage.exchange.coco import Progress
 from samdeblur.storage.exchange.rle import ExchangeError
-from samdeblur.storage.exchange.sa1b import relative_paths
+from samdeblur.storage.exchange.sa1b import SUFFIX, relative_paths
 from samdeblur.storage.files import PARTIAL, fsync_path
 from samdeblur.storage.store import MaskStore
 
@@ -38,15 +38,16 @@ def export_ome(store: MaskStore, target: Path, progress: Progress) -> list[str]:
     """
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise ExchangeError(f"{target}: there already and not an empty folder; choose another name")
-    keys = list(relative_paths(store.ready_keys))
+    groups = relative_paths(store.ready_keys)
     partial = target.with_name(target.name + PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)
     try:
         header = store.header
-        about = {"dataset": header.dataset, "split": header.split, "recipe": dict(header.recipe), "images": keys}
+        about = {"dataset": header.dataset, "split": header.split, "recipe": dict(header.recipe)}
+        about["images"] = list(groups)
         root = zarr.create_group(partial, attributes={"samdeblur": about})
-        for key in keys:
-            _write(root.create_group(key), store, key)
+        for key, path in groups.items():
+            _write(root.create_group(str(path).removesuffix(SUFFIX)), store, key)
             progress(1)
         if target.exists():
             target.rmdir()

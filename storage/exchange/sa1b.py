@@ -22,13 +22,17 @@ from samdeblur.storage.exchange.annotations import (
 from samdeblur.storage.exchange.coco import Progress, refuse_others
 from samdeblur.storage.exchange.rle import ExchangeError, check_size
 from samdeblur.storage.files import PARTIAL, fsync_path, write_durably
+from samdeblur.storage.names import FILE_NAME_BYTES, bounded
 from samdeblur.storage.store import MaskStore
 
 SUFFIX = ".json"
+LETTER_BYTES = 4  # of UTF-8 at most, that a shortened name may be short of its limit
 
 
 def export_folder(store: MaskStore, target: Path, progress: Progress) -> list[str]:
-    """Write KEY.json for each image of a store that is done. The folder appears whole or not at all.
+    """Write KEY.json for each image of a store that is done, under a shorter name where the key is too long for a file.
+
+    The folder appears whole or not at all.
 
     Returns:
         What is lost, one line each.
@@ -63,7 +67,18 @@ def list_sa1b(folder: Path, left_out: LeftOut | None = None) -> Listing:
         annotations = items(fields(load_json(path), "the file").get("annotations"), "annotations")
         return read_annotations(annotations, *shape, left_out, path.name)
 
-    return list_folder(folder, SUFFIX, _size, read, ("sa-1b holds no recipe and no digests of the pictures",))
+    return list_folder(folder, SUFFIX, _size, read, ("sa-1b holds no recipe and no digests of the pictures",), _key)
+
+
+def _key(stem: str, path: Path) -> str:
+    """The key of the image of a file: its name, or what it was before it was shortened."""
+    if all(len(part.encode(errors="replace")) < FILE_NAME_BYTES - LETTER_BYTES for part in stem.split("/")):
+        return stem
+    try:
+        key = fields(fields(load_json(path), "the file").get("image"), "its image").get("file_name")
+    except ExchangeError:  # which is said when its masks are read
+        return stem
+    return key if isinstance(key, str) and _relative(key) == PurePosixPath(stem + SUFFIX) else stem
 
 
 def relative_paths(keys: list[str]) -> dict[str, PurePosixPath]:
@@ -74,11 +89,15 @@ def relative_paths(keys: list[str]) -> dict[str, PurePosixPath]:
             raise ExchangeError(
                 f"image {key!r}: its name is not a relative path and cannot be a file; use a coco format"
             )
-        files[key] = PurePosixPath(key + SUFFIX)
+        files[key] = _relative(key)
     for key, file in files.items():
         if not set(file.parents).isdisjoint(files.values()):
             raise ExchangeError(f"image {key!r}: another image is named like its folder; use a coco format")
     return files
+
+
+def _relative(key: str) -> PurePosixPath:
+    return PurePosixPath("/".join(map(bounded, key.split("/"))) + SUFFIX)
 
 
 def _document(store: MaskStore, key: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from samdeblur.storage.format.layout import DONE, PENDING, QUARANTINED, StoreError
-from samdeblur.storage.names import Names
+from samdeblur.storage.names import nfc, shared_names
 from samdeblur.storage.store import MaskStore
 from samdeblur.storage.writing.bulk import Row, fill_store, key_bytes, new_extent
 from samdeblur.storage.writing.commits import ImageContent, ImageOutcome
@@ -41,10 +41,9 @@ def merge(stores: Sequence[MaskStore], target: Path, progress: Progress = lambda
     for other in stores[1:]:
         _require_kinship(first, other, ("dataset", "split"))
     found: dict[str, Part] = {}
-    for store in stores:
-        names = Names(found)
+    for store, names in zip(stores, shared_names(store.keys for store in stores), strict=True):
         for position, own in enumerate(store.keys):
-            key = names.find(own) or own
+            key = names[own]
             there = found.get(key)
             if there is None:
                 found[key] = store, position
@@ -95,7 +94,7 @@ def _copy(store: MaskStore, position: int) -> Row:
 def _require_kinship(first: MaskStore, other: MaskStore, more: Sequence[str] = ()) -> None:
     for name in ("digest", "images", *more):
         mine, theirs = getattr(first.header, name), getattr(other.header, name)
-        if mine != theirs:
+        if nfc(str(mine)) != nfc(str(theirs)):
             raise StoreError(f"{other.path}: {name} is {theirs}, in {first.path} it is {mine}")
     differences = recipe_differences(first.header.recipe, other.header.recipe)
     if differences:

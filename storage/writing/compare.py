@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from samdeblur.storage.atoms import AtomMap
 from samdeblur.storage.format.layout import DONE, IMAGE_NAMES, STATE_NAMES
+from samdeblur.storage.names import nfc
 from samdeblur.storage.store import MaskStore
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def store_differences(first: MaskStore, second: MaskStore, images: bool = True) 
     """
     for name in ("dataset", "split", "digest", "images"):
         mine, theirs = getattr(first.header, name), getattr(second.header, name)
-        if mine != theirs:
+        if nfc(str(mine)) != nfc(str(theirs)):
             yield f"{name}: {mine} -> {theirs}"
     yield from (f"recipe: {phrase}" for phrase in recipe_differences(first.header.recipe, second.header.recipe))
     for store, other in ((first, second), (second, first)):

@@ -62,7 +62,7 @@ const formatted = (value, digits) =>
 const signed = value => `${value > 0 ? "+" : ""}${formatted(value, 2)}`;
 const decibel = value => `${formatted(value, 2)} dB`;
 const thumbnailOf = result => result?.thumbnail ? `data:image/jpeg;base64,${result.thumbnail}` : null;
-const routeTo = image => `#${image.set}/${encodeURIComponent(image.key)}`;
+const routeTo = image => `#${image.set}/${encodeURIComponent(image.key).replaceAll("%2F", "/")}`;
 
 // A colour for a network among several; red is for what collapsed.
 const HUES = [211, 38, 280, 150, 320, 180, 75];

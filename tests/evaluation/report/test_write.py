@@ -7,9 +7,10 @@ import json
 import math
 import re
 import shutil
+import unicodedata
 from dataclasses import replace
 from html.parser import HTMLParser
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import numpy as np
 import pytest
@@ -161,6 +162,19 @@ def test_names_are_never_read_as_html(tmp_path):
         assert page.data["sets"][0]["name"].startswith(HOSTILE)
 
 
+def test_a_comparison_joins_images_however_they_are_named(tmp_path):
+    apart = unicodedata.normalize("NFD", "été")
+    names = {"none": ("été/1", "b"), "map": (f"{apart}/1.png", "b.jpg")}
+    made = {m: results(m, scores=tuple(score(key, 20.0, 21.0) for key in keys)) for m, keys in names.items()}
+    folders = [fill(tmp_path / m, made[m], kept=names[m], colour=c) for m, c in (("none", GREEN), ("map", BLUE))]
+    page = Page(write_comparison(tmp_path / "both", list(made.values()), folders, {}))
+    (shown,) = page.data["sets"]
+    assert [image["key"] for image in shown["images"]] == list(names["none"])
+    for image in shown["images"]:
+        files = [tmp_path / "both" / unquote(result["picture"]) for result in image["results"]]
+        assert [tuple(np.array(Image.open(file))[0, 0]) for file in files] == [GREEN, BLUE]
+
+
 def test_names_that_are_no_text_do_not_stop_a_report(tmp_path):
     made = results(method="map\udcff", scores=(score("torn\udcff", 20.0, 21.0),))
     page = Page(write_report(fill(tmp_path, made, kept=("torn\udcff",)), made))
@@ -183,7 +197,7 @@ def test_a_comparison_borrows_the_pictures_of_all_runs(tmp_path):
     good, fallen = images["good/1"], images["fallen/2"]
     for image, colours in ((good, [GREEN, BLUE]), (fallen, [GREEN])):
         pictures = [result["picture"] for result in image["results"] if "picture" in result]
-        files = [tmp_path / "both" / name.replace("%25", "%").replace("%2520", "%20") for name in pictures]
+        files = [tmp_path / "both" / unquote(name) for name in pictures]
         assert [tuple(np.array(Image.open(file))[0, 0]) for file in files] == colours
     assert "picture" not in fallen["results"][1]
     assert "thumbnail" in fallen["results"][1]  # in its place

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from evaluations import one_set, results, scores
 from scipy import stats
 
-from samdeblur.evaluation.results import Conventions, Inference, Trained
+from samdeblur.evaluation.results import Conventions, Inference, SetResult, Trained, read_results, write_results
 from samdeblur.evaluation.tables import published
 from samdeblur.evaluation.tables.arrangement import NotComparable
 from samdeblur.evaluation.tables.comparison import MEANS, Settings, compare
@@ -33,6 +34,32 @@ def noted(comparison, *words):
 
 def gains(seed, images=200, mean=1.0):
     return np.random.default_rng(seed).normal(mean, 2.0, images).tolist()
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (("0001", "0002"), ("0001.png", "0002.png")),  # as COCO names them
+        (("0001.jpg", "0002"), ("0001", "0002.PNG")),
+        (("nuit/été", "b"), (unicodedata.normalize("NFD", "nuit/été"), "b")),  # as macOS does
+        (("été.png", "b"), (unicodedata.normalize("NFD", "été"), "b.jpeg")),
+        (("a", "a.png"), ("a", "a.png")),
+    ],
+)
+def test_images_are_joined_however_they_are_named(tmp_path, first, second):
+    def of(method, names, dataset, won):
+        made = SetResult(dataset, "test", "1" * 64, scores(dict(zip(names, (20.0, 30.0), strict=True)), won))
+        return results(method, replace(made, scores=made.scores if method == "none" else made.scores[::-1]))
+
+    apart = unicodedata.normalize("NFD", "Straße é")
+    runs = [of("none", first, "Straße é", [1.0, 2.0]), of("map", second, apart, [3.0, 5.0])]
+    for run in runs:  # as they come from two machines
+        write_results(run, tmp_path / run.method)
+    comparison = compare([read_results(tmp_path / name) for name in ("none", "map")], settings=QUICK)
+    (column,) = comparison.columns
+    assert column.images == first
+    over = cell(comparison, "map").over_baseline["psnr"]
+    assert (over.value, over.low, over.high) == pytest.approx((2.5, 2.0, 3.0))  # paired image by image
 
 
 def test_published_sets_are_the_splits_of_our_layouts():

@@ -9,6 +9,7 @@ import pytest
 from samdeblur.storage import open_store
 from samdeblur.storage.exchange.convert import ExchangeError, export_masks, import_masks
 from samdeblur.storage.exchange.sa1b import relative_paths
+from samdeblur.storage.names import FILE_NAME_BYTES
 
 RLE = {"size": [3, 4], "counts": "1:1"}  # one zero, ten ones, one zero
 GOOD = {"image": {"height": 3, "width": 4}, "annotations": [{"segmentation": RLE}]}
@@ -61,6 +62,29 @@ def test_the_order_of_images_is_not_in_the_files(tmp_path):
     import_masks(tmp_path / "coco.json", tmp_path / "made.zarr", None, "toy", "train")
     notes = export_masks(open_store(tmp_path / "made.zarr"), tmp_path / "masks", "sa-1b")
     assert "sa-1b has no order of images: these 2 come back sorted by name" in notes
+
+
+LONG = ["夜" * 90, "x" * 248, f"{'y' * 230}/{'夜' * 80}", "short"]
+
+
+@pytest.mark.parametrize("form", ["sa-1b", "ome-zarr"])
+def test_names_too_long_for_files_are_shortened_and_come_back(tmp_path, form):
+    images = [{"id": number, "file_name": key, "height": 3, "width": 4} for number, key in enumerate(LONG)]
+    (tmp_path / "coco.json").write_text(json.dumps({"images": images, "annotations": []}))
+    import_masks(tmp_path / "coco.json", tmp_path / "made.zarr", None, "toy", "train")
+    export_masks(open_store(tmp_path / "made.zarr"), tmp_path / "masks", form)
+    names = [part for path in (tmp_path / "masks").rglob("*") for part in path.relative_to(tmp_path).parts]
+    assert max(len(name.encode()) for name in names) <= FILE_NAME_BYTES + len(".json")
+    if form == "sa-1b":
+        import_masks(tmp_path / "masks", tmp_path / "again.zarr", None, "toy", "train")
+        assert sorted(open_store(tmp_path / "again.zarr").keys) == sorted(LONG)
+
+
+def test_a_file_with_a_long_name_of_its_own_keeps_it(import_folder):
+    names = ["x" * 198, "y" * 200]
+    other = {"image": GOOD["image"] | {"file_name": "elsewhere"}, "annotations": []}
+    store, _ = import_folder({f"{names[0]}.json": GOOD, f"{names[1]}.json": other, "a.json": GOOD})
+    assert store.keys == ["a", *names]
 
 
 def test_a_folder_is_read_sorted_and_named_by_its_digest(import_folder, tmp_path):
