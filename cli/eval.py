@@ -25,7 +25,6 @@ from samdeblur.cli.support.inference import (
 )
 from samdeblur.cli.support.paths import FOLDER, PLACE
 from samdeblur.cli.support.sets import Loose, open_sets
-from samdeblur.storage.files import sha256_file
 
 if TYPE_CHECKING:
     from samdeblur.evaluation.evaluate import Evaluation
@@ -90,6 +89,7 @@ def run(network: str, sets: tuple[str, ...], out: Path, **options: Any) -> int:
     from samdeblur.evaluation.tables.caveats import caveats
     from samdeblur.evaluation.tables.text import as_markdown, run_table
     from samdeblur.models import device_facts, load_network
+    from samdeblur.models.checkpoints.loading import checkpoint_digest
     from samdeblur.storage import folders
     from samdeblur.train.state import CURVES, read_curves, run_weights, trained
 
@@ -111,7 +111,7 @@ def run(network: str, sets: tuple[str, ...], out: Path, **options: Any) -> int:
         opened = open_sets(sets, loose, options["images"], options["images_layout"])
         ways = [replace(inference, tlc=tlc_of(options, model, _as_published(images))) for images in opened]
         refuse_unused(options, *(way.tlc for way in ways))
-        sha256 = sha256_file(path).hex()
+        sha256 = checkpoint_digest(path)
         _refuse_other_weights(out, sha256)
         extra = perceptual_metrics(options["metrics"], ranks.device) if options["metrics"] else None
         if ranks.first:
@@ -133,7 +133,7 @@ def run(network: str, sets: tuple[str, ...], out: Path, **options: Any) -> int:
                 alone = replace(
                     task,
                     folder=out / "step-0",
-                    sha256=sha256_file(first).hex(),
+                    sha256=checkpoint_digest(first),
                     extra=None,
                     pictures=0,
                     save_images=False,

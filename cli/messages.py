@@ -10,7 +10,8 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Collection, Iterable
+import warnings
+from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -31,7 +32,7 @@ REFUSALS = frozenset({
     "samdeblur.storage.store.ImageNotReady",
     "samdeblur.storage.listing.ListingError",
     "samdeblur.storage.folders.NotItsFolder",
-    "samdeblur.models.checkpoints.loading.CheckpointError",
+    "samdeblur.models.checkpoints.contents.CheckpointError",
     "samdeblur.models.inference.deblur.DeviceError",
     "samdeblur.train.config.ConfigError",
     "samdeblur.evaluation.results.ResultsError",
@@ -52,6 +53,10 @@ FAILURES = frozenset({
 })  # fmt: skip
 
 
+# Warnings that are notes for who runs a command.
+NOTES = frozenset({"samdeblur.models.checkpoints.finding.SeveralNetworks"})
+
+
 def is_one_of(error: BaseException, names: Collection[str]) -> bool:
     """Whether an exception is of one of these classes."""
     return any(f"{kind.__module__}.{kind.__qualname__}" in names for kind in type(error).__mro__)
@@ -65,7 +70,9 @@ def run_command(command: click.Command, interrupted: str = "") -> None:
     """
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
-        code = command.main(arguments, standalone_mode=False)
+        with warnings.catch_warnings():
+            warnings.showwarning = _say_note(warnings.showwarning)
+            code = command.main(arguments, standalone_mode=False)
         sys.stdout.flush()
     except click.exceptions.NoArgsIsHelpError as help_text:
         help_text.show()
@@ -113,6 +120,18 @@ class _Lines:
 
     def flush(self) -> None:
         sys.stderr.flush()
+
+
+def _say_note(otherwise: Callable[..., None]) -> Callable[..., None]:
+    """Shows warnings that are `NOTES` in a line, others as before."""
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if isinstance(message, Warning) and is_one_of(message, NOTES):
+            _say(f"note: {message}", 0)
+        else:
+            otherwise(message, category, *where, **more)
+
+    return show
 
 
 def _explain(error: Exception) -> tuple[str, int]:

@@ -1,4 +1,4 @@
-from .checkpoints.loading import CheckpointError as CheckpointError
+from .checkpoints.contents import CheckpointError as CheckpointError
 from .checkpoints.loading import describe_checkpoint as describe_checkpoint
 from .checkpoints.loading import load_network as load_network
 from .checkpoints.loading import load_sam as load_sam

@@ -15,9 +15,8 @@ import torch
 
 from samdeblur.evaluation.metrics.psnr_ssim import SMALLEST
 from samdeblur.models import Deblurrer, NAFNet, device_facts, load_network, prior_for, with_prior
-from samdeblur.models.checkpoints.loading import BUNDLED_NETWORK, resolve_checkpoint
+from samdeblur.models.checkpoints.loading import BUNDLED_NETWORK, checkpoint_digest, resolve_checkpoint
 from samdeblur.storage import MaskStore, StoreError
-from samdeblur.storage.files import sha256_file
 from samdeblur.storage.format.layout import mask_kind
 from samdeblur.train.config import ARCHITECTURE, ConfigError, TrainConfig
 
@@ -165,7 +164,7 @@ def run_facts(
     return {
         "train": {**describe(store, keys), "images": len(keys), "images_sha256": digest},
         "validation": {**describe(val.store, val.keys), "images": list(val.keys)},
-        "weights": sha256_file(path).hex() if path else None,
+        "weights": checkpoint_digest(path) if path else None,
         "versions": {name: metadata.version(name) for name in ("samdeblur", "torch", "numpy")} | device_facts(device),
         "code": code_state(Path(__file__).parent),
     }

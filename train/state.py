@@ -22,13 +22,14 @@ import torch
 
 from samdeblur.evaluation.results import Trained
 from samdeblur.models import CheckpointError, Deblurrer
+from samdeblur.models.checkpoints.contents import read_torch
 from samdeblur.models.checkpoints.loading import (
     BEST_WEIGHTS,
     BUNDLED_NETWORK,
     LAST_WEIGHTS,
     encode_network,
-    read_torch,
     resolve_checkpoint,
+    split_part,
     training_of,
 )
 from samdeblur.storage import folders
@@ -188,7 +189,7 @@ def run_weights(folder: Path, which: str | None = None) -> Path:
     Raises:
         FileNotFoundError, CheckpointError: no such run or weights.
     """
-    if folder.is_file() or str(folder) == "bundled":
+    if split_part(folder)[0].is_file() or str(folder) == "bundled":
         return resolve_checkpoint(folder, BUNDLED_NETWORK)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such run or checkpoint")

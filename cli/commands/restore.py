@@ -22,7 +22,6 @@ from samdeblur.cli.support.inference import (
 )
 from samdeblur.cli.support.paths import FOLDER, PLACE
 from samdeblur.cli.support.sets import Loose, Segmenter
-from samdeblur.storage.files import sha256_file
 from samdeblur.storage.listing import files_in, is_image
 
 if TYPE_CHECKING:
@@ -52,6 +51,7 @@ def restore(network: str, places: tuple[str, ...], out: Path, **options: Any) ->
     from samdeblur.evaluation.album import Way, restore_pictures
     from samdeblur.evaluation.restore import Restorer
     from samdeblur.models import load_network, pick_device
+    from samdeblur.models.checkpoints.loading import checkpoint_digest
     from samdeblur.storage import folders
     from samdeblur.train.state import run_weights, trained
 
@@ -72,7 +72,7 @@ def restore(network: str, places: tuple[str, ...], out: Path, **options: Any) ->
     if segmenter is not None and weights is not None and weights.segmenter not in ("", segmenter.kind):
         click.echo(f"note: masks of {segmenter.kind}, where training saw those of {weights.segmenter}", err=True)
     recipe = segmenter.recipe if segmenter is not None else ""
-    way = Way(sha256_file(path).hex(), inference, recipe, options["form"], options["quality"])
+    way = Way(checkpoint_digest(path), inference, recipe, options["form"], options["quality"])
     album = restore_pictures(
         pictures,
         out,

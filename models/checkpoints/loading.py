@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +15,14 @@ from safetensors.torch import save
 from segment_anything.modeling import Sam
 from torch import Tensor
 
+from samdeblur.models.checkpoints.contents import CheckpointError, read_contents
+from samdeblur.models.checkpoints.finding import FoundState, Prefixes, find_state, largest_state, prefixes_before
 from samdeblur.models.checkpoints.public import BUNDLED_NETWORK, BUNDLED_SAM
 from samdeblur.models.networks.nafnet import NAFNet, infer_config
 from samdeblur.models.networks.sam import METADATA_KEY, SamConfig, build_sam, build_small_sam
 from samdeblur.models.priors.attach import Deblurrer, with_prior
 from samdeblur.models.priors.methods import MASK_DROPOUT, build_prior
+from samdeblur.storage.files import sha256_file
 
 BEST_WEIGHTS, LAST_WEIGHTS = "best.safetensors", "last.safetensors"  # in the folder of a training run
 
@@ -33,7 +35,12 @@ _PUBLISHED = {
 
 # A key that gives away whose checkpoint a file is, for the message that refuses it.
 _KNOWN_KEYS = {
-    "network.intro.weight": "a network of samdeblur",
+    "prior_conv.weight": "a network of samdeblur without its configuration; take the .safetensors file of its run",
+    "image_encoder.trunk.patch_embed.proj.weight": "a Segment Anything 2 model",
+    "mask_decoder.hf_token.weight": "a Segment Anything model in high quality (HQ)",
+    "image_encoder.layers.0.blocks.0.conv1.c.weight": "a MobileSAM",
+    "image_encoder.layers.0.blocks.0.attn.qkv.weight": "a MobileSAM",
+    "vision_encoder.patch_embed.projection.weight": "a Segment Anything model of transformers",
     "image_encoder.patch_embed.proj.weight": "a Segment Anything model; pass it to --sam",
     "patch_embed.proj.weight": "a Restormer",
     "encoder_level1.0.norm1.body.weight": "a Restormer",
@@ -42,8 +49,14 @@ _KNOWN_KEYS = {
 }
 
 
-class CheckpointError(ValueError):
-    """A file that is not a checkpoint, or one of another network than expected."""
+_SAM: Prefixes = prefixes_before(r"(?:image_encoder|prompt_encoder|mask_decoder)\.")
+_INTRO: Prefixes = prefixes_before(r"(?:intro|ending)\.weight$")
+
+
+def _nafnet(state: Mapping[str, Any]) -> list[str]:
+    """Prefixes of NAFNets; of one in a Deblurrer with a prior, that of the Deblurrer, so that it is not torn apart."""
+    whole = [(prefix, prefix.removesuffix("network.")) for prefix in _INTRO(state)]
+    return [outer if f"{outer}prior_conv.weight" in state else prefix for prefix, outer in whole]
 
 
 def encode_network(network: Deblurrer) -> bytes:
@@ -69,7 +82,8 @@ def load_network(path: str | Path) -> Deblurrer:
     four released SAM-Deblur networks, which get the `released` semantics.
 
     "bundled" is the small NAFNet this package carries. What a file is, its keys and shapes say; hyper-parameters come
-    from the file. See `Deblurrer` for how to call it; its attribute `recognised` is what `describe_checkpoint` says.
+    from the file; wrappers and prefixes are taken off, and `FILE#params_ema` names one of several networks in it, see
+    `finding`. See `Deblurrer` for how to call it; its attribute `recognised` is what `describe_checkpoint` says.
 
     Raises:
         FileNotFoundError: no such file.
@@ -112,21 +126,40 @@ def load_sam(path: str | Path) -> Sam:
         CheckpointError: not a checkpoint, or not of a Segment Anything model.
     """
     path = resolve_checkpoint(Path(path), BUNDLED_SAM)
-    state, config = _read_weights(path)
-    with _explained(path, state, "Segment Anything"):
-        sam = build_small_sam(SamConfig(**config["sam"])) if config is not None else build_sam(state)
-        sam.load_state_dict(state)
+    found, config = _read_weights(path, _SAM)
+    with _explained(path, found, "Segment Anything"):
+        sam = build_small_sam(SamConfig(**config["sam"])) if config is not None else build_sam(found.state)
+        for name in ("pixel_mean", "pixel_std"):  # in files of those who save all buffers
+            if name in found.state:
+                getattr(sam, name).copy_(found.state.pop(name).reshape(3, 1, 1))
+        sam.load_state_dict(found.state)
     return sam.eval()
+
+
+def split_part(path: Path) -> tuple[Path, str]:
+    """A file and the part of it that is meant: `FILE#params_ema`; a file of just that name is itself."""
+    name, mark, part = path.name.rpartition("#")
+    return (path.with_name(name), part) if mark and name and not path.exists() else (path, "")
+
+
+def checkpoint_digest(path: Path) -> str:
+    """What weights are recognised by: the SHA-256 (hex) of their file, and the part of it where one is named."""
+    file, part = split_part(path)
+    return sha256_file(file).hex() + (f"#{part}" if part else "")
 
 
 def resolve_checkpoint(path: Path, bundled: Path) -> Path:
     """The file a path stands for: itself, the best weights of a training run's folder, or `bundled` for that word
-    (give the full path of a file of that name).
+    (give the full path of a file of that name). A part that is named, `FILE#params_ema`, stays.
 
     Raises FileNotFoundError, and CheckpointError for a run that has no best weights yet.
     """
     if str(path) == "bundled":
         return bundled
+    if split_part(path)[1]:
+        if not split_part(path)[0].is_file():
+            raise FileNotFoundError(f"{split_part(path)[0]}: no such checkpoint")
+        return path
     if path.is_dir():
         if not (path / BEST_WEIGHTS).exists() and (path / LAST_WEIGHTS).exists():
             raise CheckpointError(
@@ -137,16 +170,6 @@ def resolve_checkpoint(path: Path, bundled: Path) -> Path:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint")
     return path
-
-
-def read_torch(path: Path) -> Any:
-    """What a torch file holds. Never unpickles code. Raises CheckpointError."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about the pickle protocol of files that are refused anyway
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises whatever its unpickler stumbles over
-        raise CheckpointError(f"{path}: not a checkpoint; torch cannot read it ({type(error).__name__})") from error
 
 
 @dataclass(frozen=True)
@@ -180,9 +203,9 @@ def _expected(found: _Recognised, n_tensors: int) -> dict[str, tuple[int, ...]]:
 def _read_network(path: str | Path) -> _Recognised:
     """Read a file, see what it is, and check that every name and shape is there. Raises as `load_network`."""
     path = resolve_checkpoint(Path(path), BUNDLED_NETWORK)
-    state, config = _read_weights(path)
-    with _explained(path, state, "deblurring"):
-        return _recognise_public(state) if config is None else _recognise_own(state, config)
+    found, config = _read_weights(path, _nafnet)
+    with _explained(path, found, "deblurring"):
+        return _recognise_public(found.state) if config is None else _recognise_own(found.state, config)
 
 
 def _recognise_own(state: dict[str, Tensor], config: dict[str, Any]) -> _Recognised:
@@ -287,51 +310,34 @@ def _prior_name(prior: dict[str, Any] | None) -> str:
     return f"{prior['name']} ({settings})" if settings else str(prior["name"])
 
 
-def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+def _read_weights(path: Path, prefixes: Prefixes) -> tuple[FoundState, dict[str, Any] | None]:
     """The tensors of a file, and the configuration this package wrote beside them. Raises CheckpointError."""
-    if path.suffix == ".safetensors":
-        try:
-            with safe_open(path, "pt") as file:
-                metadata = (file.metadata() or {}).get(METADATA_KEY)
-                state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is not a dict
-                return state, json.loads(metadata) if metadata else None
-        except (SafetensorError, OSError, ValueError) as error:
-            raise CheckpointError(f"{path}: not a checkpoint; safetensors cannot read it") from error
-    found = read_torch(path)
-    state = found.get("params", found) if isinstance(found, dict) else found
-    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
-        raise CheckpointError(f"{path}: not a checkpoint of a network, which maps names to tensors")
-    for name, tensor in state.items():
-        if (problem := _no_weights(tensor)) is not None:
-            raise CheckpointError(f"{path}: {name[:80]!r} {problem}; save the weights as plain dense tensors")
-    return state, None
-
-
-def _no_weights(tensor: Tensor) -> str | None:
-    """Why a tensor cannot be weights: its numbers are not there one by one, whatever it says of its size."""
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
-        kind = "quantised" if tensor.is_quantized else "without data" if tensor.is_meta else "sparse"
-        return f"is {kind}"
-    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        return f"claims {tensor.numel():,} numbers and holds fewer"
-    return None
+    path, part = split_part(path)
+    contents, config = read_contents(path)
+    if config is not None:
+        if part:
+            raise CheckpointError(f"{path}: no part {part!r}; it holds one network, of samdeblur")
+        return FoundState(contents), config
+    return find_state(contents, prefixes, path, part) or largest_state(contents, path, part), None
 
 
 @contextmanager
-def _explained(path: Path, state: dict[str, Tensor], expected: str) -> Iterator[None]:
+def _explained(path: Path, found: FoundState, expected: str) -> Iterator[None]:
     """Weights that do not fit the network they seem to be of raise all kinds of errors; here they become one."""
     try:
         yield
     except (KeyError, TypeError, AttributeError, IndexError, ValueError, AssertionError, RuntimeError) as error:
         detail = f"no {error}" if isinstance(error, KeyError) else str(error)
         detail = " ".join(detail.split())
-        raise CheckpointError(f"{path}: not a {expected} checkpoint, {_guess(state)} ({detail[:200]})") from error
+        place = f", found at {found.part}" if found.part else ""
+        guess = _guess(found.state).removesuffix("; pass it to --sam" if expected == "Segment Anything" else "")
+        raise CheckpointError(f"{path}: not a {expected} checkpoint, {guess} ({detail[:200]}){place}") from error
 
 
 def _guess(state: dict[str, Tensor]) -> str:
     if kind := _published_kind(state):
         return f"it looks like {_PUBLISHED[kind].partition(',')[0]}"
     for key, meaning in _KNOWN_KEYS.items():
-        if key in state:
+        if any(name == key or name.endswith(f".{key}") for name in state):
             return f"it looks like {meaning}"
     return f"its first key is {next(iter(state), 'missing')!r}"

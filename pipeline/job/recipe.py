@@ -10,19 +10,19 @@ from typing import Any, Literal
 import torch
 
 from samdeblur.models import CheckpointError, Deblurrer, load_network, load_sam, local_pooling, pick_device
-from samdeblur.models.checkpoints.loading import BUNDLED_NETWORK, BUNDLED_SAM, resolve_checkpoint
-from samdeblur.models.checkpoints.public import known_path
+from samdeblur.models.checkpoints.loading import checkpoint_digest, resolve_checkpoint, split_part
+from samdeblur.models.checkpoints.public import BUNDLED_NETWORK, BUNDLED_SAM, known_path
 from samdeblur.pipeline.segmenters.base import Segmenter
 from samdeblur.pipeline.segmenters.mask_generator import EXACT, SAM_SETTINGS
 from samdeblur.pipeline.segmenters.sam import SamSegmenter, sam_recipe
 from samdeblur.pipeline.segmenters.speed import Speed
 from samdeblur.pipeline.segmenters.superpixels import SuperpixelSegmenter
-from samdeblur.storage.files import sha256_file
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A checkpoint file and the SHA-256 (hex) of its bytes, checked again wherever it is loaded."""
+    """A checkpoint, or a part of one (FILE#params_ema), and what it is recognised by: the SHA-256 (hex) of its bytes,
+    and the part. Checked again wherever it is loaded."""
 
     path: str
     sha256: str
@@ -33,7 +33,7 @@ class Weights:
 
         Raises FileNotFoundError, WeightsMissing.
         """
-        return cls._of(resolve_checkpoint(Path(known_path(path) or path), BUNDLED_NETWORK))
+        return cls._of(path, BUNDLED_NETWORK)
 
     @classmethod
     def of_sam(cls, path: str) -> Weights:
@@ -41,18 +41,22 @@ class Weights:
 
         Raises FileNotFoundError, WeightsMissing.
         """
-        return cls._of(resolve_checkpoint(Path(known_path(path) or path), BUNDLED_SAM))
+        return cls._of(path, BUNDLED_SAM)
 
     @classmethod
-    def _of(cls, file: Path) -> Weights:
-        return cls(str(file.resolve()), sha256_file(file).hex())
+    def _of(cls, path: str, bundled: Path) -> Weights:
+        name, mark, part = path.rpartition("#")
+        known = known_path(path) or (known_path(name) or name) + mark + part
+        found = resolve_checkpoint(Path(known), bundled)
+        file, part = split_part(found)
+        return cls(str(file.resolve()) + (f"#{part}" if part else ""), checkpoint_digest(found))
 
     def check(self) -> Path:
         """The path; raises CheckpointError when the file has changed since the job was planned."""
         path = Path(self.path)
-        if not path.is_file():
+        if not split_part(path)[0].is_file():
             raise FileNotFoundError(f"{path}: no such checkpoint")
-        if sha256_file(path).hex() != self.sha256:
+        if checkpoint_digest(path) != self.sha256:
             raise CheckpointError(f"{path}: the file changed since the job was planned")
         return path
 

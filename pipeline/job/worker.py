@@ -10,6 +10,7 @@ import shutil
 import threading
 import time
 import uuid
+import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from distributed import get_worker
 from numpy.typing import NDArray
 
 from samdeblur.models import NotFinite, deblur, device_facts, let_go, pick_device
+from samdeblur.models.checkpoints.finding import SeveralNetworks
 from samdeblur.pipeline.job.blame import Blame, Blamed, alike, as_sent, blame, is_out_of_gpu_memory
 from samdeblur.pipeline.job.blocks import BlockFailure, BlockReport, BlockTask, Clock, NotShared
 from samdeblur.pipeline.job.recipe import PrepSettings, Stages, load_stages
@@ -260,7 +262,9 @@ def cached_stages(settings: PrepSettings, device: torch.device) -> Stages:
     key = f"{device} {fingerprint(settings.recipe())}"
     if key not in _loaded:
         _loaded.clear()
-        _loaded[key] = load_stages(settings, device)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SeveralNetworks)  # said when the job was planned
+            _loaded[key] = load_stages(settings, device)
     return _loaded[key]
 
 

@@ -325,3 +325,36 @@ def test_an_interrupted_restoration_goes_on(samdeblur, checkpoint, holiday, tmp_
     for path in (tmp_path / "whole").rglob("*.png"):
         assert (tmp_path / "o" / path.relative_to(tmp_path / "whole")).read_bytes() == path.read_bytes()
     shutil.rmtree(tmp_path / "o")
+
+
+@pytest.mark.filterwarnings("default::samdeblur.models.checkpoints.finding.SeveralNetworks")
+def test_weights_are_chosen_from_a_file_with_several_and_each_choice_is_another_result(
+    samdeblur, checkpoint, holiday, tmp_path
+):
+    state = torch.load(checkpoint, weights_only=True)
+    both = {"params": state, "params_ema": {name: tensor * 0.5 for name, tensor in state.items()}}
+    torch.save(both, tmp_path / "both.pth")
+    picture, out = holiday / "plain.tif", tmp_path / "o"
+    done = samdeblur("eval", "restore", tmp_path / "both.pth", picture, "--out", out)
+    note = f"note: {tmp_path}/both.pth: holds weights and their average; params_ema is taken"
+    assert (done.code, note in done.err) == (0, True)
+    average = pixels(out / "plain.png")
+    done = samdeblur("eval", "restore", f"{tmp_path}/both.pth#params", picture, "--out", tmp_path / "p")
+    assert (done.code, "note" in done.err) == (0, False)
+    assert (pixels(tmp_path / "p/plain.png") == deblur(load_network(checkpoint), read_photo(picture).pixels)).all()
+    assert (pixels(tmp_path / "p/plain.png") != average).any()
+    done = samdeblur("eval", "restore", f"{tmp_path}/both.pth#parms", picture, "--out", tmp_path / "q")
+    assert (done.code, "did you mean params?" in done.err) == (2, True)
+
+
+def test_a_store_knows_which_part_of_a_file_it_was_made_with(samdeblur, checkpoint, pairs, tmp_path):
+    state = torch.load(checkpoint, weights_only=True)
+    torch.save({"params": state, "params_ema": {k: v * 0.5 for k, v in state.items()}}, tmp_path / "both.pth")
+
+    def run(part):
+        weights = ("--predeblur", f"{tmp_path}/both.pth{part}", "--segmenter", "superpixels")
+        return samdeblur("prep", "run", pairs, tmp_path / "s.zarr", "--split", "train", *weights)
+
+    refused, done, other = (run(part) for part in ("#nope", "#params", "#params_ema"))
+    assert (refused.code, "no part 'nope'" in refused.err, done.code) == (2, True, 0)
+    assert (other.code, "predeblur" in other.err) == (2, True), "a recipe with another part is another recipe"
