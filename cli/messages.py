@@ -43,6 +43,7 @@ FAILURES = frozenset({
     "samdeblur.storage.store.PictureError",
     "samdeblur.storage.writing.fence.StoreBusy",
     "samdeblur.train.loop.Diverged",
+    "samdeblur.train.data.loader.LoaderFailed",
     "samdeblur.pipeline.job.cluster.ClusterLost",
     "samdeblur.pipeline.job.cluster.WorkerKilled",
     "samdeblur.pipeline.job.blame.DeviceFailed",

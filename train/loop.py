@@ -24,7 +24,8 @@ from samdeblur.models.inference.precision import computing, kernels
 from samdeblur.storage import MaskStore, folders
 from samdeblur.storage.writing.lease import held
 from samdeblur.train.config import ConfigError, TrainConfig
-from samdeblur.train.data.crops import Batch, CropDataset, Cutting, Share, crop_loader
+from samdeblur.train.data.crops import Batch, CropDataset, Cutting, Share
+from samdeblur.train.data.loader import LoaderFailed, Say, crop_loader
 from samdeblur.train.losses import LOSSES, in_decibels
 from samdeblur.train.schedules import learning_rate
 from samdeblur.train.start import Validation, build_network, choose_images, resolved, run_facts
@@ -38,6 +39,10 @@ MOST_WORKERS = 16  # of a loader by default: some 150 crops/s each, and a GPU ta
 MEMORY = 200  # steps that the loss is averaged over before it is judged
 
 
+class AskedToStop(Exception):
+    """A signal came while a batch was waited for."""
+
+
 class Diverged(RuntimeError):
     """The loss is not a finite number any more, or far worse than it was."""
 
@@ -48,6 +53,7 @@ def train(
     folder: Path,
     validation: MaskStore | None = None,
     progress: Callable[[Row], None] = lambda row: None,
+    say: Say = lambda line: None,
 ) -> list[Row]:
     """Train a network on the crops of a store; called again on the same folder, go on where it stopped.
 
@@ -56,6 +62,7 @@ def train(
     Args:
         validation: store to validate on; by default training images are held out.
         progress: called after each step with its number, and with each row of the log once it is complete.
+        say: takes a line for a person.
 
     Returns:
         The log of the whole run.
@@ -64,6 +71,7 @@ def train(
         StoreError, ConfigError: unusable store or settings.
         Diverged: the loss became infinite, not a number, or much worse; the last state saved is from before.
         Stopped: a signal asked for it; the state is saved.
+        LoaderFailed: the workers that read crops give none any more; the state is saved.
         StoreBusy: another process trains in this folder.
     """
     keys, val = choose_images(config, store, validation)
@@ -98,18 +106,23 @@ def train(
             Share(config.batch_size, run.step + 1, config.steps, config.accumulate, ranks.rank, ranks.world),
             loader_workers(config, ranks),
             network.prior.dropout if isinstance(network.prior, MAPUnit) else 0.0,
+            run.check_asked,
+            say,
         )
+        stack.callback(loader.close)
         batches = _Waiting(loader)
         progress({"step": run.step})
         run.look()  # the network before its first step, or a step that was saved and not validated
         for step in range(run.step + 1, config.steps + 1):
             try:
                 run.take_step(step, batches)
-            except RuntimeError as error:
-                if not (request.by and ranks.world == 1 and str(error).startswith("DataLoader worker")):
-                    raise
-                run.step = step - 1  # the signal came to the workers too, which were not yet up
-                run.stop(request.by)
+            except (AskedToStop, LoaderFailed):
+                run.step = step - 1
+                if request.by and ranks.world == 1:  # it may have come to the workers too, which were not yet up
+                    run.stop(request.by)
+                if run.saved < run.step and ranks.world == 1:
+                    run.save()
+                raise
             run.note(batches)
         run.board.close()
         return run.history
@@ -253,6 +266,11 @@ class _Run:
     def _seed(self) -> int:
         """Of what is random inside a network; masks are dropped by the seeds of the samples."""
         return zlib.crc32(f"{self.config.seed} {self.step} {self.ranks.rank}".encode())
+
+    def check_asked(self) -> None:
+        """While there is no batch. Raises AskedToStop; with other processes, which would wait for this one, never."""
+        if self.request.by and self.ranks.world == 1:
+            raise AskedToStop
 
     # What follows a step
 

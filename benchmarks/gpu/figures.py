@@ -24,7 +24,8 @@ from samdeblur.pipeline.segmenters import mask_generator
 from samdeblur.pipeline.segmenters.mask_generator import MaskGenerator
 from samdeblur.pipeline.segmenters.speed import Speed
 from samdeblur.storage import AtomMap
-from samdeblur.train.data.crops import CropDataset, Cutting, Share, crop_loader
+from samdeblur.train.data.crops import CropDataset, Cutting, Share
+from samdeblur.train.data.loader import crop_loader
 from samdeblur.train.loop import compiled, loader_workers
 
 Row = dict[str, Any]

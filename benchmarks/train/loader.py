@@ -49,7 +49,8 @@ from samdeblur.pipeline.sources.pictures import with_dataset
 from samdeblur.storage import MaskStore, open_store
 from samdeblur.storage.access import readers
 from samdeblur.train import ConfigError, TrainConfig, build_network
-from samdeblur.train.data.crops import Batch, CropDataset, Cutting, Share, crop_loader
+from samdeblur.train.data.crops import Batch, CropDataset, Cutting, Share
+from samdeblur.train.data.loader import crop_loader
 from samdeblur.train.losses import psnr_loss
 
 SIDE, BATCH = 256, 8

@@ -208,7 +208,7 @@ def test_going_on_with_other_settings_is_refused_with_what_differs(
 
 
 def test_where_a_run_computes_may_change(store, small, begun, monkeypatch):
-    monkeypatch.setattr(loop, "crop_loader", lambda *_: [])
+    monkeypatch.setattr(loop, "crop_loader", lambda *_: (batch for batch in ()))
     train(replace(small, steps=1, device="auto", loader_workers=3), store, begun)
 
 

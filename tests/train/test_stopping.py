@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from samdeblur.train import Stopped, loop, train
-from samdeblur.train.data.crops import CropDataset, Cutting, Share, crop_loader
+from samdeblur.train.data.crops import CropDataset, Cutting, Share
+from samdeblur.train.data.loader import LoaderFailed, crop_loader
 from samdeblur.train.stopping import SIGNALS, StopRequest
 
 pytestmark = pytest.mark.usefixtures("quick_curves")
@@ -149,7 +150,7 @@ def test_a_signal_that_ends_workers_before_they_leave_it_alone_stops_the_run_aft
         calls.append(batches)
         if len(calls) == 12:  # the second part of step 6
             signal.raise_signal(signal.SIGTERM)
-            raise RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly")
+            raise LoaderFailed("worker 0 of 1 that read crops (process 7) was ended by signal 15")
         return wait(batches)
 
     with monkeypatch.context() as patch:
@@ -162,10 +163,10 @@ def test_a_signal_that_ends_workers_before_they_leave_it_alone_stops_the_run_aft
 
 def test_a_worker_that_is_lost_without_a_signal_is_an_error(store, small, tmp_path, monkeypatch):
     def lost(batches):
-        raise RuntimeError("DataLoader worker (pid(s) 7) is killed by signal: Killed.")
+        raise LoaderFailed("worker 0 of 1 that read crops (process 7) was ended by signal 9")
 
     monkeypatch.setattr(loop._Waiting, "next", lost)
-    with pytest.raises(RuntimeError, match="is killed"):
+    with pytest.raises(LoaderFailed, match="signal 9"):
         train(small, store, tmp_path)
 
 

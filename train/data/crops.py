@@ -6,14 +6,9 @@ stop and go on anywhere, with any number of processes.
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import select
-import signal
-import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import cv2
@@ -21,16 +16,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 
 from samdeblur.models import AtomBatch, drop_masks
-from samdeblur.storage import AtomMap, ImageNotReady, MaskStore, StoreError
-from samdeblur.storage.access.files import Unreachable
+from samdeblur.storage import AtomMap, MaskStore, StoreError
 from samdeblur.storage.store import Window
 from samdeblur.train.data.cache import PictureCache
-from samdeblur.train.stopping import SIGNALS
-
-PREFETCH = 4  # batches ahead of each worker: a validation, or a slow disk, is bridged
 
 
 class Crop(NamedTuple):
@@ -234,67 +225,3 @@ class Share(Sampler[list[int]]):
 
     def __len__(self) -> int:
         return max(0, self.last_step + 1 - self.first_step) * self.parts
-
-
-def crop_loader(dataset: CropDataset, share: Share, workers: int, dropout: float = 0.0) -> Iterator[Batch]:
-    """The batches of a process; its workers are started afresh, since TensorStore does not survive a fork.
-
-    A signal that asks the run to stop may come to all its processes; workers leave it to the process they work for.
-
-    Raises what reading a crop raises, also in a worker.
-    """
-    forkserver = multiprocessing.get_context("forkserver")
-    forkserver.set_forkserver_preload([__name__])  # libraries are imported once, not by every worker
-    loader = DataLoader(
-        _Told(dataset),
-        batch_sampler=share,
-        collate_fn=partial(_collate_told, dropout=dropout),
-        num_workers=workers,
-        multiprocessing_context=forkserver if workers else None,
-        pin_memory=torch.cuda.is_available(),
-        worker_init_fn=partial(_serve, os.getpid()),
-        prefetch_factor=PREFETCH if workers else None,
-    )
-    for batch in loader:
-        if isinstance(batch, Exception):
-            raise batch
-        yield batch
-
-
-def _serve(process: int, worker: int) -> None:
-    """What a worker begins with: signals are not for it, and it ends with the process it works for, whatever ends that.
-
-    Its parent is the fork server, which outlives a process that is killed while its workers hold on to it.
-    """
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    try:
-        descriptor = os.pidfd_open(process)
-    except ProcessLookupError:
-        os._exit(1)
-    except (OSError, AttributeError):  # an old kernel, or another system
-        return
-    threading.Thread(target=_end_with, args=(descriptor,), daemon=True).start()
-
-
-def _end_with(descriptor: int) -> None:
-    select.select([descriptor], [], [])  # readable once the process has ended
-    os._exit(1)
-
-
-@dataclass(frozen=True)
-class _Told(Dataset[Any]):
-    """Crops, or the error of reading one: torch would wrap it in the traceback of a worker."""
-
-    crops: CropDataset
-
-    def __getitem__(self, sample: int) -> Crop | Exception:
-        try:
-            return self.crops[sample]
-        except (StoreError, ImageNotReady, Unreachable, OSError) as error:
-            return error
-
-
-def _collate_told(crops: Sequence[Crop | Exception], dropout: float) -> Batch | Exception:
-    errors = [crop for crop in crops if isinstance(crop, Exception)]
-    return errors[0] if errors else collate(crops, dropout)  # type: ignore[arg-type]

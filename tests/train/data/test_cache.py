@@ -7,7 +7,8 @@ from samdeblur.storage import MaskStore
 from samdeblur.train import ConfigError
 from samdeblur.train.data import cache
 from samdeblur.train.data.cache import PictureCache
-from samdeblur.train.data.crops import CropDataset, Cutting, Share, crop_loader
+from samdeblur.train.data.crops import CropDataset, Cutting, Share
+from samdeblur.train.data.loader import crop_loader
 
 WINDOWS = [(0, 0, 30, 31), (3, 5, 20, 24), (29, 33, 1, 1)]
 

@@ -11,11 +11,11 @@ from samdeblur.train.data.crops import (
     Cutting,
     Share,
     collate,
-    crop_loader,
     orient,
     orient_atoms,
     tile_starts,
 )
+from samdeblur.train.data.loader import crop_loader
 
 SIZE = 24
 SHAPES = {"small": (24, 31), "b/long": (27, 280), "tall": (270, 25), "last": (40, 40)}  # past a chunk's border too
