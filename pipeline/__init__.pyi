@@ -14,8 +14,8 @@ from .job.status import Status as Status
 from .job.status import status as status
 from .job.summary import Summary as Summary
 from .segmenters.base import Segmenter as Segmenter
+from .segmenters.base import SettingsError as SettingsError
 from .segmenters.mask_generator import MaskGenerator as MaskGenerator
-from .segmenters.mask_generator import SettingsError as SettingsError
 from .segmenters.sam import BUNDLED_SETTINGS as BUNDLED_SETTINGS
 from .segmenters.sam import SamSegmenter as SamSegmenter
 from .segmenters.superpixels import SuperpixelSegmenter as SuperpixelSegmenter

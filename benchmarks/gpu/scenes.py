@@ -127,7 +127,7 @@ def settings_for(sam: Sam, image: NDArray[np.uint8], size: Size, wanted: int = 1
     """
     from samdeblur.pipeline.segmenters.mask_generator import MaskGenerator
 
-    base = {"points_per_side": size.points, "box_nms_thresh": 1.0, "pred_iou_thresh": -1e9}
+    base = {"points_per_side": size.points, "box_nms_thresh": 1.0, "pred_iou_thresh": -1.0}
     generator = MaskGenerator(sam, **base, stability_score_thresh=-1.0, stability_score_offset=0.1)
     with torch.inference_mode():
         crop = generator.embed([image])[0]

@@ -39,7 +39,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "default thresholds": {},
     "strict thresholds": {"pred_iou_thresh": 0.95, "stability_score_thresh": 0.97},
     "bundled thresholds": BUNDLED_SETTINGS | {"points_per_side": 32},
-    "every candidate passes": {"pred_iou_thresh": -9.0, "stability_score_thresh": -1.0},
+    "every candidate passes": {"pred_iou_thresh": -1.0, "stability_score_thresh": -1.0},
 }
 
 

@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from samdeblur.cli.messages import QUARANTINED
-from samdeblur.cli.support.choices import BUNDLED_SETTINGS, PATIENCE, SAM_BOUNDS, SAM_SETTINGS
+from samdeblur.cli.support.choices import BUNDLED_SETTINGS, PATIENCE, SAM_SETTINGS
 from samdeblur.cli.support.jobfile import read_job
 from samdeblur.cli.support.paths import PLACE, READ, STORE
 from samdeblur.cli.support.progress import Progress
 from samdeblur.cli.support.summary import report, report_plan, report_status
+from samdeblur.pipeline.segmenters.bounds import BOUNDS, check_settings
+from samdeblur.storage.files import decode_text
 
 if TYPE_CHECKING:
     from samdeblur.pipeline import PrepSettings, Source, StoreOptions, Workers
-
-CROP_POINTS = ("crop_n_layers", "crop_n_points_downscale_factor", "points_per_side")
 
 
 def sam_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -42,7 +42,7 @@ def sam_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _bounded(name: str, default: Any) -> click.ParamType:
-    least, most = SAM_BOUNDS[name]
+    least, most = BOUNDS[name]
     return click.IntRange(int(least), int(most)) if isinstance(default, int) else FiniteRange(least, most)
 
 
@@ -194,30 +194,22 @@ def _job(options: Mapping[str, Any]) -> Job:
 
 
 def chosen_sam_settings(options: dict[str, Any], bundled: bool) -> dict[str, Any]:
-    """The settings given on the command line, over those that suit the bundled model. Raises UsageError."""
-
-    import numpy as np
+    """The settings given, over those that suit the bundled model. Raises UsageError, SettingsError."""
 
     chosen = {name: value for name, value in options.items() if value is not None}
     if "point_grids" in chosen:
         if "points_per_side" in chosen:
             raise click.UsageError("give --points-per-side or --point-grids, not both")
         try:
-            chosen["point_grids"] = json.loads(Path(chosen["point_grids"]).read_text())
-            grids = [np.asarray(grid, float) for grid in chosen["point_grids"]]
-            if not grids or any(grid.ndim != 2 or grid.shape[1] != 2 for grid in grids):
-                raise ValueError("not a list of lists of [x, y]")
-        except (OSError, ValueError, TypeError) as error:
+            chosen["point_grids"] = json.loads(decode_text(Path(chosen["point_grids"]).read_bytes()))
+        except (OSError, ValueError) as error:
             raise click.UsageError(f"--point-grids {options['point_grids']}: {error}") from error
         chosen["points_per_side"] = None
     chosen = {**BUNDLED_SETTINGS, **chosen} if bundled else chosen
-    together = SAM_SETTINGS | chosen
-    layers, factor, side = (together[name] for name in CROP_POINTS)
-    if side is not None and side // factor**layers < 1:
-        raise click.UsageError(
-            f"--points-per-side {side}, divided {layers} times by --crop-n-points-downscale-factor {factor}, leaves no "
-            "point for the smallest crops; take more points, fewer --crop-n-layers or a smaller factor"
-        )
+    called = {name: f"--{name.replace('_', '-')}" for name in SAM_SETTINGS}
+    if "point_grids" in chosen:
+        called["point_grids"] += f" {options['point_grids']}"
+    check_settings(SAM_SETTINGS | chosen, called.__getitem__)
     return chosen
 
 

@@ -19,20 +19,6 @@ SAM_SETTINGS: dict[str, Any] = {
     "point_grids": None,
     "min_mask_region_area": 0,
 }
-# The least and the most that each may be, both taken; beyond them a run ends, or never does, without one mask.
-SAM_BOUNDS: dict[str, tuple[float, float]] = {
-    "points_per_side": (1, 1024),
-    "points_per_batch": (1, 65536),
-    "pred_iou_thresh": (-1, 1),
-    "stability_score_thresh": (-1, 1),
-    "stability_score_offset": (0, 100),
-    "box_nms_thresh": (0, 1),
-    "crop_n_layers": (0, 6),
-    "crop_nms_thresh": (0, 1),
-    "crop_overlap_ratio": (0, 0.9),
-    "crop_n_points_downscale_factor": (1, 1024),
-    "min_mask_region_area": (0, 1 << 28),
-}
 BUNDLED_SETTINGS: dict[str, Any] = {
     "points_per_side": 24,
     "pred_iou_thresh": 0.4,

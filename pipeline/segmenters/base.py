@@ -13,6 +13,10 @@ from samdeblur.storage import AtomMap
 Records = dict[str, NDArray[np.float64]]  # columns of shape (M,)
 
 
+class SettingsError(ValueError):
+    """Settings with which no mask can be found."""
+
+
 class Segmenter(Protocol):
     """Anything that finds masks."""
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ from torchvision.ops.boxes import batched_nms, box_area
 
 from samdeblur.models import NotFinite
 from samdeblur.pipeline.segmenters.base import Records
+from samdeblur.pipeline.segmenters.bounds import check_settings
 from samdeblur.pipeline.segmenters.packed import (
     DeviceMask,
     PackedMask,
@@ -52,10 +53,6 @@ EXACT = Speed()
 MAX_SIDE = 32767  # pixels; the reference counts those of a row in 16 bits
 MASKS_PER_POINT = 3
 PIXELS_AT_ONCE = {"cpu": 1 << 20, "cuda": 1 << 26}  # of candidates brought to full size together
-
-
-class SettingsError(ValueError):
-    """Settings with which no mask can be generated."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +131,7 @@ class MaskGenerator:
 
     Raises:
         TypeError: a setting SamAutomaticMaskGenerator does not have.
-        SettingsError: a setting out of its range.
+        SettingsError: a setting out of its bounds, or settings that do not go together.
     """
 
     def __init__(self, sam: Sam, speed: Speed = EXACT, **settings: Any) -> None:
@@ -387,17 +384,3 @@ def _records(found: Candidates, masks: Sequence[PackedMask]) -> Records:
         sides = (box[:, 0], box[:, 1], box[:, 2] - box[:, 0], box[:, 3] - box[:, 1])
         columns |= {f"{name}_{side}": values for side, values in zip("xywh", sides, strict=True)}
     return {name: columns[name] for name in RECORD_COLUMNS}
-
-
-def check_settings(settings: Mapping[str, Any]) -> None:
-    """Raise SettingsError unless mask generation can run with these settings."""
-    lowest = {"points_per_side": 1, "points_per_batch": 1, "crop_n_layers": 0, "crop_n_points_downscale_factor": 1}
-    for name, low in lowest.items():
-        if settings[name] is not None and settings[name] < low:
-            raise SettingsError(f"{name}: must be at least {low}, is {settings[name]}")
-    if (settings["points_per_side"] is None) == (settings["point_grids"] is None):
-        raise SettingsError("give points_per_side or point_grids, not both")
-    if settings["point_grids"] is not None and len(settings["point_grids"]) != settings["crop_n_layers"] + 1:
-        raise SettingsError(
-            f"point_grids: {len(settings['point_grids'])} grids for {settings['crop_n_layers'] + 1} layers of crops"
-        )

@@ -551,7 +551,7 @@ def test_another_recipe_is_refused_with_what_differs(folder, undisturbed, change
 def test_other_settings_of_sam_are_refused_one_by_one(tmp_path, write_pairs, random_sam, dense_boxes):
     folder = write_pairs(tmp_path / "one", {"a": (40, 40)})
     torch.save(random_sam().state_dict(), tmp_path / "sam.pth")
-    loose = {"pred_iou_thresh": -100.0, "stability_score_thresh": 0.0, "box_nms_thresh": 1.0}
+    loose = {"pred_iou_thresh": -1.0, "stability_score_thresh": 0.0, "box_nms_thresh": 1.0}
     settings = PrepSettings(sam=Weights.of_sam(str(tmp_path / "sam.pth")), sam_settings={"points_per_side": 2} | loose)
     settings = replace(settings, channel_order="bgr", device="cpu")
     path = tmp_path / "one.zarr"
@@ -699,7 +699,7 @@ def test_images_are_embedded_together_and_a_bad_one_among_them_is_quarantined(tm
         tmp_path / "pairs", {"a": (40, 50), "b": (50, 40), "c": (2000, 1), "d": (30, 30), "e": (44, 44)}
     )
     (folder / "blur" / "d.png").write_bytes(b"no picture")
-    settings = {"points_per_side": 3, "pred_iou_thresh": -9.0, "stability_score_thresh": -1.0}
+    settings = {"points_per_side": 3, "pred_iou_thresh": -1.0, "stability_score_thresh": -1.0}
     found = {}
     for batch in (1, 3):
         path, speed = tmp_path / f"{batch}.zarr", Speed(batch=batch)

@@ -26,7 +26,7 @@ PHOTOGRAPHS = {  # name: height, width
     "retina": (90, 91),
 }
 THRESHOLDS = {
-    "all pass": {"pred_iou_thresh": -9.0, "stability_score_thresh": -1.0, "points_per_side": 9, "box_nms_thresh": 0.99},
+    "all pass": {"pred_iou_thresh": -1.0, "stability_score_thresh": -1.0, "points_per_side": 9, "box_nms_thresh": 0.99},
     "bundled": {name: value for name, value in BUNDLED_SETTINGS.items() if name != "points_per_side"},
     "small regions go": {"pred_iou_thresh": 0.1, "stability_score_thresh": 0.3, "min_mask_region_area": 40},
     "crops": {

@@ -15,7 +15,7 @@ from samdeblur.storage.format.layout import RECORD_COLUMNS
 
 PERMISSIVE = {
     "points_per_side": 4,
-    "pred_iou_thresh": -100.0,
+    "pred_iou_thresh": -1.0,
     "stability_score_thresh": -1.0,
     "box_nms_thresh": 1.0,
     "crop_nms_thresh": 1.0,
@@ -46,6 +46,9 @@ def sam(random_sam):
 @pytest.fixture(scope="module")
 def image(picture):
     return picture(0, 48, 60)
+
+
+NOTHING = {"stability_score_thresh": 1.0, "stability_score_offset": 100.0}  # no logit is so far from zero
 
 
 SETTINGS = {
@@ -93,7 +96,7 @@ def test_every_setting_compared_above_matters(sam, image):
 
 @pytest.mark.parametrize("settings", [{}, {"min_mask_region_area": 60}, {"crop_n_layers": 1}], ids=str)
 def test_an_image_in_which_nothing_is_found_has_zero_masks(sam, image, settings):
-    atoms, records = MaskGenerator(sam, **PERMISSIVE | {"pred_iou_thresh": 100.0} | settings).generate(image)
+    atoms, records = MaskGenerator(sam, **PERMISSIVE | NOTHING | settings).generate(image)
     assert (atoms.n_masks, atoms.shape) == (0, image.shape[:2])
     assert {name: column.shape for name, column in records.items()} == dict.fromkeys(RECORD_COLUMNS, (0,))
 

@@ -14,7 +14,7 @@ from samdeblur.pipeline.segmenters.speed import Speed
 from samdeblur.pipeline.sources.base import BadImage
 from samdeblur.storage.writing.compare import best_iou
 
-SETTINGS = {"points_per_side": 3, "pred_iou_thresh": -9.0, "stability_score_thresh": -1.0, "box_nms_thresh": 1.0}
+SETTINGS = {"points_per_side": 3, "pred_iou_thresh": -1.0, "stability_score_thresh": -1.0, "box_nms_thresh": 1.0}
 
 
 def outputs(sam, image):
