@@ -55,7 +55,10 @@ FAILURES = frozenset({
 
 
 # Warnings that are notes for who runs a command.
-NOTES = frozenset({"samdeblur.models.checkpoints.finding.SeveralNetworks"})
+NOTES = frozenset({
+    "samdeblur.models.checkpoints.finding.SeveralNetworks",
+    "samdeblur.train.resuming.RunMended",
+})  # fmt: skip
 
 
 def is_one_of(error: BaseException, names: Collection[str]) -> bool:

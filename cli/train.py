@@ -58,6 +58,7 @@ def _said_once() -> Iterator[None]:
     "--weights", help="Checkpoint to begin with: a run, a public NAFNet, bundled.  Short for --set weights=..."
 )
 @click.option("--steps", type=int, help="Short for --set steps=...")
+@click.option("--extend", is_flag=True, help="Go on with a run to more --steps than it was asked for.")
 @click.option("--batch-size", type=int, help="Short for --set batch_size=...")
 @click.option("--seed", type=int, help="Short for --set seed=...")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Short for --set device=...")
@@ -70,6 +71,7 @@ def cli(
     images_layout: str | None,
     config: str,
     assignments: tuple[str, ...],
+    extend: bool,
     **shortcuts: Any,
 ) -> None:
     """Train NAFNet with a prior on the crops of STORE: a folder, a share, or the http(s):// or s3:// address of one.
@@ -110,7 +112,7 @@ def cli(
     what = f"{settings.method} on {pick_device(settings.device)}"
     with progress_bar(total=settings.steps, unit="step", desc=what, disable=not is_first()) as bar:
         shown = _Shown(bar)
-        history = train(settings, training, out, validation[0] if validation else None, shown, _say)
+        history = train(settings, training, out, validation[0] if validation else None, shown, _say, extend)
     if not is_first():
         return
     step = best_step(history)

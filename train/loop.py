@@ -27,9 +27,10 @@ from samdeblur.train.config import ConfigError, TrainConfig
 from samdeblur.train.data.crops import Batch, CropDataset, Cutting, Share
 from samdeblur.train.data.loader import LoaderFailed, Say, crop_loader
 from samdeblur.train.losses import LOSSES, in_decibels
+from samdeblur.train.resuming import read_run, what_was_run
 from samdeblur.train.schedules import learning_rate
 from samdeblur.train.start import Validation, build_network, choose_images, resolved, run_facts
-from samdeblur.train.state import Row, add_to_log, read_run, save_state, write_facts, write_log
+from samdeblur.train.state import Row, add_to_log, save_state, write_facts, write_log
 from samdeblur.train.stopping import Stopped, StopRequest
 from samdeblur.train.trackers.tensorboard import Board, summary_writer
 
@@ -54,6 +55,7 @@ def train(
     validation: MaskStore | None = None,
     progress: Callable[[Row], None] = lambda row: None,
     say: Say = lambda line: None,
+    extend: bool = False,
 ) -> list[Row]:
     """Train a network on the crops of a store; called again on the same folder, go on where it stopped.
 
@@ -63,6 +65,7 @@ def train(
         validation: store to validate on; by default training images are held out.
         progress: called after each step with its number, and with each row of the log once it is complete.
         say: takes a line for a person.
+        extend: go on with a run to more steps than it was asked for.
 
     Returns:
         The log of the whole run.
@@ -97,9 +100,10 @@ def train(
             summary_writer()  # which may not be installed
         alone = stack.enter_context(_alone(folder, ranks))
         run = _Run(config, network, val, folder, ranks, request, progress, alone)
-        state = read_run(folder, config, facts)
+        state = read_run(folder, config, facts, extend)
+        run.said = what_was_run(config, facts) | {"extended": (state or {}).get("extended", [])}
         if ranks.first:
-            write_facts(folder, config, facts)
+            write_facts(folder, config, facts | {"extended": run.said["extended"]})
         run.restore(state)
         loader = crop_loader(
             crops,
@@ -189,6 +193,7 @@ class _Run:
         self.history: list[Row] = []
         self.losses: list[Tensor] = []  # since the last row
         self.batch: Batch | None = None  # the last one, on the device
+        self.said: dict[str, Any] = {}  # what the state says of the run
         self.step = 0
         self.saved = -1  # step of the last state on the disk
         self.since = time.perf_counter()
@@ -330,6 +335,7 @@ class _Run:
                 "average": self.average.state_dict() if self.average is not None else None,
                 "losses": losses,
                 "history": self.history,
+                **self.said,
             }
             save_state(self.folder, state, self.shown, self._kept())
         self.saved = self.step

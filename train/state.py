@@ -22,7 +22,6 @@ import torch
 
 from samdeblur.evaluation.results import Trained
 from samdeblur.models import CheckpointError, Deblurrer
-from samdeblur.models.checkpoints.contents import read_torch
 from samdeblur.models.checkpoints.loading import (
     BEST_WEIGHTS,
     BUNDLED_NETWORK,
@@ -34,7 +33,7 @@ from samdeblur.models.checkpoints.loading import (
 )
 from samdeblur.storage import folders
 from samdeblur.storage.files import write_durably
-from samdeblur.train.config import ConfigError, TrainConfig, read_config
+from samdeblur.train.config import TrainConfig
 
 CONFIG, RUN, STATE, LOG, CURVES = "config.yaml", "run.json", "state.pt", "log.csv", "curves.png"
 INITIAL_WEIGHTS = "initial.safetensors"
@@ -42,57 +41,6 @@ TIMES = ("samples_per_second", "loader_wait")  # columns of a row that differ fr
 COLUMNS = ("step", "loss", "learning_rate", *TIMES, "val_psnr", "val_ssim", "val_mcr")
 
 Row = dict[str, float]
-
-# Settings that do not change the result; a run may go on with others.
-_FREE = {"device", "loader_workers", "cache_mb", "save_every", "keep_every", "tensorboard"}
-# Facts that do.
-_DATA = ("train", "validation", "weights")
-
-
-def read_run(folder: Path, config: TrainConfig, facts: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The state to go on from, None when the folder holds no run yet.
-
-    Args:
-        facts: `train`, `validation` and `weights` (JSON values, compared) and what else run.json is to say.
-
-    Raises:
-        ConfigError: the folder holds a run with other settings or stores, or weights and no state to go on from.
-        NotItsFolder: it holds something else.
-        CheckpointError: its state cannot be read.
-    """
-    folders.check_claim(folder, folders.RUN)
-    if not (folder / STATE).exists():
-        _refuse_orphans(folder)
-        return None
-    stored = TrainConfig.of(read_config(str(folder / CONFIG)))
-    changed = [
-        f"{name} {getattr(stored, name)} -> {getattr(config, name)}"
-        for name in vars(config)
-        if name not in _FREE and getattr(stored, name) != getattr(config, name)
-    ]
-    known = json.loads((folder / RUN).read_text(encoding="utf-8"))
-    changed += [f"{name}: other images, masks or weights" for name in _DATA if _differ(known.get(name), facts[name])]
-    if changed:
-        raise ConfigError(f"{folder}: holds a run with other settings ({'; '.join(changed)}); use another --out")
-    return read_torch(folder / STATE)
-
-
-def _refuse_orphans(folder: Path) -> None:
-    """Raise ConfigError for weights without a state; those of step 0 may be what a kill left of the first one."""
-    for name in (LAST_WEIGHTS, BEST_WEIGHTS):
-        path = folder / name
-        if path.exists() and (training_of(path) or {"step": "?"}).get("step") != 0:
-            raise ConfigError(
-                f"{folder}: holds the weights of a run ({name}), and no {STATE} to go on from; put it back, or use "
-                "another --out"
-            )
-
-
-def _differ(known: Any, now: Any) -> bool:
-    """Whether facts contradict each other; what an earlier version did not write down does not."""
-    if isinstance(known, Mapping) and isinstance(now, Mapping):
-        return any(_differ(known[name], now[name]) for name in known.keys() & now.keys())
-    return bool(known != now)
 
 
 def write_facts(folder: Path, config: TrainConfig, facts: Mapping[str, Any]) -> None:
@@ -108,12 +56,11 @@ def save_state(folder: Path, state: dict[str, Any], network: Deblurrer, keep: bo
     A kill in between leaves files of a step that the resumed run will reach, and write, again.
 
     Args:
-        state: what `read_run` is to give, with the rows of the log as `history`.
+        state: what `read_run` of `resuming` is to give, with the rows of the log as `history`.
         network: what the weights are written from.
         keep: write them under the number of their step too, not to be written over.
     """
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
+    content = encode_state(state)
     history: list[Row] = state["history"]
     step: int = state["step"]
     network.provenance = {**(network.provenance or {}), "step": step}
@@ -123,7 +70,14 @@ def save_state(folder: Path, state: dict[str, Any], network: Deblurrer, keep: bo
         if wanted:
             write_durably(folder / name, weights)
     write_log(folder, history)
-    write_durably(folder / STATE, buffer.getbuffer())
+    write_durably(folder / STATE, content)
+
+
+def encode_state(state: Mapping[str, Any]) -> memoryview:
+    """A state as the bytes of its file."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getbuffer()
 
 
 def best_step(history: list[Row]) -> float | None:
@@ -149,7 +103,7 @@ def add_to_log(folder: Path, row: Row) -> None:
 
 
 def _cells(row: Row) -> dict[str, str]:
-    return {name: f"{value:.6g}" for name, value in row.items()}
+    return {name: str(int(value)) if name == "step" else f"{value:.6g}" for name, value in row.items()}
 
 
 def draw_curves(history: list[Row]) -> bytes:
@@ -217,5 +171,5 @@ def trained(path: Path, training: Mapping[str, Any] | None) -> Trained | None:
         return None
     last = path.with_name(LAST_WEIGHTS)
     latest = (training_of(last) if last.exists() else None) or {}
-    reached = latest.get("step", training["of"])
-    return Trained(training["step"], training["of"], reached, str(training.get("segmenter", "")))
+    of = max(training["of"], latest.get("of", 0))  # a run may have been extended since
+    return Trained(training["step"], of, latest.get("step", of), str(training.get("segmenter", "")))

@@ -262,7 +262,7 @@ def test_a_state_that_cannot_be_read_is_named(train, tmp_path):
     path = tmp_path / "run/state.pt"
     path.write_bytes(path.read_bytes()[:1000])
     result = train()
-    assert (result.code, f"{path}: not a checkpoint" in result.error) == (2, True)
+    assert (result.code, f"{path}: cut" in result.error) == (2, True)
 
 
 def test_a_checkpoint_of_another_method_or_none_is_refused(samdeblur, train, store, small, tmp_path):

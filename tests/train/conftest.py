@@ -81,6 +81,8 @@ def contents() -> Callable[[Path], dict[str, Any]]:
 def _contents(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {path.name: path.read_bytes() for path in folder.iterdir()}
     found["state.pt"] = torch.load(folder / "state.pt", weights_only=True)
+    for name in ("config", "facts", "extended"):  # compared as plain values
+        found[f"{name} of state.pt"] = found["state.pt"].pop(name)
     found["state.pt"]["history"] = _timeless(found["state.pt"]["history"])
     facts = json.loads(found["run.json"])
     del facts["code"]

@@ -11,7 +11,7 @@ from places import ROOT
 
 from samdeblur.train import TrainConfig
 from samdeblur.train.config import PRESETS
-from samdeblur.train.state import _FREE
+from samdeblur.train.resuming import FREE
 
 TEXT = (ROOT / "docs/training.md").read_text()
 
@@ -46,4 +46,4 @@ def test_presets_are_named():
 
 def test_what_may_change_is_named():
     (sentence,) = re.findall(r"A run may go on with other (.*?);", TEXT, re.DOTALL)
-    assert set(re.findall(r"`(\w+)`", sentence)) == _FREE
+    assert set(re.findall(r"`(\w+)`", sentence)) == FREE
