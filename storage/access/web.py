@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from http import HTTPStatus
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -28,6 +29,9 @@ from samdeblur.storage.access import files
 from samdeblur.storage.access.files import Part, Refused, Unreachable
 from samdeblur.storage.access.location import Location, without_secrets
 
+if TYPE_CHECKING:
+    from samdeblur.storage.access.direct import Direct
+
 AT_ONCE = 16  # requests, and connections to a host that are kept
 TRIES = 6
 REDIRECTS = (301, 302, 303, 307, 308)
@@ -37,6 +41,7 @@ MAX_WAIT = 10.0  # seconds that a busy server may ask for
 SLOWEST = 16384  # bytes a second; a body that comes slower is given up
 PAGES = re.compile(r"text/html|application/xhtml|(application|text)/(json|xml)")
 AUTHORITIES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+PLAIN = re.compile(r"[A-Za-z0-9._/-]*")
 PAGE = "the server sends a web page in place of this file; it is not there, or asks for a login"
 NO_PARTS = "the server does not send parts of files (HTTP Range); serve the store with one that does, or download it"
 
@@ -87,8 +92,15 @@ class Web:
         self._moved = ""  # where they lead to for any file of the folder, if they kept its path
         self._suffixes = True  # whether the server knows `bytes=-n`
         self._checked: set[str] = set()  # files that are sent as pages, and are none
+        self._own_name = ""  # last word of the address
+        self._direct: Direct | None = None  # once the server was seen to do as the standard says
 
     def get_all(self, wanted: Sequence[tuple[str, Part]]) -> list[bytes | None]:
+        if self._direct and (spans := self._short_way(wanted)):
+            found = self._direct.get_all(spans)
+            return [
+                self._get(*item) if content is None else content for item, content in zip(wanted, found, strict=True)
+            ]
         if len(wanted) == 1:
             return [self._get(*wanted[0])]
         return list(_workers(os.getpid()).map(lambda item: self._get(*item), wanted))
@@ -117,10 +129,31 @@ class Web:
             start, size = answer.range or (first, None)
             if start != first or len(body) > last - first:
                 raise self._unreachable(name, "the server sends other parts of the file than it is asked for")
+            if self._direct is None and answer.range and len(body) == last - first:
+                self._direct = self._find_direct()
             found, first = found + body, first + len(body)
             if size is None or first >= size:
                 break
         return found
+
+    def _find_direct(self) -> Direct | None:
+        """The short way to parts of files, where neither redirects, queries nor proxies are in between."""
+        url = urlsplit(self._base.text)
+        folder, _, self._own_name = self._base.text.rpartition("/")
+        if url.query or self._targets or _proxy(_origin(self._base.text)) or not PLAIN.fullmatch(self._own_name):
+            return None
+        from samdeblur.storage.access.direct import Direct
+
+        return Direct(folder, self._headers)
+
+    def _short_way(self, wanted: Sequence[tuple[str, Part]]) -> list[tuple[str, int, int]]:
+        """Paths, first and last bytes of parts for `Direct`; nothing when one of them is no part between two bytes."""
+        spans = [
+            (f"{self._own_name}/{name}" if name else self._own_name, part.start, part.stop)
+            for name, part in wanted
+            if part is not None and part.stop is not None and 0 <= part.start < part.stop and PLAIN.fullmatch(name)
+        ]
+        return spans if len(spans) == len(wanted) else []
 
     def _end(self, name: str, length: int) -> bytes | None:
         if self._suffixes:
