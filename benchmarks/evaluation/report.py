@@ -173,7 +173,7 @@ def take_picture(page: Path) -> bytes:
         browser.until(READY)
         parts = [browser.screenshot()]
         browser.show(1120, 740)
-        browser.open(f"{page.as_uri()}#0/coffee%2F00")
+        browser.open(f"{page.as_uri()}#0/coffee/00")
         browser.until(f"{READY} && document.querySelector('.pane canvas:not([hidden])') !== null")
         parts.append(browser.screenshot())
         assert not browser.problems, browser.problems
@@ -200,7 +200,7 @@ def main(images: Sequence[int], picture: bool) -> None:
     for row in rows:
         click.echo(", ".join(f"{name} {value}" for name, value in row.items()))
     with Browser() as browser:
-        program = browser.call("Browser.getVersion")["product"]
+        program = f"Chromium {browser.version}"
     machine = f"{platform.machine()}, {os.cpu_count()} cores, {program}, headless, a fresh profile for each"
     text = json.dumps({"machine": machine, "repeats": REPEATS, "rows": rows}, indent=1)
     (ROOT / "benchmarks/results/report.json").write_text(text + "\n")

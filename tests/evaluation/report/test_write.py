@@ -412,7 +412,7 @@ def test_a_point_opens_its_image(show, report):
         == 2
     )
     window.run("[...document.querySelectorAll('circle')][1].id = 'fallen'")
-    window.mouse("mouseMoved", *window.place("#fallen"))
+    window.hover(*window.place("#fallen"))
     assert "fallen/2" in text(window, "#tip")
     assert "-5.00 dB" in text(window, "#tip")
     window.click(*window.place("#fallen"))
@@ -477,7 +477,7 @@ def test_all_pictures_zoom_and_move_together(show, report):
     assert set(transforms(window)) == {"matrix(1, 0, 0, 1, 0, 0)"}
     stage = ".pane[data-name=result] .stage"
     x, y = window.place(stage, 0.25, 0.75)
-    window.mouse("mouseWheel", x, y, deltaX=0, deltaY=-480)
+    window.wheel(x, y, -480)
     (zoomed,) = set(transforms(window))
     scale, *_, left, top = (float(number) for number in re.findall(r"-?[\d.]+(?:e-?\d+)?", zoomed))
     assert scale == 4
@@ -498,7 +498,7 @@ def test_all_pictures_zoom_and_move_together(show, report):
     window.press("0")
     assert set(transforms(window)) == {"matrix(1, 0, 0, 1, 0, 0)"}
     window.press("+")
-    window.press("ArrowRight", shift=True)
+    window.press("Shift+ArrowRight")
     (moved,) = set(transforms(window))
     assert float(moved.split(",")[4]) < 0
     window.press("ArrowRight")  # another image is seen whole
@@ -530,7 +530,7 @@ def test_the_slider_shows_one_picture_on_either_side(show, report):
     choose(window, "left", "sharp")
     pictures_are_there(window)
     assert like(sides(0.45)[0], BLUE)
-    window.mouse("mouseWheel", *window.place(".stage", 0.9, 0.5), deltaX=0, deltaY=-240)
+    window.wheel(*window.place(".stage", 0.9, 0.5), -240)
     window.drag([window.place(".handle", 0.5, 0.2), window.place(".stage", 0.5, 0.2)])  # also while zoomed
     assert window.run("Math.round(document.getElementById('border').value)") == 50
     assert len(set(transforms(window))) == 1
@@ -540,7 +540,7 @@ def test_the_slider_shows_one_picture_on_either_side(show, report):
 def test_the_record_of_the_mask_under_the_cursor_is_shown(show, report):
     window = open_viewer(show, report)
     stage = ".pane[data-name=masks] .stage"
-    window.mouse("mouseMoved", *window.place(stage, 0.25, 0.5))  # on both, the smaller first
+    window.hover(*window.place(stage, 0.25, 0.5))  # on both, the smaller first
     assert visible(window, "#record")
     shown = window.run("document.getElementById('record').innerText").split("\n")
     assert shown[0] == "mask 1"
@@ -549,15 +549,15 @@ def test_the_record_of_the_mask_under_the_cursor_is_shown(show, report):
     window.click(*window.place(stage, 0.25, 0.5))
     assert text(window, "#record").startswith("mask 0")
     dim = colour_at(window, *window.place(stage, 0.75, 0.5))
-    window.mouse("mouseMoved", *window.place(stage, 0.05, 0.5))
+    window.hover(*window.place(stage, 0.05, 0.5))
     assert text(window, "#record").startswith("mask 0")
-    window.mouse("mouseMoved", *window.place(stage, 0.75, 0.5))
+    window.hover(*window.place(stage, 0.75, 0.5))
     assert not visible(window, "#record")
     assert sum(dim) < sum(colour_at(window, *window.place(stage, 0.75, 0.5))) + 30
-    window.mouse("mouseMoved", *window.place(".pane[data-name=result] .stage", 0.25, 0.5))
+    window.hover(*window.place(".pane[data-name=result] .stage", 0.25, 0.5))
     assert not visible(window, "#record")  # masks are not shown there
-    window.mouse("mouseWheel", *window.place(stage, 0.99, 0.5), deltaX=0, deltaY=-480)
-    window.mouse("mouseMoved", *window.place(stage, 0.1, 0.5))  # 0.77 of the picture
+    window.wheel(*window.place(stage, 0.99, 0.5), -480)
+    window.hover(*window.place(stage, 0.1, 0.5))  # 0.77 of the picture
     assert not visible(window, "#record")
 
 
@@ -568,7 +568,7 @@ def test_masks_are_switched_and_stepped_with_keys(show, report):
     assert window.run(hidden) == [True, False, True, True, True]
     window.press("m")
     assert window.run(hidden) == [False] * 5
-    window.mouse("mouseMoved", *window.place(".pane[data-name=result] .stage", 0.25, 0.5))
+    window.hover(*window.place(".pane[data-name=result] .stage", 0.25, 0.5))
     assert text(window, "#record").startswith("mask 1")
     window.press("m")
     assert window.run(hidden) == [True] * 5

@@ -302,14 +302,14 @@ def test_a_browser_shows_masks_and_the_record_under_the_cursor(store, tmp_path):
         window.open(tmp_path / "view.html")
         place = window.place(".picture", 140.5 / 280, 150.5 / 300)
         for _ in range(1000):  # the labels are decoded meanwhile
-            window.mouse("mouseMoved", *place)
+            window.hover(*place)
             if not window.run("document.getElementById('panel').hidden"):
                 break
-            window.mouse("mouseMoved", 2, 2)
+            window.hover(2, 2)
         record = window.run("document.getElementById('panel').innerText").split("\n")
         assert record[:3] == [f"mask {first}", "area", f"{areas[first]:.0f}"]
         window.click(*place)
         assert window.run("document.getElementById('panel').innerText").startswith(f"mask {second}\n")
-        window.mouse("mouseMoved", 2, 2)
+        window.hover(2, 2)
         assert window.run("document.getElementById('panel').hidden")
         assert window.problems == []
