@@ -27,6 +27,8 @@ FAILED, WRONG_USAGE, QUARANTINED, REQUEUE, INTERRUPTED = 1, 2, 3, 75, 130
 # By name, so that nothing is loaded to say what went wrong: what can be raised is loaded already.
 REFUSALS = frozenset({
     "samdeblur.pipeline.segmenters.base.SettingsError",
+    "samdeblur.pipeline.segmenters.plugins.SegmenterError",
+    "samdeblur.pipeline.segmenters.plugins.SegmenterMissing",
     "samdeblur.pipeline.sources.base.SourceError",
     "samdeblur.storage.format.layout.StoreError",
     "samdeblur.storage.store.ImageNotReady",

@@ -16,6 +16,9 @@ from .job.summary import Summary as Summary
 from .segmenters.base import Segmenter as Segmenter
 from .segmenters.base import SettingsError as SettingsError
 from .segmenters.mask_generator import MaskGenerator as MaskGenerator
+from .segmenters.plugins import Choice as Choice
+from .segmenters.plugins import SegmenterError as SegmenterError
+from .segmenters.plugins import SegmenterMissing as SegmenterMissing
 from .segmenters.sam import BUNDLED_SETTINGS as BUNDLED_SETTINGS
 from .segmenters.sam import SamSegmenter as SamSegmenter
 from .segmenters.superpixels import SuperpixelSegmenter as SuperpixelSegmenter

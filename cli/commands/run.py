@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,8 +85,11 @@ def size_in_bytes(context: click.Context, parameter: click.Parameter, value: str
 @click.option("--predeblur", default="auto", show_default=True, metavar="auto|none|bundled|NAME|PATH",
               help="NAFNet that deblurs before segmenting: a checkpoint, a run folder, or fetched weights. auto "
                    "does as the paper: bundled for splits whose name starts with train, none for others.")  # fmt: skip
-@click.option("--segmenter", type=click.Choice(["sam", "superpixels", "true-masks"]), default="sam", show_default=True,
-              help="superpixels need no weights; true-masks takes those that worlds know.")  # fmt: skip
+@click.option("--segmenter", default="sam", show_default=True, metavar="NAME|MODULE:FACTORY",
+              help="sam; superpixels, which need no weights; true-masks, those that worlds know; or one of another "
+                   "package (docs/segmenters.md).")  # fmt: skip
+@click.option("--set-segmenter", multiple=True, metavar="KEY=VALUE", help="A setting of a segmenter other than sam; "
+              "again for each. Values are JSON, or else text.")  # fmt: skip
 @click.option("--sam", metavar="bundled|NAME|PATH", help="Segment Anything weights: a file, or fetched ones by name, "
               "such as sam_vit_h.  [default: bundled]")  # fmt: skip
 @click.option("--channel-order", type=click.Choice(["rgb", "bgr"]), default="rgb", show_default=True,
@@ -164,7 +167,7 @@ class Job:
 def _job(options: Mapping[str, Any]) -> Job:
     """Of the options for one store. Raises UsageError for those that do not go together."""
 
-    from samdeblur.pipeline import PrepSettings, StoreOptions, Weights, open_source
+    from samdeblur.pipeline import Choice, PrepSettings, StoreOptions, Weights, open_source
     from samdeblur.pipeline.segmenters.speed import Speed
 
     split, segmenter, predeblur = options["split"], options["segmenter"], options["predeblur"]
@@ -173,13 +176,18 @@ def _job(options: Mapping[str, Any]) -> Job:
     if segmenter == "true-masks" and predeblur != "none":
         raise click.UsageError("--predeblur needs a segmenter; true masks are not found in the pictures")
     sam_settings = {name: options[name] for name in SAM_SETTINGS}
+    given, together = segmenter_settings(options["set_segmenter"]), options["encoder_batch"] > 1
+    ours = segmenter in ("superpixels", "true-masks")
+    if segmenter == "sam" and given:
+        raise click.UsageError(f"--set-segmenter {next(iter(given))}: sam has options of its own; see --help")
     if segmenter != "sam":
         changed = {"sam": options["sam"], **sam_settings}
-        plain = {"precision": "float32", "compile": False, "sdpa": False, "encoder_batch": 1}
+        plain = {"precision": "float32", "compile": False, "sdpa": False, "channel_order": "rgb"}
+        plain |= {"encoder_batch": 1} if ours else {}
         changed |= {name: options[name] for name, value in plain.items() if options[name] != value}
-        given = [f"--{name.replace('_', '-')}" for name, value in changed.items() if value is not None]
-        if given:
-            raise click.UsageError(f"{given[0]} needs --segmenter sam")
+        flags = [f"--{name.replace('_', '-')}" for name, value in changed.items() if value is not None]
+        if flags:
+            raise click.UsageError(f"{flags[0]} needs --segmenter sam")
     settings = PrepSettings(
         predeblur=None if predeblur == "none" else Weights.of_network(predeblur),
         sam=Weights.of_sam(options["sam"] or "bundled") if segmenter == "sam" else None,
@@ -187,10 +195,27 @@ def _job(options: Mapping[str, Any]) -> Job:
         channel_order=options["channel_order"],
         sam_settings=chosen_sam_settings(sam_settings, (options["sam"] or "bundled") == "bundled"),
         speed=Speed(options["precision"], options["compile"], options["sdpa"], options["encoder_batch"]),
+        plugin=Choice.of_plugin(segmenter, given, together) if given or not (ours or segmenter == "sam") else None,
         device=options["device"],
     )
     source = open_source(options["source"], split, options["layout"], options["dataset"], options["skip_unpaired"])
     return Job(source, options["store"], settings, StoreOptions(options["images"], options["block_size"]))
+
+
+def segmenter_settings(given: Sequence[str]) -> dict[str, Any]:
+    """KEY=VALUE, ... -> key -> value. Raises UsageError."""
+    found: dict[str, Any] = {}
+    for each in given:
+        key, equals, text = each.partition("=")
+        if not equals or not key.isidentifier():
+            raise click.UsageError(f"--set-segmenter {each}: write KEY=VALUE")
+        if key in found:
+            raise click.UsageError(f"--set-segmenter {key}: given twice")
+        try:
+            found[key] = json.loads(text)
+        except ValueError:
+            found[key] = text
+    return found
 
 
 def chosen_sam_settings(options: dict[str, Any], bundled: bool) -> dict[str, Any]:

@@ -166,6 +166,7 @@ class OnDask:
         self._address, self._patience = address, patience
         self._client = self._connect()
         self._threads: Mapping[str, int] = {}
+        self._left_out: set[str] = set()
         self._looked = -math.inf
         self._seen_worker = time.monotonic()
 
@@ -189,6 +190,7 @@ class OnDask:
     def leave_out(self, worker: str) -> None:
         with suppress(OSError, TimeoutError):
             self._client.retire_workers([worker], close_workers=True)
+        self._left_out.add(worker)  # Dask keeps the last one, which holds what it answered
         self._looked = -math.inf
 
     def run(
@@ -251,7 +253,8 @@ class OnDask:
         """Threads of each worker by its address, asked for every TICK."""
         if time.monotonic() - self._looked > TICK:
             try:
-                self._threads = self._client.nthreads()
+                found = self._client.nthreads()
+                self._threads = {worker: n for worker, n in found.items() if worker not in self._left_out}
             except (OSError, TimeoutError, AttributeError):  # between two schedulers
                 self._threads = {}
             self._looked = time.monotonic()

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from samdeblur.models import CheckpointError, Deblurrer, load_network, load_sam, local_pooling, pick_device
+from samdeblur.models import CheckpointError, Deblurrer, load_network, local_pooling, pick_device
 from samdeblur.models.checkpoints.loading import checkpoint_digest, resolve_checkpoint, split_part
 from samdeblur.models.checkpoints.public import BUNDLED_NETWORK, BUNDLED_SAM, known_path
-from samdeblur.pipeline.segmenters.base import Segmenter
+from samdeblur.pipeline.segmenters.base import Segmenter, TrueMasks
 from samdeblur.pipeline.segmenters.mask_generator import EXACT, SAM_SETTINGS
-from samdeblur.pipeline.segmenters.sam import SamSegmenter, sam_recipe
+from samdeblur.pipeline.segmenters.plugins import OURS, Choice
+from samdeblur.pipeline.segmenters.sam import sam_recipe
 from samdeblur.pipeline.segmenters.speed import Speed
 from samdeblur.pipeline.segmenters.superpixels import SuperpixelSegmenter
 
@@ -72,6 +73,7 @@ class PrepSettings:
         channel_order: order in which SAM is fed.
         sam_settings: settings of MaskGenerator that differ from its defaults.
         speed: how SAM's network computes; anything but the default changes masks a little.
+        plugin: a segmenter of another package, or superpixels with other settings, instead of all of these.
         device: "cpu", "cuda" (each worker takes one of the GPUs), or "auto".
     """
 
@@ -81,28 +83,48 @@ class PrepSettings:
     channel_order: Literal["rgb", "bgr"] = "rgb"
     sam_settings: Mapping[str, Any] = field(default_factory=dict)
     speed: Speed = EXACT
+    plugin: Choice | None = None
     device: str = "auto"
 
     def recipe(self) -> dict[str, Any]:
         """JSON values; equal recipes give equal masks within one environment."""
         segmenter: Mapping[str, Any] = SuperpixelSegmenter().recipe()
-        if self.true_masks:
-            segmenter = {"name": "true"}
+        if self.plugin is not None and self.plugin.recipe is not None:
+            segmenter = self.plugin.recipe
+        elif self.true_masks:
+            segmenter = TrueMasks().recipe()
         elif self.sam is not None:
             segmenter = sam_recipe(self.sam.sha256, self.channel_order, SAM_SETTINGS | dict(self.sam_settings))
         return {
-            "mode": self.speed.recipe() if self.sam is not None else EXACT.recipe(),
+            "mode": (EXACT if self.sam is None and self.plugin is None else self.speed).recipe(),
             "predeblur": {"checkpoint": self.predeblur.sha256} if self.predeblur else None,
             "segmenter": dict(segmenter),
         }
 
+    @property
+    def segmenter(self) -> Choice:
+        """What each worker opens."""
+        if self.plugin is not None:
+            return self.plugin
+        if self.true_masks:
+            return Choice("true-masks")
+        if self.sam is None:
+            return Choice("superpixels")
+        of_sam = {"weights": self.sam, "channel_order": self.channel_order, "speed": self.speed}
+        return Choice("sam", of_sam | dict(self.sam_settings))
+
 
 @dataclass(frozen=True)
 class Stages:
-    """The models of a preparation, loaded; no segmenter where the source knows the masks."""
+    """The models of a preparation, loaded.
+
+    Attributes:
+        plugin: name of the segmenter where it is of another package, whose answers are checked.
+    """
 
     network: Deblurrer | None
-    segmenter: Segmenter | None
+    segmenter: Segmenter
+    plugin: str | None = None
 
 
 def check_runs(settings: PrepSettings, here: bool = True) -> None:
@@ -112,18 +134,16 @@ def check_runs(settings: PrepSettings, here: bool = True) -> None:
     """
     if here:
         pick_device(settings.device)
+    if settings.plugin is not None:  # which was opened to know its recipe
+        settings = replace(settings, plugin=None)
     load_stages(settings, torch.device("cpu"))
 
 
 def load_stages(settings: PrepSettings, device: torch.device) -> Stages:
     """Load the models onto a torch device. Raises FileNotFoundError, CheckpointError."""
-    if settings.true_masks:
-        return Stages(None, None)
-    network = load_network(settings.predeblur.check()).to(device) if settings.predeblur else None
+    predeblur = None if settings.true_masks else settings.predeblur
+    network = load_network(predeblur.check()).to(device) if predeblur else None
     if network is not None and network.local_means:
         network = local_pooling(network, network.train_size or 256)
-    if settings.sam is None:
-        return Stages(network, SuperpixelSegmenter())
-    sam = load_sam(settings.sam.check()).to(device)
-    segmenter = SamSegmenter(sam, settings.sam.sha256, settings.channel_order, settings.speed, **settings.sam_settings)
-    return Stages(network, segmenter)
+    choice = settings.segmenter
+    return Stages(network, choice.open(device), None if choice.name in OURS else choice.name)

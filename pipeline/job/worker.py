@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,9 +29,8 @@ from samdeblur.models.checkpoints.finding import SeveralNetworks
 from samdeblur.pipeline.job.blame import Blame, Blamed, alike, as_sent, blame, is_out_of_gpu_memory
 from samdeblur.pipeline.job.blocks import BlockFailure, BlockReport, BlockTask, Clock, NotShared
 from samdeblur.pipeline.job.recipe import PrepSettings, Stages, load_stages
-from samdeblur.pipeline.segmenters.base import Records
-from samdeblur.pipeline.segmenters.mask_generator import Crop
-from samdeblur.pipeline.segmenters.sam import SamSegmenter
+from samdeblur.pipeline.segmenters.base import Embeds, Finds, Records, TrueMasks
+from samdeblur.pipeline.segmenters.plugins import checked, provider
 from samdeblur.pipeline.sources.base import BadImage, ImagePair
 from samdeblur.storage import AtomMap
 from samdeblur.storage.files import write_durably
@@ -99,7 +99,7 @@ def _run_block(task: BlockTask, staging: Path) -> BlockReport:
         dict(clock.seconds),
         time.perf_counter() - start,
         dict(clock.image_seconds),
-        environment(device),
+        environment(device, task.settings.segmenter.name),
         splits,
         worker_address(),
         place(task.settings.device),
@@ -140,7 +140,7 @@ def _find_all(
 
 
 def _splits(stages: Stages) -> int:
-    return stages.segmenter.splits if isinstance(stages.segmenter, SamSegmenter) else 0
+    return int(getattr(stages.segmenter, "splits", 0))
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ class Opened:
     key: str
     pair: ImagePair | None = None
     picture: NDArray[np.uint8] | None = None
-    embedding: Crop | None = None
+    embedding: Any = None
     error: Exception | None = None
     planned: bool = True  # whether its size was known when the store was planned
 
@@ -186,7 +186,7 @@ def _of_image(error: Exception, key: str) -> Exception:
 def _embed_together(images: list[Opened], stages: Stages, clock: Clock) -> list[Opened]:
     """Images that went through the image encoder in one batch; each by itself later, when one of them cannot."""
     pictures = [image.picture for image in images if image.picture is not None]
-    if not isinstance(stages.segmenter, SamSegmenter) or not pictures:
+    if not isinstance(stages.segmenter, Embeds) or not pictures:
         return images
     try:
         with clock("segment"):
@@ -204,16 +204,21 @@ def _find_masks(image: Opened, stages: Stages, clock: Clock) -> Encode:
             raise image.error
         assert image.pair is not None
         assert image.picture is not None
-        if stages.segmenter is None:
+        if isinstance(stages.segmenter, TrueMasks):
             masks = image.pair.masks
             if masks is None:
                 raise BadImage(f"{image.key}: its source knows no true masks")
             return lambda: (masks, {})
         with clock("segment", image.key):
-            if isinstance(stages.segmenter, SamSegmenter):
-                return stages.segmenter.find(image.picture, image.embedding)
-            found = stages.segmenter.segment(image.picture)
-            return lambda: found
+            if isinstance(stages.segmenter, Finds):
+                finish = stages.segmenter.find(image.picture, image.embedding)
+            else:
+                found = stages.segmenter.segment(image.picture)
+                finish = lambda: found  # noqa: E731
+        if stages.plugin is None:
+            return finish
+        name, shape = stages.plugin, image.picture.shape[:2]
+        return lambda: checked(name, finish(), shape)
     except Exception as error:  # as above
         return partial(_fail, _of_image(error, image.key))
 
@@ -314,11 +319,12 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def environment(device: torch.device) -> dict[str, str]:
+def environment(device: torch.device, segmenter: str = "") -> dict[str, str]:
     """Versions and hardware, kept beside the store: within one environment results are the same to the byte."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
         **device_facts(device),
         "machine": platform.machine(),
+        **({"segmenter": of} if (of := provider(segmenter)) else {}),
     }

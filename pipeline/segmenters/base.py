@@ -1,9 +1,9 @@
-"""What every segmenter does: from an image to overlapping masks and their records."""
+"""What every segmenter does: from an image to overlapping masks and their records (docs/segmenters.md)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from samdeblur.storage import AtomMap
 
 Records = dict[str, NDArray[np.float64]]  # columns of shape (M,)
+Found = tuple[AtomMap, Records]
 
 
 class SettingsError(ValueError):
@@ -24,6 +25,38 @@ class Segmenter(Protocol):
         """Name and every setting that changes the result, as JSON values; part of a store's recipe."""
         ...
 
-    def segment(self, image: NDArray[np.uint8]) -> tuple[AtomMap, Records]:
+    def segment(self, image: NDArray[np.uint8]) -> Found:
         """Masks of an (H, W, 3) uint8 RGB image, any number of them, and record columns of shape (M,)."""
         ...
+
+
+@runtime_checkable
+class Finds(Protocol):
+    """A segmenter that gives the device back early."""
+
+    def find(self, image: NDArray[np.uint8], embedding: Any = None) -> Callable[[], Found]:
+        """The part of `segment` that needs the device; what it returns does the rest, in another thread."""
+        ...
+
+
+@runtime_checkable
+class Embeds(Finds, Protocol):
+    """A segmenter whose encoder takes several images at once."""
+
+    def embed(self, images: Sequence[NDArray[np.uint8]]) -> Sequence[Any]:
+        """What `find` takes as the embedding of each image."""
+        ...
+
+
+class TrueMasks:
+    """The masks that a source knows to be true, instead of found ones."""
+
+    def recipe(self) -> Mapping[str, Any]:
+        return {"name": "true"}
+
+    def segment(self, image: NDArray[np.uint8]) -> Found:
+        raise SettingsError("true masks are known of an image, not found in it")
+
+
+def true_masks(device: object) -> TrueMasks:
+    return TrueMasks()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from segment_anything.modeling import Sam
 
+from samdeblur.models import load_sam
 from samdeblur.pipeline.segmenters.base import Records
 from samdeblur.pipeline.segmenters.mask_generator import EXACT, Crop, MaskGenerator
 from samdeblur.pipeline.segmenters.speed import Speed
@@ -67,6 +70,29 @@ class SamSegmenter:
 
     def _ordered(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         return np.ascontiguousarray(image[..., ::-1]) if self._channel_order == "bgr" else image
+
+
+class Checkpoint(Protocol):
+    """A file of weights whose digest is known."""
+
+    @property
+    def sha256(self) -> str: ...
+
+    def check(self) -> Path:
+        """The path, if the file is still what it was."""
+        ...
+
+
+def open_sam(
+    device: torch.device,
+    weights: Checkpoint,
+    channel_order: Literal["rgb", "bgr"] = "rgb",
+    speed: Speed = EXACT,
+    **settings: Any,
+) -> SamSegmenter:
+    """Raises FileNotFoundError, CheckpointError, SettingsError."""
+    sam = load_sam(weights.check()).to(device)
+    return SamSegmenter(sam, weights.sha256, channel_order, speed, **settings)
 
 
 def sam_recipe(checkpoint_sha256: str, channel_order: str, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from scipy.ndimage import find_objects
 from skimage import graph
 from skimage.segmentation import slic
 
+from samdeblur.pipeline.segmenters.base import SettingsError
 from samdeblur.storage import AtomMap
 from samdeblur.storage.atoms import Piece
 from samdeblur.storage.decode import BadImage
@@ -74,6 +76,32 @@ class SuperpixelSegmenter:
 
         atoms = AtomMap.from_pieces(len(regions), piece, image.shape[:2])
         return atoms, geometry_records(atoms)
+
+
+def open_superpixels(device: object, **settings: Any) -> SuperpixelSegmenter:
+    """Raises SettingsError."""
+    try:
+        found = replace(SuperpixelSegmenter(), **settings)
+        found = replace(found, thresholds=tuple(float(each) for each in found.thresholds))
+        _check(found)
+    except (TypeError, ValueError) as error:
+        known = ", ".join(f"{name} {value}" for name, value in asdict(SuperpixelSegmenter()).items())
+        raise SettingsError(f"segmenter superpixels: {error}; its settings: {known}") from error
+    return found
+
+
+def _check(chosen: SuperpixelSegmenter) -> None:
+    numbers = (chosen.compactness, chosen.min_area, chosen.max_area)
+    if type(chosen.n_segments) is not int or not 1 <= chosen.n_segments <= MAX_PIXELS:
+        raise ValueError(f"n_segments is {chosen.n_segments!r}, not a whole number of superpixels")
+    if not all(isinstance(number, int | float) and math.isfinite(number) for number in (*numbers, *chosen.thresholds)):
+        raise ValueError("compactness, min_area, max_area and thresholds are numbers")
+    if chosen.compactness <= 0:
+        raise ValueError(f"compactness is {chosen.compactness}, not above 0")
+    if not 0 <= chosen.min_area <= chosen.max_area <= 1:
+        raise ValueError("min_area and max_area are shares of the image: 0 <= min_area <= max_area <= 1")
+    if list(chosen.thresholds) != sorted(chosen.thresholds):
+        raise ValueError("thresholds ascend")
 
 
 def _first_pixels(labels: NDArray[np.int32]) -> NDArray[np.int64]:

@@ -1,15 +1,32 @@
 """A job that is killed goes on where it stopped, and ends with the same bytes."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
 
 import pytest
+from distributed import LocalCluster
+from places import ROOT
+
+from samdeblur.storage import open_store
 
 
 def contents(store):
     return {file.relative_to(store): file.read_bytes() for file in store.rglob("*") if file.is_file()}
+
+
+@pytest.fixture(scope="session")
+def installed_plugin(tmp_path_factory):
+    """The package of docs/segmenters.md, installed in a folder of its own."""
+    project, site = tmp_path_factory.mktemp("project"), tmp_path_factory.mktemp("site")
+    text = (ROOT / "docs/segmenters.md").read_text()
+    for name, code in re.findall(r"^`([\w.]+)`\n\n```\w+\n(.*?)^```", text, re.S | re.M):
+        (project / name).write_text(code)
+    install = ["install", "--quiet", "--no-deps", "--no-index", "--no-build-isolation", "--target", site, project]
+    subprocess.run([sys.executable, "-m", "pip", *install], check=True, capture_output=True)
+    return site
 
 
 @pytest.fixture
@@ -38,10 +55,10 @@ coordinator._Group.commit = commit_and_wait
 prep.main()
 """
 
-    def stop(store, number):
+    def stop(store, number, *options):
         told, tells = os.pipe()
         arguments = ["run", pairs, store, "--split", "test", "--workers", "1", "--block-size", "2"]
-        arguments += ["--segmenter", "superpixels", str(tells)]
+        arguments += [*(options or ("--segmenter", "superpixels")), str(tells)]
         process = subprocess.Popen(
             [sys.executable, "-c", script, *map(str, arguments)],
             stdin=subprocess.PIPE,
@@ -70,3 +87,37 @@ def test_a_stopped_preparation_finishes_with_the_bytes_of_an_undisturbed_one(
     finished = prep_run(pairs, other)
     assert (finished.code, "2 were done before" in finished.out) == (0, True)
     assert contents(other) == contents(store)
+
+
+def test_a_plugin_of_another_package_makes_a_store_that_is_stopped_resumed_and_the_same(
+    stopped_job, installed_plugin, prep_run, samdeblur, pairs, tmp_path, monkeypatch
+):
+    options = ("--segmenter", "regions", "--set-segmenter", "scales=[300, 60]", "--set-segmenter", "min_size=20")
+    monkeypatch.syspath_prepend(installed_plugin)
+    monkeypatch.setenv("PYTHONPATH", str(installed_plugin))
+    stopped, whole = tmp_path / "stopped.zarr", tmp_path / "whole.zarr"
+    assert stopped_job(stopped, signal.SIGKILL, *options) == -signal.SIGKILL
+    refused = prep_run(pairs, stopped, *options, "--set-segmenter", "sigma=2")
+    assert (refused.code, "segmenter.sigma 0.8 -> 2.0" in refused.error) == (2, True)
+    finished = prep_run(pairs, stopped, *options)
+    assert (finished.code, "2 were done before" in finished.out) == (0, True)
+    assert prep_run(pairs, whole, *options).code == 0
+    assert contents(stopped) == contents(whole)
+    store = open_store(whole)
+    recipe = {"name": "regions", "version": 1, "scales": [300, 60], "sigma": 0.8, "min_size": 20}
+    assert store.header.recipe["segmenter"] == recipe
+    assert min(store.atoms(key).n_masks for key in store.keys) > 2
+    assert all((store.records(key)["predicted_iou"] <= 1).all() for key in store.keys)
+    assert '"segmenter": "regions-segmenter 1.0"' in (tmp_path / "whole.zarr.run/blocks.jsonl").read_text()
+
+
+def test_a_worker_without_the_plugin_says_so(installed_plugin, prep_run, pairs, tmp_path, monkeypatch):
+    with LocalCluster(
+        n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0", silence_logs=50
+    ) as elsewhere:  # whose process was started without the folder
+        monkeypatch.syspath_prepend(installed_plugin)
+        options = ("--segmenter", "regions", "--scheduler", elsewhere.scheduler_address, "--block-size", 1)
+        failed = prep_run(pairs, tmp_path / "s.zarr", *options)
+    assert failed.code == 1
+    assert "no worker is left" in failed.err
+    assert "segmenter regions: no package on" in failed.err
