@@ -94,7 +94,9 @@ def run_command(command: click.Command, interrupted: str = "") -> None:
         code = FAILED
     except Exception as error:
         if "--debug" in sys.argv:
-            traceback.print_exc()
+            from samdeblur.storage.access.location import without_secrets
+
+            sys.stderr.write(without_secrets(traceback.format_exc()))
         stopped_by = getattr(error, "by", 0) if is_one_of(error, {"samdeblur.train.stopping.Stopped"}) else 0
         if stopped_by:
             said = f"{error}; run the same command again to go on"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import re
+import ssl
 import threading
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -46,7 +47,7 @@ Answer = Callable[[Request], tuple[int, dict[str, str], bytes]]
 
 
 @contextmanager
-def serving(folder, answer: Answer):
+def serving(folder, answer: Answer, tls: ssl.SSLContext | None = None):
     """(address, requests) of a server on this machine."""
     asked: list[Request] = []
 
@@ -71,9 +72,11 @@ def serving(folder, answer: Answer):
         do_HEAD = do_GET
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    if tls:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        yield f"http://127.0.0.1:{server.server_address[1]}", asked
+        yield f"http{'s' if tls else ''}://127.0.0.1:{server.server_address[1]}", asked
     finally:
         server.shutdown()
         server.server_close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import os
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -27,6 +28,7 @@ S3_SERVICES = (  # where temporary credentials of AWS come from; any of these se
     "AWS_EC2_METADATA_DISABLED",
 )
 GOOGLE = ("GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_SERVICE_ACCOUNT", "GOOGLE_SERVICE_ACCOUNT_KEY")
+AZURE_ADDRESS = ("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ENDPOINT")  # which say where, and not who asks
 
 
 class Bucket:
@@ -39,7 +41,7 @@ class Bucket:
         try:
             self._store = {"s3": _s3, "gs": _gs, "az": _az}[folder.scheme](folder.bucket)
         except BaseError as error:
-            raise ValueError(_brief(error)) from error
+            raise Refused(f"{folder}: {_brief(error)}") from error
 
     def get_all(self, wanted: Sequence[tuple[str, Part]]) -> list[bytes | None]:
         if len(wanted) == 1:
@@ -53,14 +55,15 @@ class Bucket:
         except FileNotFoundError:
             return None
         except (BaseError, OSError) as error:
-            if part is not None and "416" in str(error):
+            if part is not None and "status code: 416" in str(error):
                 return b""
-            kind = (
-                Refused
-                if isinstance(error, PermissionError | PermissionDeniedError | UnauthenticatedError)
-                else Unreachable
-            )
-            raise kind(f"{self._folder / name if name else self._folder}: {_brief(error)}") from error
+            where = self._folder / name if name else self._folder
+            if isinstance(error, PermissionError | PermissionDeniedError | UnauthenticatedError):
+                raise Refused(
+                    f"{where}: the server refuses it ({_brief(error)}); it is not public, or the credentials in the "
+                    "environment are not its own"
+                ) from error
+            raise Unreachable(f"{where}: {_brief(error)}") from error
 
     def _read(self, key: str, part: Part) -> bytes:
         if part is None:
@@ -127,8 +130,8 @@ def _gs(bucket: str) -> Any:
 
 def _az(container: str) -> Any:
     if not any(name in os.environ for name in ("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_CONNECTION_STRING")):
-        raise ValueError("az:// addresses need AZURE_STORAGE_ACCOUNT_NAME in the environment")
-    known = any(name.startswith("AZURE_") and name != "AZURE_STORAGE_ACCOUNT_NAME" for name in os.environ)
+        raise Refused(f"az://{container}: set AZURE_STORAGE_ACCOUNT_NAME to the account that the container belongs to")
+    known = any(name.startswith("AZURE_") and name not in AZURE_ADDRESS for name in os.environ)
     endpoint = os.environ.get("AZURE_STORAGE_ENDPOINT", "")
     about: dict[str, Any] = {} if known else {"skip_signature": True}
     return AzureStore(container, **about, **_options(endpoint))
@@ -136,8 +139,11 @@ def _az(container: str) -> Any:
 
 def _brief(error: Exception) -> str:
     """What is said of a server, in a line: the words before the details of the request."""
-    text = str(error).split("\n\nDebug source")[0]
-    return without_secrets(" ".join(text.split()))[:300]
+    text = " ".join(str(error).split("\n\nDebug source")[0].split())
+    if status := re.search(r"status code: (\d{3} [A-Za-z -]+)", text):
+        return f"HTTP {status[1].strip()}"
+    text = re.sub(r"^.*Error performing \w+ \S+ in .*? - ", "no answer: ", text)
+    return without_secrets(text)[:300]
 
 
 @cache

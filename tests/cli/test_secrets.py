@@ -27,6 +27,8 @@ def test_no_command_says_or_writes_them(samdeblur, address, tiny, tmp_path):
     said += [
         samdeblur("prep", "info", address.replace("prepared", "gone")),
         samdeblur("prep", "info", address.replace("http", "ftp")),
+        samdeblur("prep", "--debug", "info", address.replace("prepared", "gone")),
+        samdeblur("prep", "--debug", "info", address.replace("127.0.0.1:", "127.0.0.1:9")),  # nobody listens there
         samdeblur("prep", "export", address, tmp_path / "m.zip"),
         samdeblur("prep", "run", address, tmp_path / "x.zarr", "--split", "test"),
     ]
