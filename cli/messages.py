@@ -154,7 +154,7 @@ def _explain(error: Exception) -> tuple[str, int]:
         return f"{where}{error.strerror or error}", FAILED
     if isinstance(error, RecursionError):
         return "something given is nested too deeply to be read", WRONG_USAGE
-    if isinstance(error, ValueError) and "null byte" in str(error):
+    if isinstance(error, ValueError) and "embedded null" in str(error):
         return "a path with a NUL character in it", WRONG_USAGE
     if isinstance(error, EOFError):
         return f"a file ends too early: {error or 'nothing is left to read'}", FAILED

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import os
 import shutil
+import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +27,7 @@ from samdeblur.storage.writing.commits import Committer, ImageContent, ImageOutc
 from samdeblur.storage.writing.creation import create_store
 
 torch.set_num_threads(1)  # pytest-xdist fills the cores
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a script's background job ignores
 hypothesis.settings.register_profile(
     "repeatable",
     deadline=None,

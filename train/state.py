@@ -73,11 +73,11 @@ def save_state(folder: Path, state: dict[str, Any], network: Deblurrer, keep: bo
     write_durably(folder / STATE, content)
 
 
-def encode_state(state: Mapping[str, Any]) -> memoryview:
+def encode_state(state: Mapping[str, Any]) -> bytes:
     """A state as the bytes of its file."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    return buffer.getbuffer()
+    return buffer.getvalue()  # shares the memory with the buffer, which is not written to any more
 
 
 def best_step(history: list[Row]) -> float | None:

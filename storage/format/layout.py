@@ -9,8 +9,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -331,13 +330,9 @@ def unpack_keys(raw: NDArray[np.uint8]) -> list[str]:
     return [text.decode() for text in np.ascontiguousarray(raw).view(f"S{raw.shape[1]}")[:, 0].tolist()]
 
 
-@contextmanager
-def write_all_chunks() -> Iterator[None]:
-    """Arrays of the index are opened in here: they write chunks of zeros too, so that a missing chunk shows."""
-    import zarr
-
-    with zarr.config.set({"array.write_empty_chunks": True}):
-        yield
+def writing_all_chunks(array: zarr.Array[Any]) -> zarr.Array[Any]:
+    """An array of the index: it writes chunks of zeros too, so that a missing chunk shows."""
+    return array.with_config({"write_empty_chunks": True})
 
 
 def create_array(group: zarr.Group, name: str, spec: ArraySpec) -> zarr.Array[Any]:

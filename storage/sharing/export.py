@@ -23,7 +23,7 @@ from samdeblur.storage.format.layout import (
     Header,
     StoreError,
     create_array,
-    write_all_chunks,
+    writing_all_chunks,
 )
 from samdeblur.storage.listing import files_in
 from samdeblur.storage.sharing.hdf5 import SHARD_DIGEST, Codec, check_codec, write_apart
@@ -103,9 +103,8 @@ def _digests(source: MaskStore, header: Header) -> dict[str, bytes]:
     """Files of the index of shard digests, which has a column for each array that goes along."""
     memory: dict[str, Any] = {}
     group = zarr.create_group(MemoryStore(memory))
-    with write_all_chunks():
-        array = create_array(group, SHARD_DIGEST, header.index_arrays()[SHARD_DIGEST])
-        array[...] = source.shard_digests[:, : len(header.data_arrays())]
+    array = writing_all_chunks(create_array(group, SHARD_DIGEST, header.index_arrays()[SHARD_DIGEST]))
+    array[...] = source.shard_digests[:, : len(header.data_arrays())]
     return {name: value.to_bytes() for name, value in sorted(memory.items()) if name.startswith(f"{SHARD_DIGEST}/")}
 
 

@@ -37,7 +37,7 @@ from samdeblur.storage.format.layout import (
     pack_text,
     round_up,
     seal,
-    write_all_chunks,
+    writing_all_chunks,
 )
 from samdeblur.storage.writing.fenced import FencedStore
 from samdeblur.storage.writing.lease import Lease, StoreBusy, run_folder
@@ -313,8 +313,7 @@ class Committer:
                 folder.rmdir()
 
     def _array(self, name: str) -> zarr.Array:
-        with write_all_chunks():
-            return zarr.open_array(FencedStore(self._store / name, self._fence), mode="r+")
+        return writing_all_chunks(zarr.open_array(FencedStore(self._store / name, self._fence), mode="r+"))
 
     def _write(self, name: str, rows: NDArray[np.int64], values: Sequence[Any]) -> None:
         array = self._array(name)

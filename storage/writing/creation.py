@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from samdeblur.storage.files import fsync_path, write_durably
 from samdeblur.storage.format.durable import DurableStore
-from samdeblur.storage.format.layout import Header, create_array, pack_keys, seal, write_all_chunks
+from samdeblur.storage.format.layout import Header, create_array, pack_keys, seal, writing_all_chunks
 from samdeblur.storage.listing import is_empty
 from samdeblur.storage.writing.lease import is_gone
 
@@ -51,9 +51,8 @@ def create_store(path: Path, header: Header, keys: Sequence[str], shapes: NDArra
         for name, spec in header.data_arrays().items():
             create_array(group, name, spec)
         known: dict[str, Any] = {"index/key": packed, "index/shape": shapes}
-        with write_all_chunks():
-            for name, spec in header.index_arrays().items():
-                create_array(group, name, spec)[...] = known.get(name, 0)
+        for name, spec in header.index_arrays().items():
+            writing_all_chunks(create_array(group, name, spec))[...] = known.get(name, 0)
         root = header.root(seal(header.attributes(), packed, shapes))
         write_durably(building / "zarr.json", json.dumps(root, indent=2).encode())
         try:
