@@ -6,6 +6,7 @@ import json
 
 import click
 
+from samdeblur.cli.commands.doctor import doctor
 from samdeblur.cli.commands.run import run
 from samdeblur.cli.commands.stores import COMMANDS
 from samdeblur.cli.commands.weights import weights
@@ -36,7 +37,7 @@ def status_command(store: str) -> int:
     return report_status(store)
 
 
-for command in (run, status_command, *COMMANDS, weights):
+for command in (run, status_command, *COMMANDS, weights, doctor):
     cli.add_command(command)
 
 
