@@ -6,8 +6,9 @@ and form are judged by the header, before anything is decoded.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Literal
 
@@ -32,6 +33,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from samdeblur.storage.files import open_regular
 from samdeblur.storage.format.layout import MAX_PIXELS, MAX_SIDE
+from samdeblur.storage.metadata import without_metadata
 
 # First bytes -> reader. `Image.open` would try every format it knows, and warn of sizes that a store takes.
 READERS = {
@@ -62,8 +64,9 @@ UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# What a file says beside its pixels (text, profiles, XMP) never costs these; a chunk is held in memory, once.
-PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 1 << 28
+# What a file says beside its pixels (text, profiles, XMP) never costs these: it is read up to here, or left out.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 1 << 26
+MAX_FILE = 1 << 30  # bytes of a file that is read again without it
 
 # Pillow's own limit is a third of ours, and it warns; it belongs to the whole process.
 if Image.MAX_IMAGE_PIXELS is not None:
@@ -112,10 +115,19 @@ def _reader(file: IO[bytes], header: bytes) -> ImageFile:
         raise BadImage("not an image" + (f" in {FORMS}; convert it to PNG" if header else ": the file is empty"))
     try:
         return reader(file)
-    except SyntaxError:
+    except OSError:
+        raise
+    except Exception as error:  # readers raise nearly anything on damaged files
         if reader is TiffImageFile:  # it may be one of floats, which Pillow knows for grey alone
             _refuse_tiff_depth(_tiff_tags(file, header))
-        raise
+        file.seek(0)
+        data = file.read(MAX_FILE)
+        bare = without_metadata(data)
+        if len(bare) == len(data):
+            raise
+        with suppress(Exception):
+            return reader(io.BytesIO(bare))
+        raise error
 
 
 def upright_shape(image: ImageFile) -> tuple[int, int]:
