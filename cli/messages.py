@@ -12,10 +12,12 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from samdeblur.cli.ending import Told, ends_when_told
 from samdeblur.storage.access.location import without_secrets
 from samdeblur.storage.files import printable
 
@@ -68,12 +70,23 @@ def is_one_of(error: BaseException, names: Collection[str]) -> bool:
     return any(f"{kind.__module__}.{kind.__qualname__}" in names for kind in type(error).__mro__)
 
 
-def run_command(command: click.Command, interrupted: str = "") -> None:
+def run_command(command: click.Command, interrupted: str = "", grace: float = 10.0, told: int = INTERRUPTED) -> None:
     """Run a click command as a program: report errors in one line (--debug adds the traceback) and exit.
 
     Args:
         interrupted: what to say, after "interrupted", to someone who stops it.
+        grace: seconds that it may take to end when SIGTERM or SIGHUP asks for it.
+        told: the exit code then.
     """
+    try:
+        with ends_when_told(grace, told, interrupted.lstrip("; ") or "run the same command again"):
+            code = _run(command, interrupted, told)
+    except Told:  # just before, or just after
+        code = told
+    sys.exit(code or 0)
+
+
+def _run(command: click.Command, interrupted: str, told: int) -> int:
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
         with warnings.catch_warnings():
@@ -88,7 +101,8 @@ def run_command(command: click.Command, interrupted: str = "") -> None:
             message, code = _explain(stopped.__cause__)
             _say(f"error: {message}", code)
         else:
-            code = _say(f"interrupted{stopped.__cause__ or stopped}{interrupted}", INTERRUPTED)
+            by = told if isinstance(stopped.__cause__ or stopped, Told) else INTERRUPTED
+            code = _say(f"interrupted{stopped.__cause__ or stopped}{interrupted}", by)
     except BrokenPipeError:  # who read it, such as head, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = FAILED
@@ -104,7 +118,7 @@ def run_command(command: click.Command, interrupted: str = "") -> None:
         else:
             message, code = _explain(error)
             _say(f"error: {message}", code)
-    sys.exit(code or 0)
+    return code or 0
 
 
 def progress_bar(iterable: Iterable[Any] | None = None, **options: Any) -> tqdm[Any]:
@@ -115,19 +129,34 @@ def progress_bar(iterable: Iterable[Any] | None = None, **options: Any) -> tqdm[
     from tqdm import tqdm
 
     if sys.stderr.isatty():
-        return tqdm(iterable, delay=1, dynamic_ncols=True, **options)
+        return tqdm(iterable, delay=1, dynamic_ncols=True, file=_Terminal(), **options)
     return tqdm(iterable, delay=1, ncols=0, mininterval=15, file=_Lines(), **options)
 
 
-class _Lines:
-    """What a bar writes over and over, in lines of its own on stderr."""
+class _Terminal:
+    """stderr, for what is not worth ending for when it cannot be said: a terminal may be closed at any time."""
+
+    def write(self, text: str) -> None:
+        with suppress(OSError):
+            sys.stderr.write(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            sys.stderr.flush()
+
+    def fileno(self) -> int:
+        return sys.stderr.fileno()
+
+    def isatty(self) -> bool:
+        return sys.stderr.isatty()
+
+
+class _Lines(_Terminal):
+    """What a bar writes over and over, in lines of its own."""
 
     def write(self, text: str) -> None:
         if line := text.strip():
-            sys.stderr.write(f"{line}\n")
-
-    def flush(self) -> None:
-        sys.stderr.flush()
+            super().write(f"{line}\n")
 
 
 def _say_note(otherwise: Callable[..., None]) -> Callable[..., None]:
@@ -162,7 +191,8 @@ def _explain(error: Exception) -> tuple[str, int]:
 
 
 def _say(message: str, code: int) -> int:
-    click.echo(without_secrets(printable(" ".join(message.split()))), err=True)
+    with suppress(OSError):  # nobody listens any more
+        click.echo(without_secrets(printable(" ".join(message.split()))), err=True)
     return code
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib
 import sys
 
+from samdeblur.cli.ending import leave
 from samdeblur.cli.surroundings import settle, speak_utf8
 
 FAILED, INTERRUPTED = 1, 130
+LAST = 30.0  # seconds that the end of the interpreter may take
 
 
 def prep() -> None:
@@ -27,6 +29,9 @@ def _run(program: str) -> None:
         speak_utf8()
         settle()
         importlib.import_module(f"samdeblur.cli.{program}").main()
+    except SystemExit as ended:
+        leave(ended.code if isinstance(ended.code, int) else FAILED, LAST)
+        raise
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)

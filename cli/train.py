@@ -79,8 +79,8 @@ def cli(
     Run the same command again to go on with a run that was stopped: on a CPU it goes on exactly as if it had not been.
     On several GPUs: torchrun --nproc_per_node=N -m samdeblur.cli.train STORE ...
 
-    Exit codes: 0 done, 1 failed, 2 wrong usage, 75 stopped by SIGTERM or SIGUSR1 with its state saved (run it again),
-    130 interrupted. --debug shows tracebacks.
+    Exit codes: 0 done, 1 failed, 2 wrong usage, 75 stopped by SIGTERM, SIGHUP or SIGUSR1 with its state saved (run it
+    again), 130 interrupted. --debug shows tracebacks.
     """
 
     from samdeblur.evaluation.ranks import is_first
@@ -179,7 +179,7 @@ class _Shown:
 
 
 def main() -> None:
-    run_command(cli, "; run the same command again to go on from the last state saved")
+    run_command(cli, "; run the same command again to go on from the last state saved", grace=60, told=REQUEUE)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 
 import click
@@ -25,7 +24,6 @@ def cli(stores: tuple[str, ...], out: Path, seed: int, weights: Path | None, dev
 
     Run the same command again to go on with a run that was stopped.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with progress_bar(total=sum(phase.steps for phase in PHASES), unit="step", desc="sam") as bar:
 
         def progress(row: dict[str, float]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,9 +142,6 @@ def run(context: click.Context, **options: Any) -> int:
                 plan = make_plan(job.source, job.store, job.settings, job.layout, options["retry_quarantined"])
                 report_plan(job.name, job.store, plan, workers.count, options["progress"] == "json")
             return 0
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) != signal.SIG_IGN:  # nohup
-                signal.signal(number, signal.default_int_handler)
         codes = [_run(job, workers, options) for job in jobs]
     return QUARANTINED if QUARANTINED in codes else 0
 
@@ -261,10 +257,10 @@ def _run(job: Job, workers: Workers, options: Mapping[str, Any]) -> int:
             summary = prepare(
                 job.source, job.store, job.settings, job.layout, workers, progress, options["retry_quarantined"]
             )
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as told:
             found = status(job.store) if not is_vacant(job.store) else None
             done = f"; {len(found.store) - found.pending} of {total} images are done" if found else ""
-            raise KeyboardInterrupt(done) from None
+            raise type(told)(done) from None
         found = status(job.store)
         progress.event(
             "end",
