@@ -31,6 +31,7 @@ REFUSALS = frozenset({
     "samdeblur.pipeline.segmenters.base.SettingsError",
     "samdeblur.pipeline.segmenters.plugins.SegmenterError",
     "samdeblur.pipeline.segmenters.plugins.SegmenterMissing",
+    "samdeblur.pipeline.job.local.MemoryTooSmall",
     "samdeblur.pipeline.sources.base.SourceError",
     "samdeblur.storage.format.layout.StoreError",
     "samdeblur.storage.store.ImageNotReady",
@@ -62,6 +63,7 @@ FAILURES = frozenset({
 NOTES = frozenset({
     "samdeblur.models.checkpoints.finding.SeveralNetworks",
     "samdeblur.train.resuming.RunMended",
+    "samdeblur.storage.processes.Note",
 })  # fmt: skip
 
 

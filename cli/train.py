@@ -112,7 +112,7 @@ def cli(
     what = f"{settings.method} on {pick_device(settings.device)}"
     with progress_bar(total=settings.steps, unit="step", desc=what, disable=not is_first()) as bar:
         shown = _Shown(bar)
-        history = train(settings, training, out, validation[0] if validation else None, shown, _say, extend)
+        history = train(settings, training, out, validation[0] if validation else None, shown, extend)
     if not is_first():
         return
     step = best_step(history)
@@ -126,13 +126,6 @@ def cli(
     if best["val_psnr"] < history[0]["val_psnr"]:
         click.echo("note: training never came back to what the weights were worth at step 0", err=True)
     click.echo(f"curves: {out / 'curves.png'}   weights: {out / 'best.safetensors'}")
-
-
-def _say(line: str) -> None:
-    from samdeblur.evaluation.ranks import is_first
-
-    if is_first():
-        click.echo(f"note: {line}", err=True)
 
 
 def _say_small(store: MaskStore) -> None:

@@ -17,6 +17,10 @@ import psutil
 LONGEST_LOOK = 5.0  # seconds between two looks; what is longer, this process was not there
 
 
+class Note(UserWarning):
+    """What someone who waits for a program wants to know; a command says it in a line."""
+
+
 def end_with(process: int) -> None:
     """End this process as soon as another has ended, whatever ended that."""
     try:

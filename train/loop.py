@@ -25,7 +25,7 @@ from samdeblur.storage import MaskStore, folders
 from samdeblur.storage.writing.lease import held
 from samdeblur.train.config import ConfigError, TrainConfig
 from samdeblur.train.data.crops import Batch, CropDataset, Cutting, Share
-from samdeblur.train.data.loader import LoaderFailed, Say, crop_loader
+from samdeblur.train.data.loader import LoaderFailed, crop_loader
 from samdeblur.train.losses import LOSSES, in_decibels
 from samdeblur.train.resuming import read_run, what_was_run
 from samdeblur.train.schedules import learning_rate
@@ -54,7 +54,6 @@ def train(
     folder: Path,
     validation: MaskStore | None = None,
     progress: Callable[[Row], None] = lambda row: None,
-    say: Say = lambda line: None,
     extend: bool = False,
 ) -> list[Row]:
     """Train a network on the crops of a store; called again on the same folder, go on where it stopped.
@@ -64,7 +63,6 @@ def train(
     Args:
         validation: store to validate on; by default training images are held out.
         progress: called after each step with its number, and with each row of the log once it is complete.
-        say: takes a line for a person.
         extend: go on with a run to more steps than it was asked for.
 
     Returns:
@@ -111,7 +109,6 @@ def train(
             loader_workers(config, ranks),
             network.prior.dropout if isinstance(network.prior, MAPUnit) else 0.0,
             run.check_asked,
-            say,
         )
         stack.callback(loader.close)
         batches = _Waiting(loader)

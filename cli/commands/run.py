@@ -66,7 +66,7 @@ def size_in_bytes(context: click.Context, parameter: click.Parameter, value: str
 
     try:
         return None if value is None else int(parse_bytes(value))
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise click.BadParameter(f"{value!r} is no size; write 4GB, 512MiB, ...") from error
 
 

@@ -7,43 +7,38 @@ import logging
 import math
 import os
 import queue
-import signal
 import time
 import uuid
+import warnings
 from collections import deque
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import CancelledError
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import cloudpickle
-import dask
-import torch
-from distributed import Client, Future, Nanny, Scheduler, SpecCluster
+from distributed import Client, Future
 from distributed.client import ClosedClientError
 from distributed.scheduler import KilledWorker
-from distributed.system import MEMORY_LIMIT
+
+from samdeblur.pipeline.job.attendance import SILENT, Attendance
+from samdeblur.pipeline.job.local import cores, local_cluster, memory_of_each, most_workers, visible_gpus
+from samdeblur.storage.processes import Note
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-# Each worker has a core to itself. Dask's own default here, MALLOC_TRIM_THRESHOLD_, is left out on purpose: it makes
-# glibc map and return every large array, which slowed the rendering of worlds 2.4 times.
-WORKER_ENVIRONMENT = {
-    "OPENCV_FOR_THREADS_NUM": 1,
-    "OMP_NUM_THREADS": 1,
-    "MKL_NUM_THREADS": 1,
-    "OPENBLAS_NUM_THREADS": 1,
-    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # with which cuBLAS repeats its results
-}
 WINDOW = 2  # tasks in flight per thread of a worker: one runs, one waits
 TICK = 1.0  # seconds without a result after which `run` says so
 FETCH = 30.0  # seconds to fetch a small result in
 RENEWAL = 30.0  # seconds to wait for a process that replaces another
 PATIENCE = 300.0  # seconds without a worker, or a scheduler, after which a run ends
+UP = 60.0  # the same for processes of its own
+LOOK = 5.0  # seconds between two looks at how workers are while nothing comes
+SAY = 20.0  # seconds of waiting after which a run says what it waits for
 
 
 class ClusterLost(ConnectionError):
@@ -157,18 +152,25 @@ class InProcess:
 class OnDask:
     """A bounded window of tasks on the workers of a Dask scheduler, whose loss it survives when another comes in time.
 
-    Memory does not grow with the number of tasks: what is in flight is two tasks per thread of the workers.
+    Memory does not grow with the number of tasks: what is in flight is two tasks per thread of the workers. Tasks of a
+    worker that is not heard of any more are done by others as well; what comes back first counts.
+
+    Args:
+        own: how much memory workers have that were started for this; nothing for those of others.
     """
 
     distributed = True
 
-    def __init__(self, address: str, patience: float = PATIENCE) -> None:
-        self._address, self._patience = address, patience
+    def __init__(self, address: str, patience: float = PATIENCE, own: str = "") -> None:
+        self._address, self._patience, self._own = address, patience, own
+        self._said: set[str] = set()
         self._client = self._connect()
         self._threads: Mapping[str, int] = {}
         self._left_out: set[str] = set()
-        self._looked = -math.inf
+        self._looked = self._looked_closely = -math.inf
         self._seen_worker = time.monotonic()
+        self._attendance = Attendance()
+        self._given_up: set[str] = set()
 
     @property
     def dashboard(self) -> str | None:
@@ -219,6 +221,7 @@ class OnDask:
                 if self._client.status == "closed" or self._client.scheduler is None:
                     self._start_over(running, feed)
                 self._require_workers()
+                self._look_closely(running, feed)
                 yield None
                 continue
             if future not in running:  # of a scheduler that was lost
@@ -264,8 +267,50 @@ class OnDask:
 
     def _require_workers(self) -> None:
         self._look()
-        if time.monotonic() - self._seen_worker > self._patience:
+        waited = time.monotonic() - self._seen_worker
+        if waited > self._patience and self._own:
+            raise ClusterLost(
+                f"worker processes ({self._own}) do not stay up: out of memory, most often; give them more with "
+                "--memory-limit, or take fewer --workers"
+            )
+        if waited > self._patience:
             raise ClusterLost(f"{self._address}: no Dask worker for {self._patience:.0f} s; start some, and run again")
+        if waited > SAY:
+            self._say(f"{self._address}: no Dask worker; waiting for one, for {self._patience:.0f} s")
+
+    def _look_closely(self, running: dict[Future, Task], feed: Feed[Task]) -> None:
+        """While nothing comes: what silent workers are at goes to others. Raises ClusterLost where all are paused."""
+        if time.monotonic() - self._looked_closely < LOOK:
+            return
+        self._looked_closely = time.monotonic()
+        try:
+            workers = self._client.scheduler_info()["workers"]
+            silent = {*self._attendance.look(workers)}
+            for worker in silent - self._given_up:
+                self._say(
+                    f"Dask worker {worker} has given no sign for {SILENT:.0f} s: it is suspended, or its host is away; "
+                    "what it is at goes to others"
+                )
+                held = {*self._client.processing([worker]).get(worker, ())}
+                for future in [future for future in running if future.key in held]:
+                    feed.put_back(running.pop(future), (worker,))
+                    future.cancel()
+            self._given_up = silent
+        except (OSError, TimeoutError, AttributeError):  # between two schedulers
+            return
+        if self._attendance.paused > self._patience:
+            raise ClusterLost(
+                f"{self._address}: all Dask workers are paused, over 80% of their memory, for {self._patience:.0f} s; "
+                "start them with a higher --memory-limit, and run again"
+            )
+        if self._attendance.paused > SAY:
+            self._say(f"{self._address}: all Dask workers are paused, over 80% of their memory; waiting for them")
+
+    def _say(self, line: str) -> None:
+        """A line, once."""
+        if line not in self._said:
+            self._said.add(line)
+            warnings.warn(Note(line), stacklevel=2)
 
     def _start_over(self, running: dict[Future, Task], feed: Feed[Task]) -> None:
         """After the scheduler was lost: wait for it, or another in its place, and do again what was in flight."""
@@ -280,28 +325,45 @@ class OnDask:
     def _connect(self) -> Client:
         for name in ("distributed", "distributed.client"):  # what they would say is said here, in one line
             logging.getLogger(name).setLevel(logging.CRITICAL)
-        deadline = time.monotonic() + self._patience
+        start = time.monotonic()
         while True:
             try:
                 return Client(_address(self._address), timeout=min(10, self._patience))
             except (OSError, TimeoutError) as error:
-                if time.monotonic() > deadline:
-                    raise ClusterLost(
-                        f"{self._address}: no Dask scheduler answered for {self._patience:.0f} s"
-                    ) from error
+                waited = time.monotonic() - start
+                if waited > self._patience:
+                    raise ClusterLost(f"{_named(self._address)} for {self._patience:.0f} s") from error
+                if waited > SAY:
+                    self._say(f"{_named(self._address)}; waiting for one, for {self._patience:.0f} s")
                 time.sleep(min(TICK, self._patience))
             except ValueError as error:
                 raise ClusterLost(f"{self._address}: not the address of a Dask scheduler ({error})") from error
 
 
+def _is_address(where: str) -> bool:
+    return "://" in where or (os.sep not in where and not where.endswith(".json") and not os.path.isfile(where))
+
+
 def _address(where: str) -> str:
     """An address, or the one in a scheduler file. Raises OSError while the file is missing, or not yet whole."""
-    if "://" in where or (os.sep not in where and not where.endswith(".json") and not os.path.isfile(where)):
+    if _is_address(where):
         return where
     try:
-        return str(json.loads(Path(where).read_text())["address"])
+        return str(json.loads(Path(where).read_text(encoding="utf-8"))["address"])
     except (ValueError, KeyError, TypeError) as error:
         raise OSError(f"{where}: not a scheduler file, or not yet a whole one") from error
+
+
+def _named(where: str) -> str:
+    """That nobody answers, at which address, and by whose word."""
+    if _is_address(where):
+        return f"{where}: no Dask scheduler answered"
+    try:
+        return f"{where}: names {_address(where)}, perhaps of a scheduler that has ended: no Dask scheduler answered"
+    except FileNotFoundError:
+        return f"{where}: no such scheduler file"
+    except OSError as error:
+        return str(error)
 
 
 class Workers(AbstractContextManager["Workers"]):
@@ -309,6 +371,9 @@ class Workers(AbstractContextManager["Workers"]):
 
     Args:
         device: "cpu", "cuda" or "auto"; workers of our own take the GPUs in turn.
+
+    Raises:
+        MemoryTooSmall: for workers of our own.
 
     Attributes:
         on_start: called with the address of Dask's dashboard, or None, when workers were started.
@@ -318,17 +383,19 @@ class Workers(AbstractContextManager["Workers"]):
         self.resources = resources
         self.on_start: Callable[[str | None], None] = lambda dashboard: None
         self._gpus = visible_gpus() if device != "cpu" else []
+        if resources.scheduler is None and resources.memory_limit is not None:
+            memory_of_each(1, resources.memory_limit)
         self._stack = ExitStack()
         self._runner: Runner | None = None
         self._count = 0
 
-    def __exit__(self, *exception: object) -> None:
-        self._stack.close()
+    def __exit__(self, *exception: Any) -> None:
+        self._stack.__exit__(*exception)
 
     @property
     def count(self) -> int:
         """Processes of our own that a job with enough to do gets."""
-        return self.resources.workers or len(self._gpus) or cores()
+        return self.resources.workers or len(self._gpus) or min(cores(), most_workers())
 
     def runner(self, n_tasks: int) -> Runner:
         """Something to run so many tasks on; beside a GPU always another process, which can be replaced and writes one
@@ -349,9 +416,11 @@ class Workers(AbstractContextManager["Workers"]):
                 InProcess()
             )  # beside a GPU one block is written while the next is computed, by a process that can end
         if address is None:
-            limit = self.resources.memory_limit or MEMORY_LIMIT // count
-            address = self._stack.enter_context(_local_cluster(count, self._gpus, limit)).scheduler_address
-        runner = OnDask(address, self.resources.patience)
+            limit = memory_of_each(count, self.resources.memory_limit)
+            address = self._stack.enter_context(local_cluster(count, self._gpus, limit)).scheduler_address
+            runner = OnDask(address, min(self.resources.patience, UP), f"{limit / 1e9:.2g} GB each")
+        else:
+            runner = OnDask(address, self.resources.patience)
         self._stack.callback(runner.close)
         return runner
 
@@ -370,52 +439,3 @@ def _sealed_call() -> Callable[[bytes], Any]:
         return function(task)
 
     return call
-
-
-@contextmanager
-def _local_cluster(count: int, gpus: list[str], memory_limit: int) -> Generator[SpecCluster, None, None]:
-    """A scheduler in this process and `count` workers, each with a GPU (two threads: one writes) or a core."""
-    options = {
-        "nthreads": 2 if gpus else 1,
-        "memory_limit": memory_limit,
-        "silence_logs": logging.CRITICAL,
-    }
-    workers = {
-        number: {
-            "cls": Nanny,
-            "options": options
-            | {"env": {"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else {}, "name": number},
-        }
-        for number in range(count)
-    }
-    scheduler = {"cls": Scheduler, "options": {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}}
-    with (
-        dask.config.set({"distributed.nanny.pre-spawn-environ": WORKER_ENVIRONMENT}),
-        _workers_deaf_to_interrupts(),
-    ):
-        cluster = SpecCluster(workers=workers, scheduler=scheduler, silence_logs=logging.CRITICAL)
-    with cluster:
-        yield cluster
-
-
-@contextmanager
-def _workers_deaf_to_interrupts() -> Generator[None, None, None]:
-    """Processes started in here, and by threads started in here, never see Ctrl-C: this process tells them to end."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def visible_gpus() -> list[str]:
-    """What to write into CUDA_VISIBLE_DEVICES for each GPU this process may use."""
-    if not torch.cuda.is_available():
-        return []
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return named.split(",") if named else [str(number) for number in range(torch.cuda.device_count())]
-
-
-def cores() -> int:
-    """Those this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

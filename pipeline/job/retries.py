@@ -116,7 +116,10 @@ class Retries:
             )
         elif again.attempt >= ATTEMPTS:
             keys = list(task.source.keys)
-            raise WorkerKilled(f"block {task.block} ({keys[0]} to {keys[-1]}): {failure}")
+            raise WorkerKilled(
+                f"block {task.block} ({keys[0]} to {keys[-1]}): its workers died {again.attempt} times, out of memory "
+                f"most often; give them more (--memory-limit), or take fewer. {failure}"
+            )
         for attempt in Path(task.staging).parent.glob(f"{Path(task.staging).name}-*"):
             shutil.rmtree(attempt, ignore_errors=True)
         self._feed.put_back(replace(again, careful=True), again.failed_on)

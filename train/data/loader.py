@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from samdeblur.models import AtomBatch
 from samdeblur.storage import ImageNotReady, StoreError
 from samdeblur.storage.access.files import Unreachable
-from samdeblur.storage.processes import Pulse, end_with, how_it_ended, without_script
+from samdeblur.storage.processes import Note, Pulse, end_with, how_it_ended, without_script
 from samdeblur.train.data.cache import SHARED
 from samdeblur.train.data.crops import Batch, Crop, CropDataset, Share, collate
 from samdeblur.train.stopping import SIGNALS
@@ -36,8 +36,6 @@ TICK = 1.0  # seconds between two looks at whether a batch still comes
 SILENT = 45.0  # seconds that a worker which is waited for may do nothing
 SLOW = 60.0  # seconds after which workers that are at work are called slow
 ALIGNED = 64  # bytes
-
-Say = Callable[[str], None]
 
 
 class LoaderFailed(RuntimeError):
@@ -50,13 +48,11 @@ def crop_loader(
     workers: int,
     dropout: float = 0.0,
     waiting: Callable[[], None] = lambda: None,
-    say: Say = lambda line: None,
 ) -> Generator[Batch, None, None]:
     """The batches of a process; its workers are started afresh, since TensorStore does not survive a fork.
 
     Args:
         waiting: called now and then while there is no batch; what it raises is raised here.
-        say: takes a line for a person.
 
     Raises what reading a crop raises, also in a worker. LoaderFailed: a worker has ended or does nothing.
     """
@@ -73,7 +69,7 @@ def crop_loader(
         worker_init_fn=partial(_serve, os.getpid()),
         prefetch_factor=PREFETCH if workers else None,
     )
-    for batch in _fetched(loader, waiting, say) if workers else loader:
+    for batch in _fetched(loader, waiting) if workers else loader:
         if isinstance(batch, Exception):
             raise batch
         yield batch
@@ -167,7 +163,7 @@ class Arrived(NamedTuple):
     trouble: str
 
 
-def _fetched(loader: DataLoader[Any], waiting: Callable[[], None], say: Say) -> Iterator[Batch | Exception]:
+def _fetched(loader: DataLoader[Any], waiting: Callable[[], None]) -> Iterator[Batch | Exception]:
     """What workers read, in its order, fetched by a thread: workers may hold it up, and cannot hold up this one."""
     try:
         with without_script():
@@ -194,13 +190,13 @@ def _fetched(loader: DataLoader[Any], waiting: Callable[[], None], say: Say) -> 
     threading.Thread(target=fetch, name="batches", daemon=True).start()
     try:
         said, number = False, 0
-        while (found := _next(line, workers, number, waiting, say)) is not None:
+        while (found := _next(line, workers, number, waiting)) is not None:
             if isinstance(found, Exception):
                 yield _ended(workers) or found
                 return
             if found.trouble and not said:
                 said = True
-                say(f"no room in shared memory ({SHARED}) for batches, which come through pipes now, and slower: give "
+                _say(f"no room in shared memory ({SHARED}) for batches, which come through pipes now, and slower: give "
                     "it more (docker run --shm-size 2g), or take fewer loader_workers")  # fmt: skip
             yield found.batch
             number += 1
@@ -217,7 +213,6 @@ def _next(
     workers: Sequence[BaseProcess],
     number: int,
     waiting: Callable[[], None],
-    say: Say,
 ) -> Arrived | Exception | None:
     """The next in line, which is batch `number`. Raises LoaderFailed when a worker it depends on does nothing."""
     pulses: list[Pulse] = []
@@ -239,7 +234,11 @@ def _next(
                 f"{pulses[late].process}) {what}"
             )
         if looks * TICK % SLOW == 0:
-            say(f"no batch for {looks * TICK:.0f} s; the workers that read crops are at work, and slow")
+            _say(f"no batch for {looks * TICK:.0f} s; the workers that read crops are at work, and slow")
+
+
+def _say(line: str) -> None:
+    warnings.warn(Note(line), stacklevel=2)
 
 
 def _ended(workers: Sequence[BaseProcess]) -> LoaderFailed | None:

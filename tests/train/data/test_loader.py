@@ -68,13 +68,14 @@ def test_a_batch_comes_out_of_its_parcel_as_it_was(dataset, monkeypatch, trouble
 
 def test_batches_come_through_pipes_where_shared_memory_is_small_and_that_is_said(dataset, tmp_path):
     script = f"""
-import json
+import json, warnings
 from samdeblur.storage import open_store
 from samdeblur.train.data.crops import CropDataset, Cutting, Share
 from samdeblur.train.data.loader import crop_loader
-store, said = open_store({str(dataset.store.path)!r}), []
-batches = crop_loader(CropDataset(store, store.keys, Cutting(24), 0, True), Share(4, 1, 6), 2, say=said.append)
-print(json.dumps([[int(batch.blurred.sum()) for batch in batches], said]))
+store = open_store({str(dataset.store.path)!r})
+with warnings.catch_warnings(record=True) as said:
+    batches = list(crop_loader(CropDataset(store, store.keys, Cutting(24), 0, True), Share(4, 1, 6), 2))
+print(json.dumps([[int(batch.blurred.sum()) for batch in batches], [str(one.message) for one in said]]))
 """
     mount = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs -o size=120k small /dev/shm && exec "$@"', "sh"]
     if subprocess.run([*mount, "true"], capture_output=True).returncode:
