@@ -279,7 +279,7 @@ def test_a_block_whose_workers_die_anywhere_ends_the_job(folder, tmp_path, monke
 
     with Workers(Resources(workers=1)) as workers:
         monkeypatch.setattr(workers, "runner", lambda n_tasks: Deadly())
-        with pytest.raises(WorkerKilled, match=r"block 0 \(00 to 00\): 4 workers died"):
+        with pytest.raises(WorkerKilled, match=r"block 0 \(00 to 00\): its workers died 3 times, .*--memory-limit"):
             prepare(open_source(str(folder), "test"), tmp_path / "toy.zarr", CPU, ONE, workers)
 
 
