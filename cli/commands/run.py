@@ -12,21 +12,31 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from samdeblur.cli.messages import QUARANTINED
-from samdeblur.cli.support.choices import BUNDLED_SETTINGS, PATIENCE, SAM_SETTINGS
+from samdeblur.cli.support.choices import BUNDLED_SETTINGS, PATIENCE, SAM2_SETTINGS, SAM_SETTINGS
 from samdeblur.cli.support.jobfile import read_job
 from samdeblur.cli.support.paths import PLACE, READ, STORE
 from samdeblur.cli.support.progress import Progress
 from samdeblur.cli.support.summary import report, report_plan, report_status
-from samdeblur.pipeline.segmenters.bounds import BOUNDS, check_settings
+from samdeblur.pipeline.segmenters.bounds import BOUNDS, MASK_THRESHOLDS, check_settings
 from samdeblur.storage.files import decode_text
 
 if TYPE_CHECKING:
     from samdeblur.pipeline import PrepSettings, Source, StoreOptions, Workers
 
 
-def sam_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """One option per setting of SamAutomaticMaskGenerator."""
+FAMILY_SETTINGS = {name: default for name, default in SAM2_SETTINGS.items() if name not in SAM_SETTINGS}
 
+
+def sam_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """One option per setting of SamAutomaticMaskGenerator, and of SAM2AutomaticMaskGenerator beside them."""
+
+    for name, default in reversed(FAMILY_SETTINGS.items()):
+        flag = f"--{name.replace('_', '-')}"
+        if isinstance(default, bool):
+            flag, kind = f"{flag}/--no-{name.replace('_', '-')}", None
+        else:
+            kind = FiniteRange(*MASK_THRESHOLDS)
+        command = click.option(flag, type=kind, default=None, help=f"SAM 2 and 3: {name}, default {default}.")(command)
     for name, default in reversed(SAM_SETTINGS.items()):
         flag = f"--{name.replace('_', '-')}"
         if name == "point_grids":
@@ -57,7 +67,8 @@ class FiniteRange(click.FloatRange):
 
 def _default(name: str, default: Any) -> str:
 
-    return f"{default}, bundled {BUNDLED_SETTINGS[name]}" if name in BUNDLED_SETTINGS else str(default)
+    others = (("SAM 2 and 3", SAM2_SETTINGS), ("bundled", BUNDLED_SETTINGS))
+    return ", ".join([str(default), *(f"{which} {of[name]}" for which, of in others if name in of)])
 
 
 def size_in_bytes(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
@@ -89,8 +100,8 @@ def size_in_bytes(context: click.Context, parameter: click.Parameter, value: str
                    "package (docs/segmenters.md).")  # fmt: skip
 @click.option("--set-segmenter", multiple=True, metavar="KEY=VALUE", help="A setting of a segmenter other than sam; "
               "again for each. Values are JSON, or else text.")  # fmt: skip
-@click.option("--sam", metavar="bundled|NAME|PATH", help="Segment Anything weights: a file, or fetched ones by name, "
-              "such as sam_vit_h.  [default: bundled]")  # fmt: skip
+@click.option("--sam", metavar="bundled|NAME|PATH", help="Segment Anything weights of any family (docs/segmenters.md): "
+              "a file, a folder of transformers, or fetched ones by name.  [default: bundled]")  # fmt: skip
 @click.option("--channel-order", type=click.Choice(["rgb", "bgr"]), default="rgb", show_default=True,
               help="SAM: order of the channels; the released SAM-Deblur masks came from bgr.")  # fmt: skip
 @click.option("--precision", type=click.Choice(["float32", "tf32", "bf16", "fp16"]), default="float32",
@@ -164,6 +175,7 @@ def _job(options: Mapping[str, Any]) -> Job:
     """Of the options for one store. Raises UsageError for those that do not go together."""
 
     from samdeblur.pipeline import Choice, PrepSettings, StoreOptions, Weights, open_source
+    from samdeblur.pipeline.segmenters.families.recognise import FAMILIES
     from samdeblur.pipeline.segmenters.speed import Speed
 
     split, segmenter, predeblur = options["split"], options["segmenter"], options["predeblur"]
@@ -171,7 +183,7 @@ def _job(options: Mapping[str, Any]) -> Job:
         predeblur = "bundled" if split.startswith("train") and segmenter != "true-masks" else "none"
     if segmenter == "true-masks" and predeblur != "none":
         raise click.UsageError("--predeblur needs a segmenter; true masks are not found in the pictures")
-    sam_settings = {name: options[name] for name in SAM_SETTINGS}
+    sam_settings = {name: options[name] for name in SAM_SETTINGS | FAMILY_SETTINGS}
     given, together = segmenter_settings(options["set_segmenter"]), options["encoder_batch"] > 1
     ours = segmenter in ("superpixels", "true-masks")
     if segmenter == "sam" and given:
@@ -184,12 +196,17 @@ def _job(options: Mapping[str, Any]) -> Job:
         flags = [f"--{name.replace('_', '-')}" for name, value in changed.items() if value is not None]
         if flags:
             raise click.UsageError(f"{flags[0]} needs --segmenter sam")
+    sam = Weights.of_sam(options["sam"] or "bundled") if segmenter == "sam" else None
+    if sam is not None and sam.family != "sam":
+        click.echo(f"note: {options['sam']}: {FAMILIES[sam.family]}", err=True)
     settings = PrepSettings(
         predeblur=None if predeblur == "none" else Weights.of_network(predeblur),
-        sam=Weights.of_sam(options["sam"] or "bundled") if segmenter == "sam" else None,
+        sam=sam,
         true_masks=segmenter == "true-masks",
         channel_order=options["channel_order"],
-        sam_settings=chosen_sam_settings(sam_settings, (options["sam"] or "bundled") == "bundled"),
+        sam_settings=chosen_sam_settings(
+            sam_settings, (options["sam"] or "bundled") == "bundled", sam.family if sam is not None else "sam"
+        ),
         speed=Speed(options["precision"], options["compile"], options["sdpa"], options["encoder_batch"]),
         plugin=Choice.of_plugin(segmenter, given, together) if given or not (ours or segmenter == "sam") else None,
         device=options["device"],
@@ -214,8 +231,10 @@ def segmenter_settings(given: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def chosen_sam_settings(options: dict[str, Any], bundled: bool) -> dict[str, Any]:
+def chosen_sam_settings(options: dict[str, Any], bundled: bool, family: str = "sam") -> dict[str, Any]:
     """The settings given, over those that suit the bundled model. Raises UsageError, SettingsError."""
+
+    from samdeblur.pipeline.segmenters.families.recognise import DEFAULTS
 
     chosen = {name: value for name, value in options.items() if value is not None}
     if "point_grids" in chosen:
@@ -227,10 +246,13 @@ def chosen_sam_settings(options: dict[str, Any], bundled: bool) -> dict[str, Any
             raise click.UsageError(f"--point-grids {options['point_grids']}: {error}") from error
         chosen["points_per_side"] = None
     chosen = {**BUNDLED_SETTINGS, **chosen} if bundled else chosen
-    called = {name: f"--{name.replace('_', '-')}" for name in SAM_SETTINGS}
+    called = {name: f"--{name.replace('_', '-')}" for name in SAM_SETTINGS | FAMILY_SETTINGS}
+    known = SAM_SETTINGS | dict(DEFAULTS.get(family, {}))
+    if more := [name for name in chosen if name not in known]:
+        raise click.UsageError(f"{called[more[0]]} is of Segment Anything 2 and 3; this model is a {family}")
     if "point_grids" in chosen:
         called["point_grids"] += f" {options['point_grids']}"
-    check_settings(SAM_SETTINGS | chosen, called.__getitem__)
+    check_settings(known | chosen, called.__getitem__)
     return chosen
 
 

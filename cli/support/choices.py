@@ -24,6 +24,13 @@ BUNDLED_SETTINGS: dict[str, Any] = {
     "pred_iou_thresh": 0.4,
     "stability_score_thresh": 0.75,
 }
+# Of Segment Anything 2 and later families: where their defaults are others, and settings they alone have.
+SAM2_SETTINGS: dict[str, Any] = {
+    "pred_iou_thresh": 0.8,
+    "mask_threshold": 0.0,
+    "use_m2m": False,
+    "multimask_output": True,
+}
 PATIENCE = 300.0
 IMPORTS = ("coco-instances", "coco-results", "sa-1b", "amg", "parquet", "grey-png", "npz")
 EXPORTS = ("coco-instances", "coco-results", "sa-1b", "ome-zarr", "parquet")

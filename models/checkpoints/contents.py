@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,13 +76,44 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | N
         raise CheckpointError(f"{path}: not a checkpoint; safetensors cannot read it") from error
 
 
-def read_torch(path: Path, head: bytes = b"") -> Any:
-    """What a torch file holds. Never unpickles code. Raises CheckpointError."""
+def tensor_names(path: Path) -> frozenset[str]:
+    """Names of the tensors in a file, without those of the wrappers they are in; numbers are not read.
+
+    Raises CheckpointError.
+    """
+    with open(path, "rb") as file:
+        head = file.read(32)
+    if head[8:9] == b"{" or path.suffix == ".safetensors":
+        try:
+            with safe_open(path, "pt") as tensors:
+                return frozenset(tensors.keys())
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path}: not a checkpoint; safetensors cannot read it") from error
+    return frozenset(_names(read_torch(path, head, place="meta")))
+
+
+def _names(contents: Any, depth: int = 0) -> Iterator[str]:
+    if (module := tensors_of_module(contents)) is not None:
+        contents = module
+    if isinstance(contents, Mapping) and depth < 6:
+        for key, value in contents.items():
+            if isinstance(value, Tensor):
+                yield str(key)
+            else:
+                yield from _names(value, depth + 1)
+
+
+def read_torch(path: Path, head: bytes = b"", place: str = "cpu") -> Any:
+    """What a torch file holds. Never unpickles code. Raises CheckpointError.
+
+    Args:
+        place: where tensors are put; on "meta" their numbers are left in the file.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the pickle protocol of files that are refused anyway
             with torch.serialization.safe_globals([(Unread, name) for name in _foreign(path)]):
-                return torch.load(path, map_location="cpu", weights_only=True)
+                return torch.load(path, map_location=place, weights_only=True)
     except Exception as error:  # torch raises whatever its unpickler stumbles over
         what = next((f": it is {what}" for begin, what in _BEGINNINGS.items() if head.startswith(begin)), "")
         if _is_torchscript(path):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,6 +23,8 @@ from samdeblur.models.networks.sam import METADATA_KEY, SamConfig, build_sam, bu
 from samdeblur.models.priors.attach import Deblurrer, with_prior
 from samdeblur.models.priors.methods import MASK_DROPOUT, build_prior
 from samdeblur.storage.files import sha256_file
+
+Model = TypeVar("Model")
 
 BEST_WEIGHTS, LAST_WEIGHTS = "best.safetensors", "last.safetensors"  # in the folder of a training run
 
@@ -126,14 +128,27 @@ def load_sam(path: str | Path) -> Sam:
         CheckpointError: not a checkpoint, or not of a Segment Anything model.
     """
     path = resolve_checkpoint(Path(path), BUNDLED_SAM)
-    found, config = _read_weights(path, _SAM)
-    with _explained(path, found, "Segment Anything"):
-        sam = build_small_sam(SamConfig(**config["sam"])) if config is not None else build_sam(found.state)
+
+    def build(state: dict[str, Tensor], config: dict[str, Any] | None) -> Sam:
+        sam = build_small_sam(SamConfig(**config["sam"])) if config is not None else build_sam(state)
         for name in ("pixel_mean", "pixel_std"):  # in files of those who save all buffers
-            if name in found.state:
-                getattr(sam, name).copy_(found.state.pop(name).reshape(3, 1, 1))
-        sam.load_state_dict(found.state)
-    return sam.eval()
+            if name in state:
+                getattr(sam, name).copy_(state.pop(name).reshape(3, 1, 1))
+        sam.load_state_dict(state)
+        return sam.eval()
+
+    return build_sam_from(path, build)
+
+
+def build_sam_from(
+    path: Path, build: Callable[[dict[str, Tensor], dict[str, Any] | None], Model], expected: str = "Segment Anything"
+) -> Model:
+    """What a function makes of the weights in a file of some Segment Anything, and of the configuration this package
+    wrote beside them. Raises CheckpointError for whatever goes wrong in it.
+    """
+    found, config = _read_weights(path, _SAM)
+    with _explained(path, found, expected):
+        return build(found.state, config)
 
 
 def split_part(path: Path) -> tuple[Path, str]:

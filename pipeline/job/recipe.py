@@ -10,13 +10,14 @@ from typing import Any, Literal
 import torch
 
 from samdeblur.models import CheckpointError, Deblurrer, load_network, local_pooling, pick_device
-from samdeblur.models.checkpoints.loading import checkpoint_digest, resolve_checkpoint, split_part
+from samdeblur.models.checkpoints.loading import BEST_WEIGHTS, checkpoint_digest, resolve_checkpoint, split_part
 from samdeblur.models.checkpoints.public import BUNDLED_NETWORK, BUNDLED_SAM, known_path
 from samdeblur.pipeline.segmenters.base import Segmenter, TrueMasks
-from samdeblur.pipeline.segmenters.mask_generator import EXACT, SAM_SETTINGS
+from samdeblur.pipeline.segmenters.families.recognise import DEFAULTS, digest_of, family_of
+from samdeblur.pipeline.segmenters.mask_generator import SAM_SETTINGS
 from samdeblur.pipeline.segmenters.plugins import OURS, Choice
 from samdeblur.pipeline.segmenters.sam import sam_recipe
-from samdeblur.pipeline.segmenters.speed import Speed
+from samdeblur.pipeline.segmenters.speed import EXACT, Speed
 from samdeblur.pipeline.segmenters.superpixels import SuperpixelSegmenter
 
 
@@ -27,6 +28,8 @@ class Weights:
 
     path: str
     sha256: str
+    family: str = "sam"  # of a Segment Anything model
+    origin: str = ""  # of one from the Hub: repository@revision
 
     @classmethod
     def of_network(cls, path: str) -> Weights:
@@ -34,30 +37,36 @@ class Weights:
 
         Raises FileNotFoundError, WeightsMissing.
         """
-        return cls._of(path, BUNDLED_NETWORK)
+        found = cls._found(path, BUNDLED_NETWORK)
+        return cls(str(found), checkpoint_digest(found))
 
     @classmethod
     def of_sam(cls, path: str) -> Weights:
-        """Of a Segment Anything model: a file, "bundled", or the name of fetched weights.
+        """Of a Segment Anything model of any family: a file, a folder of transformers, "bundled", or the name of
+        fetched weights.
 
-        Raises FileNotFoundError, WeightsMissing.
+        Raises FileNotFoundError, WeightsMissing, CheckpointError.
         """
-        return cls._of(path, BUNDLED_SAM)
+        folder = Path(path)
+        whole = folder.is_dir() and not (folder / BEST_WEIGHTS).exists()
+        found = folder.resolve() if whole else cls._found(path, BUNDLED_SAM)
+        family = family_of(found)  # which says what is no model at all
+        return cls(str(found), digest_of(found), family)
 
-    @classmethod
-    def _of(cls, path: str, bundled: Path) -> Weights:
+    @staticmethod
+    def _found(path: str, bundled: Path) -> Path:
         name, mark, part = path.rpartition("#")
         known = known_path(path) or (known_path(name) or name) + mark + part
         found = resolve_checkpoint(Path(known), bundled)
         file, part = split_part(found)
-        return cls(str(file.resolve()) + (f"#{part}" if part else ""), checkpoint_digest(found))
+        return Path(str(file.resolve()) + (f"#{part}" if part else ""))
 
     def check(self) -> Path:
         """The path; raises CheckpointError when the file has changed since the job was planned."""
         path = Path(self.path)
-        if not split_part(path)[0].is_file():
+        if not path.is_dir() and not split_part(path)[0].is_file():
             raise FileNotFoundError(f"{path}: no such checkpoint")
-        if checkpoint_digest(path) != self.sha256:
+        if digest_of(path) != self.sha256:
             raise CheckpointError(f"{path}: the file changed since the job was planned")
         return path
 
@@ -94,7 +103,8 @@ class PrepSettings:
         elif self.true_masks:
             segmenter = TrueMasks().recipe()
         elif self.sam is not None:
-            segmenter = sam_recipe(self.sam.sha256, self.channel_order, SAM_SETTINGS | dict(self.sam_settings))
+            settings = SAM_SETTINGS | dict(DEFAULTS.get(self.sam.family, {})) | dict(self.sam_settings)
+            segmenter = sam_recipe(self.sam.sha256, self.channel_order, settings, self.sam.family, self.sam.origin)
         return {
             "mode": (EXACT if self.sam is None and self.plugin is None else self.speed).recipe(),
             "predeblur": {"checkpoint": self.predeblur.sha256} if self.predeblur else None,

@@ -24,6 +24,9 @@ BOUNDS: Mapping[str, tuple[int, int] | tuple[float, float]] = {
     "crop_n_points_downscale_factor": (1, 1024),
     "min_mask_region_area": (0, 1 << 28),
 }
+# Of Segment Anything 2 and later families alone.
+MASK_THRESHOLDS = (-32.0, 32.0)
+SWITCHES = ("use_m2m", "multimask_output")
 MAX_POINTS = 1 << 20  # of an image, all its crops together; the default has 1,024
 
 
@@ -31,7 +34,7 @@ def check_settings(settings: Mapping[str, Any], called: Callable[[str], str] = s
     """Refuse settings with which no mask is found, or none before years are over.
 
     Args:
-        settings: all of SAM_SETTINGS.
+        settings: all of SAM_SETTINGS, and those that a family has beside them.
         called: what the reader calls a setting.
 
     Raises:
@@ -40,6 +43,11 @@ def check_settings(settings: Mapping[str, Any], called: Callable[[str], str] = s
     for name, bounds in BOUNDS.items():
         if settings[name] is not None or name != "points_per_side":
             _check_number(called(name), settings[name], bounds)
+    if "mask_threshold" in settings:
+        _check_number(called("mask_threshold"), settings["mask_threshold"], MASK_THRESHOLDS)
+    for name in SWITCHES:
+        if not isinstance(settings.get(name, False), bool):
+            raise SettingsError(f"{called(name)}: must be true or false, is {settings[name]!r}")
     side, grids, layers = (settings[name] for name in ("points_per_side", "point_grids", "crop_n_layers"))
     if (side is None) == (grids is None):
         raise SettingsError(f"give {called('points_per_side')} or {called('point_grids')}, not both")

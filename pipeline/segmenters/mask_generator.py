@@ -21,13 +21,14 @@ from numpy.typing import NDArray
 from segment_anything import SamAutomaticMaskGenerator
 from segment_anything.modeling import Sam
 from segment_anything.utils import amg
-from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
 from torchvision.ops.boxes import batched_nms, box_area
 
 from samdeblur.models import NotFinite
 from samdeblur.pipeline.segmenters.base import Records
 from samdeblur.pipeline.segmenters.bounds import check_settings
+from samdeblur.pipeline.segmenters.families.base import Adapter, Embedding
+from samdeblur.pipeline.segmenters.families.original import OriginalSam
 from samdeblur.pipeline.segmenters.packed import (
     DeviceMask,
     PackedMask,
@@ -38,7 +39,7 @@ from samdeblur.pipeline.segmenters.packed import (
     pack_there,
     to_host,
 )
-from samdeblur.pipeline.segmenters.speed import Speed
+from samdeblur.pipeline.segmenters.speed import EXACT, Speed
 from samdeblur.storage import AtomMap
 from samdeblur.storage.format.layout import RECORD_COLUMNS
 
@@ -49,9 +50,8 @@ SAM_SETTINGS: dict[str, Any] = {
     if name not in ("model", "output_mode")
 }
 
-EXACT = Speed()
 MAX_SIDE = 32767  # pixels; the reference counts those of a row in 16 bits
-MASKS_PER_POINT = 3
+LOGITS = 32.0  # of masks that are prompts in their turn, at most
 PIXELS_AT_ONCE = {"cpu": 1 << 20, "cuda": 1 << 26}  # of candidates brought to full size together
 
 
@@ -107,9 +107,7 @@ class Crop:
 
     box: tuple[int, int, int, int]
     image_size: tuple[int, int]  # (H, W) of the whole image
-    input_size: tuple[int, int]  # (H, W) at the model's size, without padding
-    embedding: Tensor
-    positions: Tensor
+    embedding: Embedding
 
     @property
     def size(self) -> tuple[int, int]:
@@ -125,24 +123,28 @@ class MaskGenerator:
     A GPU too small for that many pixels gets fewer at a time, which changes no mask; `splits` counts how often.
 
     Args:
-        sam: a segment_anything model, on the device it is to run on; changed when `speed` asks for it.
+        sam: a segment_anything model, on the device it is to run on, which is changed when `speed` asks for it; or any
+            model of `families`, which has a speed of its own.
         speed: how the network computes; by default exactly as segment-anything does.
-        settings: those of SamAutomaticMaskGenerator (`SAM_SETTINGS`), with its defaults.
+        settings: those of SamAutomaticMaskGenerator (`SAM_SETTINGS`), with its defaults, or of the family's generator.
 
     Raises:
         TypeError: a setting SamAutomaticMaskGenerator does not have.
         SettingsError: a setting out of its bounds, or settings that do not go together.
     """
 
-    def __init__(self, sam: Sam, speed: Speed = EXACT, **settings: Any) -> None:
-        unknown = settings.keys() - SAM_SETTINGS.keys()
+    def __init__(self, sam: Sam | Adapter, speed: Speed = EXACT, **settings: Any) -> None:
+        defaults = SAM_SETTINGS | (dict(sam.defaults) if isinstance(sam, Adapter) else {})
+        unknown = settings.keys() - defaults.keys()
         if unknown:
-            raise TypeError(f"unknown settings {', '.join(sorted(unknown))}; known: {', '.join(SAM_SETTINGS)}")
-        self.settings = SAM_SETTINGS | settings
+            raise TypeError(f"unknown settings {', '.join(sorted(unknown))}; known: {', '.join(defaults)}")
+        self.settings = defaults | settings
         check_settings(self.settings)
-        self._sam, self._speed = speed.prepare(sam), speed
+        self._model = sam if isinstance(sam, Adapter) else OriginalSam(sam, speed)
         self.splits = 0
-        self._resize = ResizeLongestSide(sam.image_encoder.img_size)
+        self._several, self._again = self.settings.get("multimask_output", True), self.settings.get("use_m2m", False)
+        self._masks_per_point = self._model.masks_per_point if self._several else 1
+        self._threshold = self.settings.get("mask_threshold", self._model.mask_threshold)
         if self.settings["point_grids"] is None:
             self._grids = amg.build_all_layer_point_grids(
                 self.settings["points_per_side"],
@@ -238,24 +240,15 @@ class MaskGenerator:
 
     def _embed(self, pieces: Sequence[tuple[NDArray[np.uint8], Sequence[int]]]) -> list[Crop]:
         """Boxes x0, y0, x1, y1 of images, through the image encoder together."""
-        inputs, sizes = [], []
-        for image, (x0, y0, x1, y1) in pieces:
+        for image, _ in pieces:
             if max(image.shape[:2]) > MAX_SIDE:
                 raise ValueError(
                     f"{image.shape[1]}x{image.shape[0]} pixels; masks are generated for sides of at most {MAX_SIDE}"
                 )
-            sizes.append(self._resize.get_preprocess_shape(y1 - y0, x1 - x0, self._resize.target_length))
-            if min(sizes[-1]) < 1:
-                raise ValueError(f"{x1 - x0}x{y1 - y0} pixels are too narrow: nothing is left at the size of the model")
-            resized = torch.as_tensor(self._resize.apply_image(image[y0:y1, x0:x1]), device=self._sam.device)
-            inputs.append(self._sam.preprocess(resized.permute(2, 0, 1).contiguous()[None]))
-        batch = torch.cat(inputs)
-        with self._speed.context(batch.device):
-            embeddings = self._sam.image_encoder(batch).float()
-        positions = self._sam.prompt_encoder.get_dense_pe()
+        embeddings = self._model.encode([image[y0:y1, x0:x1] for image, (x0, y0, x1, y1) in pieces])
         return [
-            Crop((x0, y0, x1, y1), (image.shape[0], image.shape[1]), size, embedding[None], positions)
-            for (image, (x0, y0, x1, y1)), size, embedding in zip(pieces, sizes, embeddings, strict=True)
+            Crop((x0, y0, x1, y1), (image.shape[0], image.shape[1]), embedding)
+            for (image, (x0, y0, x1, y1)), embedding in zip(pieces, embeddings, strict=True)
         ]
 
     def _of_points(
@@ -296,7 +289,8 @@ class MaskGenerator:
         return Candidates(
             iou[positions.to(iou.device)],
             torch.cat(stability),
-            torch.as_tensor(points)[positions // MASKS_PER_POINT] + torch.tensor(crop.box[:2]),
+            torch.as_tensor(points, dtype=self._model.point_dtype)[positions // self._masks_per_point]
+            + torch.tensor(crop.box[:2]),
             torch.cat(boxes),
             torch.tensor(crop.box).expand(len(masks), 4),
             masks,
@@ -308,38 +302,36 @@ class MaskGenerator:
         """Those of the masks `some` that are stable, with their scores, boxes and pixels at the size of the crop; on a
         device all of them.
         """
-        planes = self._sam.postprocess_masks(logits[some.to(logits.device)][None], crop.input_size, crop.size)[0]
+        planes = self._model.full_size(logits[some.to(logits.device)], crop.embedding)
         stable = self._stability(planes)
         x, y = crop.box[:2]
         if planes.device.type != "cpu":
-            above = planes > self._sam.mask_threshold
+            above = planes > self._threshold
             boxes = boxes_there(above) + torch.tensor([x, y, x, y]).to(planes.device)
             return some, stable, boxes, [DeviceMask(rows, (x, y)) for rows in pack_there(above)]
         if self.settings["stability_score_thresh"] > 0:
             good = stable >= self.settings["stability_score_thresh"]
             if not good.all():
                 planes, some, stable = planes[good], some[good], stable[good]
-        masks = [PackedMask.of(rows, (x, y)) for rows in pack_above(planes, self._sam.mask_threshold)]
+        masks = [PackedMask.of(rows, (x, y)) for rows in pack_above(planes, self._threshold)]
         return some, stable, torch.tensor([mask.box for mask in masks], dtype=torch.int64).reshape(-1, 4), [*masks]
 
     def _decode(self, crop: Crop, points: NDArray[np.float64]) -> tuple[Tensor, Tensor]:
-        """(3 N, h, w) logits at low resolution and (3 N,) predicted IoU of the masks of N points."""
-        at_model_size = torch.as_tensor(self._resize.apply_coords(points, crop.size), device=crop.embedding.device)
-        labels = torch.ones(len(points), dtype=torch.int, device=crop.embedding.device)
-        sparse, dense = self._sam.prompt_encoder((at_model_size[:, None], labels[:, None]), boxes=None, masks=None)
-        with self._speed.context(crop.embedding.device):
-            logits, iou = self._sam.mask_decoder(
-                image_embeddings=crop.embedding,
-                image_pe=crop.positions,
-                sparse_prompt_embeddings=sparse,
-                dense_prompt_embeddings=dense,
-                multimask_output=True,
-            )
-        return logits.float().flatten(0, 1), iou.float().flatten(0, 1)
+        """(masks, h, w) logits at low resolution and (masks,) predicted IoU of the masks of N points."""
+        logits, iou = self._model.decode(crop.embedding, points, several=self._several)
+        if not self._again:
+            return logits, iou
+        points, step = np.repeat(points, self._masks_per_point, axis=0), self.settings["points_per_batch"]
+        prompts = logits.clamp(-LOGITS, LOGITS)
+        parts = [
+            self._model.decode(crop.embedding, points[i : i + step], prompts[i : i + step], several=False)
+            for i in range(0, len(points), step)
+        ]
+        return torch.cat([logits for logits, _ in parts]), torch.cat([iou for _, iou in parts])
 
     def _stability(self, planes: Tensor) -> Tensor:
         """(n,) float32: pixels above the threshold raised by the offset, over those above it lowered by as much."""
-        threshold, offset = self._sam.mask_threshold, self.settings["stability_score_offset"]
+        threshold, offset = self._threshold, self.settings["stability_score_offset"]
         return count_above(planes, threshold + offset) / count_above(planes, threshold - offset)
 
 

@@ -11,10 +11,11 @@ import torch
 from numpy.typing import NDArray
 from segment_anything.modeling import Sam
 
-from samdeblur.models import load_sam
 from samdeblur.pipeline.segmenters.base import Records
-from samdeblur.pipeline.segmenters.mask_generator import EXACT, Crop, MaskGenerator
-from samdeblur.pipeline.segmenters.speed import Speed
+from samdeblur.pipeline.segmenters.families.base import Adapter
+from samdeblur.pipeline.segmenters.families.recognise import open_model
+from samdeblur.pipeline.segmenters.mask_generator import Crop, MaskGenerator
+from samdeblur.pipeline.segmenters.speed import EXACT, Speed
 from samdeblur.storage import AtomMap
 
 # Those that suit the bundled model, by the measurements in its card.
@@ -29,22 +30,25 @@ class SamSegmenter:
     """Segment Anything as a stage.
 
     Args:
-        sam: the model.
+        sam: the model, of any family.
         checkpoint_sha256: hex digest of its weights, for the recipe.
         channel_order: "rgb" as the model was trained, or "bgr" as the released SAM-Deblur masks were made.
         speed: how the network computes.
+        origin: where its weights were published, repository@revision.
         settings: those of MaskGenerator.
     """
 
     def __init__(
         self,
-        sam: Sam,
+        sam: Sam | Adapter,
         checkpoint_sha256: str,
         channel_order: Literal["rgb", "bgr"] = "rgb",
         speed: Speed = EXACT,
+        origin: str = "",
         **settings: Any,
     ) -> None:
         self._generator = MaskGenerator(sam, speed, **settings)
+        self._family, self._origin = sam.family if isinstance(sam, Adapter) else "sam", origin
         self._checkpoint = checkpoint_sha256
         self._channel_order = channel_order
 
@@ -54,7 +58,8 @@ class SamSegmenter:
         return self._generator.splits
 
     def recipe(self) -> Mapping[str, Any]:
-        return sam_recipe(self._checkpoint, self._channel_order, self._generator.settings)
+        settings = self._generator.settings
+        return sam_recipe(self._checkpoint, self._channel_order, settings, self._family, self._origin)
 
     def segment(self, image: NDArray[np.uint8], embedding: Crop | None = None) -> tuple[AtomMap, Records]:
         """As any segmenter; with what `embed` gave of the image, if that was called."""
@@ -73,10 +78,13 @@ class SamSegmenter:
 
 
 class Checkpoint(Protocol):
-    """A file of weights whose digest is known."""
+    """Weights whose digest is known."""
 
     @property
     def sha256(self) -> str: ...
+
+    @property
+    def origin(self) -> str: ...
 
     def check(self) -> Path:
         """The path, if the file is still what it was."""
@@ -90,11 +98,14 @@ def open_sam(
     speed: Speed = EXACT,
     **settings: Any,
 ) -> SamSegmenter:
-    """Raises FileNotFoundError, CheckpointError, SettingsError."""
-    sam = load_sam(weights.check()).to(device)
-    return SamSegmenter(sam, weights.sha256, channel_order, speed, **settings)
+    """Raises FileNotFoundError, CheckpointError, SettingsError, SegmenterMissing."""
+    model = open_model(weights.check(), device, speed)
+    return SamSegmenter(model, weights.sha256, channel_order, speed, weights.origin, **settings)
 
 
-def sam_recipe(checkpoint_sha256: str, channel_order: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+def sam_recipe(
+    checkpoint_sha256: str, channel_order: str, settings: Mapping[str, Any], family: str = "sam", origin: str = ""
+) -> dict[str, Any]:
     """The recipe of a SamSegmenter, which needs no model to be written."""
-    return {"name": "sam", "checkpoint": checkpoint_sha256, "channel_order": channel_order, **settings}
+    of = {"name": family, "checkpoint": checkpoint_sha256, "channel_order": channel_order}
+    return of | ({"origin": origin} if origin else {}) | dict(settings)

@@ -64,6 +64,9 @@ class Speed:
         return sam
 
 
+EXACT = Speed()
+
+
 def _encoder_attention(self: EncoderAttention, x: Tensor) -> Tensor:
     """(B, H, W, C), within a window or the whole image, with the decomposed relative positions.
 
