@@ -15,6 +15,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, NamedTuple
@@ -35,6 +36,7 @@ PREFETCH = 4  # batches ahead of each worker: a validation, or a slow disk, is b
 TICK = 1.0  # seconds between two looks at whether a batch still comes
 SILENT = 45.0  # seconds that a worker which is waited for may do nothing
 SLOW = 60.0  # seconds after which workers that are at work are called slow
+ENDING = 2.0  # seconds that the end of a worker may take to be known
 ALIGNED = 64  # bytes
 
 
@@ -242,7 +244,8 @@ def _say(line: str) -> None:
 
 
 def _ended(workers: Sequence[BaseProcess]) -> LoaderFailed | None:
-    """What to say where a worker has ended as it should not."""
+    """What to say where a worker has ended as it should not, or is about to: what it sent fails before that shows."""
+    wait([worker.sentinel for worker in workers], ENDING)
     for place, worker in enumerate(workers):
         if not worker.is_alive() and worker.exitcode:
             return LoaderFailed(
