@@ -40,7 +40,7 @@ from samdeblur.storage.format.layout import (
     writing_all_chunks,
 )
 from samdeblur.storage.writing.fenced import FencedStore
-from samdeblur.storage.writing.lease import Lease, StoreBusy, run_folder
+from samdeblur.storage.writing.lease import leased, run_folder
 
 __all__ = [
     "Committer",
@@ -171,15 +171,6 @@ def _values(name: str, content: ImageContent) -> NDArray[Any]:
     return {f"images/{n}": getattr(content, n) for n in IMAGE_NAMES}[name]
 
 
-def _lease(folder: Path) -> Lease:
-    """The lease of a run folder, made where it is missing. Raises StoreBusy."""
-    for _ in range(10):
-        folder.mkdir(parents=True, exist_ok=True)
-        with suppress(FileNotFoundError):  # a job that has just ended took the folder along
-            return Lease(folder)
-    raise StoreBusy(f"{folder}: other jobs begin and end here all the time; run again")
-
-
 class Committer:
     """The one writer of a store's shards and index.
 
@@ -193,7 +184,7 @@ class Committer:
         self._store = store
         self._folder = run_folder(store)
         self._reopened: set[int] = set()
-        self.lease = _lease(self._folder)
+        self.lease = leased(self._folder)
         self._fence = self.lease.fence
         self._fence.set_aside(self._folder / "staging")
         for leftover in (store / "index").rglob(f"*{PARTIAL}"):

@@ -9,15 +9,17 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from samdeblur.storage.files import printable
 from samdeblur.storage.writing.fence import Fence, StoreBusy
 
 LEASE_SECONDS = 60.0
 LOCK_TRIES, LOCK_PAUSE = 100, 0.05  # seconds
+TRIES = 10  # at a folder that others make and remove
 
 
 def run_folder(store: Path) -> Path:
@@ -57,13 +59,19 @@ class Lease:
         with _alone_in(self._path.parent):
             holder = _read(self._path)
             if holder and not _is_free(holder):
-                raise StoreBusy(
-                    f"{self._path.parent}: job {holder['pid']} on {holder['host']} is writing to {self._of}; "
-                    f"wait for it, or for {LEASE_SECONDS:.0f} s after it died"
-                )
+                raise StoreBusy(f"{self._path.parent}: {_who(holder)} is writing to {self._of}; {self._advice(holder)}")
             self.fence = Fence(self._path.parent, self.token, self._of)
             self.fence.write(self._path, self._document())
         self.check()
+
+    def _advice(self, holder: Mapping[str, Any]) -> str:
+        ahead = holder["renewed"] - time.time()
+        if ahead <= LEASE_SECONDS:
+            return f"wait for it, or for {LEASE_SECONDS:.0f} s after it died"
+        return (
+            f"it renewed its lease {duration(ahead)} from now by the clock of this machine, so one of the two clocks "
+            f"is wrong: set them alike; if that job has ended, remove {self._path}"
+        )
 
     def check(self) -> None:
         """Raise StoreBusy if another job took the store over."""
@@ -116,17 +124,20 @@ def _alone_in(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def leased(folder: Path, of: str = "this store") -> Lease:
+    """The lease of a folder, which is made where it is missing. Raises StoreBusy."""
+    for _ in range(TRIES):
+        folder.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):  # who has just ended took the folder along
+            return Lease(folder, of)
+    raise StoreBusy(f"{folder}: others begin and end here all the time; run again")
+
+
 @contextmanager
 def held(folder: Path, of: str) -> Iterator[Lease]:
     """A folder of results to oneself. The lease is in a hidden folder in it. Raises StoreBusy."""
     hidden = folder / ".lease"
-    for _ in range(10):
-        hidden.mkdir(parents=True, exist_ok=True)
-        with suppress(FileNotFoundError):  # who has just ended took the folder along
-            lease = Lease(hidden, of)
-            break
-    else:
-        raise StoreBusy(f"{folder}: others begin and end here all the time; run again")
+    lease = leased(hidden, of)
     try:
         yield lease
     finally:
@@ -142,15 +153,29 @@ def lease_holder(folder: Path) -> dict[str, Any] | None:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
+    """What a lease says; None where there is none, or one that was cut off or damaged."""
     try:
-        holder: dict[str, Any] = json.loads(path.read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
+        holder = json.loads(path.read_bytes())
+        known = {"token": str(holder["token"]), "host": str(holder["host"]), "pid": int(holder["pid"])}
+        return known | {"renewed": float(holder["renewed"])}
+    except (FileNotFoundError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
-    return holder
+
+
+def _who(holder: Mapping[str, Any]) -> str:
+    return f"job {holder['pid']} on {printable(holder['host'])}"
+
+
+def duration(seconds: float) -> str:
+    """In the largest unit that fits: 90 -> 2 minutes."""
+    for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} seconds"
 
 
 def _is_free(holder: dict[str, Any]) -> bool:
-    if time.time() - holder["renewed"] > LEASE_SECONDS:
+    if not time.time() - holder["renewed"] <= LEASE_SECONDS:  # or never, as nan
         return True
     if holder["host"] != socket.gethostname():
         return False
@@ -163,6 +188,6 @@ def is_gone(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return True
-    except PermissionError:
+    except (PermissionError, OverflowError):
         return False
     return False

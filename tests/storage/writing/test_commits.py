@@ -285,6 +285,27 @@ def test_a_held_store_is_refused_and_left_alone(case, changes):
     assert case.files() == before
 
 
+@pytest.mark.parametrize(("ahead", "said"), [(100, "2 minutes"), (7200, "2 hours"), (365 * 86400, "365 days")])
+def test_a_lease_from_a_clock_ahead_says_so_and_what_to_do(case, ahead, said):
+    _hold(case.path, host="elsewhere", renewed=time.time() + ahead + 1)
+    with pytest.raises(StoreBusy, match=rf"{said} from now by the clock of this machine, .*set them alike") as caught:
+        Committer(case.path)
+    assert f"remove {run_folder(case.path) / 'lease.json'}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "document",
+    ["[]", "null", "7", "{}", '{"pid": {}, "host": "a", "token": "b", "renewed": 1e99}', '"' + "[" * 9, "\x00\x00",
+     '{"pid": 1e400, "host": "a", "token": "b", "renewed": 9e9}',
+     '{"pid": 1, "host": "a", "token": "b", "renewed": NaN}',
+     "[" * 100000],
+)  # fmt: skip
+def test_a_damaged_lease_holds_nothing(case, document):
+    run_folder(case.path).mkdir(parents=True)
+    (run_folder(case.path) / "lease.json").write_text(document)
+    Committer(case.path).close()
+
+
 def test_a_second_committer_is_refused_until_the_first_closes(case):
     first = Committer(case.path)
     with pytest.raises(StoreBusy):
