@@ -14,6 +14,7 @@ from samdeblur.cli.commands.restore import restore
 from samdeblur.cli.commands.table import table
 from samdeblur.cli.messages import QUARANTINED, harmless, progress_bar, run_command
 from samdeblur.cli.support.choices import COLLAPSE_DB
+from samdeblur.cli.support.commands import Group
 from samdeblur.cli.support.images import images_options
 from samdeblur.cli.support.inference import (
     inference_of,
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from samdeblur.models import Deblurrer
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="samdeblur")
 def cli() -> None:
     """Restore pictures, and evaluate networks: PSNR, SSIM, mode collapse rate, tables, reports to look at.

@@ -174,6 +174,8 @@ def _say_note(otherwise: Callable[..., None]) -> Callable[..., None]:
 
 
 def _explain(error: Exception) -> tuple[str, int]:
+    if near := getattr(error, "possibilities", None):  # the closest comes first
+        return f"{getattr(error, 'message', error)} Did you mean {' or '.join(near)}?", WRONG_USAGE
     if isinstance(error, click.ClickException):
         return error.format_message(), WRONG_USAGE
     if is_one_of(error, FAILURES):

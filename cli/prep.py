@@ -11,11 +11,12 @@ from samdeblur.cli.commands.run import run
 from samdeblur.cli.commands.stores import COMMANDS
 from samdeblur.cli.commands.weights import weights
 from samdeblur.cli.messages import run_command
+from samdeblur.cli.support.commands import Command, Group
 from samdeblur.cli.support.paths import PLACE
 from samdeblur.cli.support.summary import report_status
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="samdeblur")
 def cli() -> None:
     """Prepare deblurring datasets: pre-deblur, segment, and store the masks.
@@ -24,7 +25,7 @@ def cli() -> None:
     """
 
 
-@click.command("status")
+@click.command("status", cls=Command)
 @click.argument("store", type=PLACE)
 def status_command(store: str) -> int:
     """Say where STORE stands: images done, pending, quarantined and why, its recipe, and whether a job is at it."""

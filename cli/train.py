@@ -13,6 +13,7 @@ import click
 
 from samdeblur.cli.messages import FAILED, REQUEUE, WRONG_USAGE, is_one_of, progress_bar, run_command
 from samdeblur.cli.support.choices import METHODS
+from samdeblur.cli.support.commands import Command
 from samdeblur.cli.support.images import images_options, say_left_out, some, with_all_images
 from samdeblur.cli.support.paths import FOLDER, PLACE
 from samdeblur.storage import folders
@@ -44,7 +45,7 @@ def _said_once() -> Iterator[None]:
         sys.exit(codes[0])
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="samdeblur")
 @click.argument("store", type=PLACE)
 @click.option("--out", required=True, type=FOLDER, help="Folder of the run.")

@@ -7,13 +7,14 @@ from pathlib import Path
 import click
 
 from samdeblur.cli.messages import progress_bar, run_command
+from samdeblur.cli.support.commands import Command
 from samdeblur.cli.support.paths import FOLDER, PLACE, READ
 from samdeblur.models import load_sam
 from samdeblur.storage import open_store
 from samdeblur.train.sam.training import PHASES, train_sam
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("stores", nargs=-1, required=True, type=PLACE)
 @click.option("--out", required=True, type=FOLDER, help="Folder of the run.")
 @click.option("--seed", default=0, show_default=True)

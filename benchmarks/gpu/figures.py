@@ -51,9 +51,9 @@ def _wait(device: torch.device) -> None:
 
 
 FAST = {
-    "bf16": Speed("bf16"),
-    "bf16 sdpa": Speed("bf16", sdpa=True),
-    "bf16 sdpa compile, 1024 points": Speed("bf16", compile=True, sdpa=True),
+    "bfloat16": Speed("bfloat16"),
+    "bfloat16 sdpa": Speed("bfloat16", sdpa=True),
+    "bfloat16 sdpa compile, 1024 points": Speed("bfloat16", compile=True, sdpa=True),
 }
 
 

@@ -30,10 +30,10 @@ MODES = {
     "exact": Speed(),
     "4 images together": Speed(batch=4),
     "sdpa": Speed(sdpa=True),
-    "bf16": Speed("bf16"),
-    "bf16, sdpa": Speed("bf16", sdpa=True),
-    "fp16, sdpa": Speed("fp16", sdpa=True),
-    "bf16, sdpa, compile": Speed("bf16", compile=True, sdpa=True),
+    "bfloat16": Speed("bfloat16"),
+    "bfloat16, sdpa": Speed("bfloat16", sdpa=True),
+    "float16, sdpa": Speed("float16", sdpa=True),
+    "bfloat16, sdpa, compile": Speed("bfloat16", compile=True, sdpa=True),
 }
 
 

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import click
 
 from samdeblur.cli.messages import FAILED
+from samdeblur.cli.support.commands import Command
 from samdeblur.cli.support.paths import PLACE
 
 PACKAGES = (
@@ -52,7 +53,7 @@ class Line(NamedTuple):
     problem: str = ""
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("places", nargs=-1, type=PLACE)
 @click.option("--no-gpu", is_flag=True, help="Do not ask torch for GPUs, which takes some seconds.")
 def doctor(places: tuple[str, ...], no_gpu: bool) -> int:

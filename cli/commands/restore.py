@@ -12,6 +12,7 @@ import click
 
 from samdeblur.cli.messages import FAILED, QUARANTINED, harmless, progress_bar
 from samdeblur.cli.support.choices import ALBUM, PICTURES
+from samdeblur.cli.support.commands import Command
 from samdeblur.cli.support.inference import (
     inference_of,
     inference_options,
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from samdeblur.evaluation.album import Named, Picture
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("network", metavar="MODEL", type=PLACE)
 @click.argument("places", metavar="PICTURE|FOLDER...", nargs=-1, required=True, type=PLACE)
 @click.option("--out", required=True, type=FOLDER, help="Folder of the results.")

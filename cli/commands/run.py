@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from samdeblur.cli.messages import QUARANTINED
-from samdeblur.cli.support.choices import BUNDLED_SETTINGS, PATIENCE, SAM2_SETTINGS, SAM_SETTINGS
+from samdeblur.cli.support.choices import BUNDLED_SETTINGS, PATIENCE, PRECISIONS, SAM2_SETTINGS, SAM_SETTINGS
+from samdeblur.cli.support.commands import Command
+from samdeblur.cli.support.inference import Precision
 from samdeblur.cli.support.jobfile import read_job
 from samdeblur.cli.support.paths import PLACE, READ, STORE
 from samdeblur.cli.support.progress import Progress
@@ -25,6 +27,16 @@ if TYPE_CHECKING:
 
 
 FAMILY_SETTINGS = {name: default for name, default in SAM2_SETTINGS.items() if name not in SAM_SETTINGS}
+GROUPS = {
+    "Source": ("split", "job", "layout", "dataset", "skip_unpaired"),
+    "Store": ("with_images", "block_size", "retry_quarantined", "dry_run"),
+    "Masks": ("predeblur", "segmenter", "set_segmenter", "sam", "channel_order", "device"),
+    "Arithmetic of Segment Anything": ("precision", "compile", "sdpa", "encoder_batch"),
+    "Settings of Segment Anything": tuple(SAM_SETTINGS),
+    "Settings of Segment Anything 2 and 3": tuple(FAMILY_SETTINGS),
+    "Workers": ("workers", "scheduler", "memory_limit", "patience"),
+    "Output": ("progress",),
+}
 
 
 def sam_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -36,16 +48,14 @@ def sam_options(command: Callable[..., Any]) -> Callable[..., Any]:
             flag, kind = f"{flag}/--no-{name.replace('_', '-')}", None
         else:
             kind = FiniteRange(*MASK_THRESHOLDS)
-        command = click.option(flag, type=kind, default=None, help=f"SAM 2 and 3: {name}, default {default}.")(command)
+        command = click.option(flag, type=kind, default=None, help=f"[default: {str(default).lower()}]")(command)
     for name, default in reversed(SAM_SETTINGS.items()):
         flag = f"--{name.replace('_', '-')}"
         if name == "point_grids":
-            help_text = "SAM: JSON file with a list of [x, y] points in 0..1 per crop layer, instead of a regular grid."
+            help_text = "JSON file with a list of [x, y] points in 0..1 per crop layer, instead of a regular grid."
             option = click.option(flag, type=READ, help=help_text)
         else:
-            option = click.option(
-                flag, type=_bounded(name, default), help=f"SAM: {name}, default {_default(name, default)}."
-            )
+            option = click.option(flag, type=_bounded(name, default), help=_default(name, default))
         command = option(command)
     return command
 
@@ -67,8 +77,10 @@ class FiniteRange(click.FloatRange):
 
 def _default(name: str, default: Any) -> str:
 
-    others = (("SAM 2 and 3", SAM2_SETTINGS), ("bundled", BUNDLED_SETTINGS))
-    return ", ".join([str(default), *(f"{which} {of[name]}" for which, of in others if name in of)])
+    shown = f"{default:.3g}" if isinstance(default, float) else default
+    others = (("SAM 2 and 3", SAM2_SETTINGS), ("the bundled model", BUNDLED_SETTINGS))
+    apart = "".join(f"; of {which} {of[name]}" for which, of in others if name in of)
+    return f"[default: {shown}{apart}]"
 
 
 def size_in_bytes(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
@@ -81,7 +93,7 @@ def size_in_bytes(context: click.Context, parameter: click.Parameter, value: str
         raise click.BadParameter(f"{value!r} is no size; write 4GB, 512MiB, ...") from error
 
 
-@click.command()
+@click.command(cls=Command, groups=GROUPS)
 @click.argument("source", required=False, type=PLACE)
 @click.argument("store", type=STORE, required=False)
 @click.option("--split", help="Split to prepare: train, test, ... (a folder, or a list, of the native layouts). With "
@@ -103,14 +115,15 @@ def size_in_bytes(context: click.Context, parameter: click.Parameter, value: str
 @click.option("--sam", metavar="bundled|NAME|PATH", help="Segment Anything weights of any family (docs/segmenters.md): "
               "a file, a folder of transformers, or fetched ones by name.  [default: bundled]")  # fmt: skip
 @click.option("--channel-order", type=click.Choice(["rgb", "bgr"]), default="rgb", show_default=True,
-              help="SAM: order of the channels; the released SAM-Deblur masks came from bgr.")  # fmt: skip
-@click.option("--precision", type=click.Choice(["float32", "tf32", "bf16", "fp16"]), default="float32",
-              show_default=True, help="SAM: of the network; less than float32 changes masks a little.")  # fmt: skip
-@click.option("--compile", "compile", is_flag=True, help="SAM: the image encoder through torch.compile; not exact.")
-@click.option("--sdpa", is_flag=True, help="SAM: PyTorch's fused attention; not exact.")
+              help="Order of the channels; the released SAM-Deblur masks came from bgr.")  # fmt: skip
+@click.option("--precision", type=Precision(PRECISIONS), default="float32",
+              show_default=True, help="Of the network; less than float32 changes masks a little.")  # fmt: skip
+@click.option("--compile", "compile", is_flag=True, help="The image encoder through torch.compile; not exact.")
+@click.option("--sdpa", is_flag=True, help="PyTorch's fused attention; not exact.")
 @click.option("--encoder-batch", type=click.IntRange(1), default=1, show_default=True,
-              help="SAM: images per call of the image encoder; more than one is not exact.")  # fmt: skip
-@click.option("--images/--no-images", default=True, show_default=True, help="Store the pictures beside the masks.")
+              help="Images per call of the image encoder; more than one is not exact.")  # fmt: skip
+@click.option("--with-images/--without-images", default=True, show_default=True,
+              help="Store the pictures beside the masks.")  # fmt: skip
 @click.option("--block-size", type=click.IntRange(1, 4096), help="Images per block, the unit of work.  [default: 8]")
 @click.option("--retry-quarantined", is_flag=True, help="Try quarantined images again, with the files as they are now.")
 @click.option("--dry-run", is_flag=True, help="Say what there is to do, and what it will take; write nothing.")
@@ -212,7 +225,7 @@ def _job(options: Mapping[str, Any]) -> Job:
         device=options["device"],
     )
     source = open_source(options["source"], split, options["layout"], options["dataset"], options["skip_unpaired"])
-    return Job(source, options["store"], settings, StoreOptions(options["images"], options["block_size"]))
+    return Job(source, options["store"], settings, StoreOptions(options["with_images"], options["block_size"]))
 
 
 def segmenter_settings(given: Sequence[str]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import click
 
 from samdeblur.cli.messages import FAILED, QUARANTINED, progress_bar
 from samdeblur.cli.support.choices import EXPORTS, IMPORTS
+from samdeblur.cli.support.commands import Command
 from samdeblur.cli.support.paths import EITHER, FILE, PLACE, READ, STORE
 from samdeblur.storage.access.location import without_secrets
 from samdeblur.storage.files import decode_text
@@ -51,7 +52,7 @@ def image_bar(total: int | None, name: str) -> Iterator[Callable[[int], None]]:
         yield progress
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("store", type=PLACE)
 @click.option("--deep", metavar="SOURCE", help="Also compare the digests with the pictures of this dataset.")
 @click.option("--layout", default="auto", show_default=True, help="Of SOURCE; as in run.")
@@ -87,7 +88,7 @@ def verify(store: str, deep: str | None, layout: str, skip_unpaired: bool) -> in
     return 0
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("store", type=PLACE)
 @click.argument("target", type=EITHER, required=False)
 @overwrite_option
@@ -173,7 +174,7 @@ def export(
     return 0
 
 
-@click.command("import")
+@click.command("import", cls=Command)
 @click.argument("source", type=READ)
 @store_target
 @click.option("--format", "form", type=click.Choice(IMPORTS), help="By default that of what SOURCE holds.")
@@ -211,7 +212,7 @@ def import_command(
     return QUARANTINED if any(line.startswith(LEFT_OUT) for line in lost) else code
 
 
-@click.command("subset")
+@click.command("subset", cls=Command)
 @click.argument("store", type=PLACE)
 @store_target
 @click.option("--keys", "patterns", multiple=True, metavar="GLOB", help="Names to take, as 'GOPR0384*'; repeatable.")
@@ -248,7 +249,7 @@ def _lines(file: IO[bytes]) -> list[str]:
         raise click.UsageError(f"{file.name}: not text in UTF-8 or UTF-16 ({error.reason})") from error
 
 
-@click.command("merge")
+@click.command("merge", cls=Command)
 @click.argument("stores", nargs=-1, required=True, type=PLACE)
 @store_target
 def merge_command(stores: tuple[str, ...], target: Path) -> int:
@@ -267,7 +268,7 @@ def merge_command(stores: tuple[str, ...], target: Path) -> int:
         return _say_made(merge(opened, target, progress))
 
 
-@click.command("append")
+@click.command("append", cls=Command)
 @click.argument("store", type=PLACE)
 @click.argument("more", type=PLACE)
 @store_target
@@ -285,25 +286,25 @@ def append_command(store: str, more: str, target: Path) -> int:
         return _say_made(append(opened, other, target, progress))
 
 
-@click.command("diff")
+@click.command("diff", cls=Command)
 @click.argument("first", type=PLACE)
 @click.argument("second", type=PLACE)
-@click.option("--images/--no-images", default=True, show_default=True, help="Compare the pictures too.")
-def diff_command(first: str, second: str, images: bool) -> int:
+@click.option("--with-images/--without-images", default=True, show_default=True, help="Compare the pictures too.")
+def diff_command(first: str, second: str, with_images: bool) -> int:
     """Say what two stores differ in, however their files lie. Exit code 1 if anything."""
 
     from samdeblur.storage import open_store
     from samdeblur.storage.writing.compare import store_differences
 
     differences = 0
-    for line in store_differences(open_store(first), open_store(second), images):
+    for line in store_differences(open_store(first), open_store(second), with_images):
         differences += 1
         click.echo(line)
     click.echo(f"{differences} differences" if differences else "no differences")
     return DIFFERENT if differences else 0
 
 
-@click.command("info")
+@click.command("info", cls=Command)
 @click.argument("store", type=PLACE)
 @click.option("--json", "as_json", is_flag=True, help="As JSON, for scripts.")
 def info_command(store: str, as_json: bool) -> int:
@@ -338,7 +339,7 @@ def info_command(store: str, as_json: bool) -> int:
     return 0
 
 
-@click.command("view")
+@click.command("view", cls=Command)
 @click.argument("store", type=PLACE)
 @click.argument("target", type=FILE)
 @overwrite_option
@@ -363,7 +364,7 @@ def view_command(
     return 0
 
 
-@click.command("add-pictures")
+@click.command("add-pictures", cls=Command)
 @click.argument("store", type=PLACE)
 @click.argument("source", type=PLACE)
 @store_target

@@ -8,11 +8,12 @@ from typing import Literal
 import click
 
 from samdeblur.cli.support.choices import RESAMPLES, TABLES
+from samdeblur.cli.support.commands import Command
 from samdeblur.cli.support.paths import FOLDER, READ
 from samdeblur.storage.files import write_durably
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("results", metavar="RESULTS...", nargs=-1, required=True, type=READ)
 @click.option("--format", "form", type=click.Choice(list(TABLES)), default="markdown", show_default=True,
               help="Of what is printed.")  # fmt: skip

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from samdeblur.cli.messages import FAILED, progress_bar
+from samdeblur.cli.support.commands import Group
 from samdeblur.cli.support.paths import READ
 from samdeblur.storage.files import sha256_file
 
@@ -22,7 +23,7 @@ folder_option = click.option(
 )
 
 
-@click.group()
+@click.group(cls=Group)
 def weights() -> None:
     """List and fetch public weights, for --sam and --predeblur."""
 

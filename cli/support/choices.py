@@ -32,6 +32,9 @@ SAM2_SETTINGS: dict[str, Any] = {
     "multimask_output": True,
 }
 PATIENCE = 300.0
+
+# Of several commands.
+PRECISIONS = ("float32", "tf32", "bfloat16", "float16")
 IMPORTS = ("coco-instances", "coco-results", "sa-1b", "amg", "parquet", "grey-png", "npz")
 EXPORTS = ("coco-instances", "coco-results", "sa-1b", "ome-zarr", "parquet")
 

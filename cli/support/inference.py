@@ -8,14 +8,22 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from samdeblur.cli.support.choices import OVERLAP
+from samdeblur.cli.support.choices import OVERLAP, PRECISIONS
 
 if TYPE_CHECKING:
     from samdeblur.evaluation.results import Inference
     from samdeblur.models import Deblurrer
 
 
+SHORT = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "half": "float16"}
 TRAIN_SIZE = 256  # of the paper, for weights that do not say
+
+
+class Precision(click.Choice[str]):
+    """A precision by its name in full, which its short one, of people's habits, is taken for."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return str(super().convert(SHORT.get(value, value), param, ctx))
 
 
 def guard_of(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
@@ -52,7 +60,7 @@ _OPTIONS = (
                  help="Cut larger images into tiles of this side, to save memory; masks are seen whole."),
     click.option("--overlap", type=click.IntRange(0), metavar="PIXELS",
                  help=f"Pixels that neighbouring tiles share.  [default: {OVERLAP}]"),
-    click.option("--precision", type=click.Choice(["float32", "tf32", "bfloat16", "float16"]), default="float32",
+    click.option("--precision", type=Precision(PRECISIONS), default="float32",
                  show_default=True, help="Less than float32 changes results a little, and is named in them."),
     click.option("--guard", callback=guard_of, metavar="flag|tlc-off,tiled,input",
                  help="Flag results that look collapsed; or put something in their place, the first named that does "

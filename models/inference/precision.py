@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "bf16": torch.bfloat16, "fp16": torch.float16}
+HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @contextmanager
@@ -16,7 +16,7 @@ def computing(device: torch.device, precision: str, repeatable: bool = False) ->
 
     Args:
         precision: "float32" with all its bits, "tf32", "float64" as float32, or mixed precision in "bfloat16" or
-            "float16" (also "bf16", "fp16").
+            "float16".
         repeatable: as for `kernels`.
     """
     half = HALVES.get(precision)

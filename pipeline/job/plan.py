@@ -96,7 +96,7 @@ def check_same(source: Source, path: Path, settings: PrepSettings, options: Stor
     layout = {
         "dataset": (header.dataset, source.dataset),
         "split": (header.split, source.split),
-        "images": (header.images, options.images),
+        "with images": (header.images, options.images),
         "block size": (header.block_size, options.block_size or header.block_size),
     }
     for name, (stored, asked) in layout.items():

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from samdeblur.models.inference.precision import computing
 
-Precision = Literal["float32", "tf32", "bf16", "fp16"]
+Precision = Literal["float32", "tf32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ def test_everything_is_right_and_measured_and_a_second_call_does_nothing(gpu, mo
     assert speeds.keys() == {f"speed: {name}" for name in gpu.figures(gpu.SMALL)}
     generation = speeds["speed: generation, tiny"]
     assert generation["masks"] > 4
-    assert generation["bf16, same boxes"] > 0.3
+    assert generation["bfloat16, same boxes"] > 0.3
     assert all(row["took, s"] >= 0 for row in speeds.values())
     assert "| correct: pooling | error" in capsys.readouterr().out
 

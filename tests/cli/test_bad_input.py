@@ -82,7 +82,7 @@ def test_a_store_of_another_recipe_is_refused_naming_the_difference(prep_run, pa
     torch.save(random_sam().state_dict(), tmp_path / "sam.pth")
     refused = prep_run(pairs, store, "--sam", tmp_path / "sam.pth")
     assert (refused.code, "segmenter superpixels -> sam" in refused.error) == (2, True)
-    assert "images is True in the store" in prep_run(pairs, store, "--no-images").error
+    assert "with images is True in the store" in prep_run(pairs, store, "--without-images").error
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_a_full_disk_fails_and_the_next_run_finishes(prep_run, pairs, tmp_path, 
 def test_training_needs_images_of_the_size_of_the_crop(samdeblur, prep_run, pairs, store, tiny, tmp_path):
     refused = samdeblur("train", store, *tiny, "--set", "crop_size=64", "--out", tmp_path / "run")
     assert (refused.code, "set crop_size to at most 48" in refused.error) == (2, True)
-    prep_run(pairs, tmp_path / "masks.zarr", "--no-images")
+    prep_run(pairs, tmp_path / "masks.zarr", "--without-images")
     for command in (
         ("train", tmp_path / "masks.zarr", *tiny),
         ("train", store, "--val", tmp_path / "masks.zarr", *tiny),

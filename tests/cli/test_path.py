@@ -142,9 +142,9 @@ def test_the_bundled_network_is_evaluated_by_name(samdeblur, store, tmp_path):
 
 def test_faster_arithmetic_is_a_recipe_of_its_own(samdeblur, pairs, tmp_path):
     command = ("prep", "run", pairs, tmp_path / "s.zarr", "--split", "test", "--workers", 1, "--points-per-side", 2)
-    assert samdeblur(*command, "--precision", "bf16", "--sdpa", "--encoder-batch", 3).code == 0
+    assert samdeblur(*command, "--precision", "bfloat16", "--sdpa", "--encoder-batch", 3).code == 0
     mode = open_store(tmp_path / "s.zarr").header.recipe["mode"]
-    assert mode == {"name": "tolerance", "precision": "bf16", "compile": False, "sdpa": True, "batch": 3}
+    assert mode == {"name": "tolerance", "precision": "bfloat16", "compile": False, "sdpa": True, "batch": 3}
     refused = samdeblur(*command)
     assert (refused.code, "mode tolerance -> exact" in refused.error) == (2, True)
     refused = samdeblur(

@@ -134,7 +134,7 @@ def test_evaluation_takes_runs_and_checkpoints_and_refuses_what_is_neither(samde
 
 def test_evaluation_refuses_stores_it_cannot_score(samdeblur, prep_run, pairs, store, tmp_path, monkeypatch):
     checkpoint = _checkpoint(tmp_path)
-    prep_run(pairs, tmp_path / "masks.zarr", "--no-images")
+    prep_run(pairs, tmp_path / "masks.zarr", "--without-images")
     with monkeypatch.context() as patch:
         patch.setattr(coordinator, "run_block", None)
         prep_run(pairs, tmp_path / "planned.zarr")

@@ -167,7 +167,7 @@ def test_a_store_without_images_trains_with_the_pictures_of_a_folder_or_not_at_a
     samdeblur, train, refused, prep_run, store, pairs, tmp_path
 ):
     bare = tmp_path / "masks.zarr"
-    assert prep_run(pairs, bare, "--no-images").code == 0
+    assert prep_run(pairs, bare, "--without-images").code == 0
     assert "masks without images" in refused(on=bare)
     assert "--images" in refused(on=bare)
     assert train("--method", "map", "--images", pairs, on=bare).code == 0
@@ -178,7 +178,7 @@ def test_a_store_without_images_trains_with_the_pictures_of_a_folder_or_not_at_a
 
 def test_pictures_of_other_content_are_refused_with_their_name(train, prep_run, pairs, tmp_path):
     bare = tmp_path / "masks.zarr"
-    assert prep_run(pairs, bare, "--no-images").code == 0
+    assert prep_run(pairs, bare, "--without-images").code == 0
     for file in sorted((pairs / "blur").glob("*.png")):
         cv2.imwrite(str(file), cv2.imread(str(file)) ^ 1)
     result = train("--images", pairs, on=bare)
@@ -190,7 +190,7 @@ def test_pictures_of_other_content_are_refused_with_their_name(train, prep_run, 
 
 def test_pictures_of_another_size_are_refused_with_their_name(train, prep_run, pairs, tmp_path):
     bare = tmp_path / "masks.zarr"
-    assert prep_run(pairs, bare, "--no-images").code == 0
+    assert prep_run(pairs, bare, "--without-images").code == 0
     for file in sorted(pairs.rglob("*.png")):
         cv2.imwrite(str(file), cv2.imread(str(file))[:-2])
     result = train("--images", pairs, on=bare)

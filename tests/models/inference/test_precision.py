@@ -56,7 +56,7 @@ def test_a_picture_is_deblurred_without_tf32_unless_it_is_asked_for(precision, t
     [
         (Speed(), (False, False, True, False)),
         (Speed(precision="tf32"), (True, True, False, False)),
-        (Speed(precision="bf16"), (False, False, False, False)),
+        (Speed(precision="bfloat16"), (False, False, False, False)),
         (Speed(sdpa=True), (False, False, False, False)),
     ],
     ids=str,

@@ -591,7 +591,7 @@ def _source_of(folder, **changes):
         (lambda f: _source_of(f, split="train"), TWO, "split is test in the store, train was asked for"),
         (lambda f: _source_of(f).subset(KEYS[1:]), TWO, "lists 5 images, the source 4 (first difference: a/1)"),
         (lambda f: _source_of(f, files=_renamed(f)), TWO, "lists 5 images, the source 5 (first difference: d)"),
-        (_source_of, StoreOptions(images=False, block_size=2), "images is True in the store, False was asked for"),
+        (_source_of, StoreOptions(images=False, block_size=2), "with images is True in the store, False was asked for"),
         (_source_of, StoreOptions(block_size=3), "block size is 2 in the store, 3 was asked for"),
     ],
     ids=["dataset", "split", "fewer images", "other images", "without images", "block size"],

@@ -36,7 +36,7 @@ def test_fused_attention_is_the_same_function(random_sam):
     assert any(module.forward.__name__ == "_encoder_attention" for module in fused.modules() if hasattr(module, "qkv"))
 
 
-@pytest.mark.parametrize("speed", [Speed("bf16"), Speed(sdpa=True), Speed("bf16", sdpa=True)], ids=str)
+@pytest.mark.parametrize("speed", [Speed("bfloat16"), Speed(sdpa=True), Speed("bfloat16", sdpa=True)], ids=str)
 def test_fast_masks_are_nearly_the_exact_ones(random_sam, picture, speed):
     image = picture(0, 50, 60)
     exact, _ = MaskGenerator(random_sam(), **SETTINGS).generate(image)
@@ -86,9 +86,9 @@ def test_the_encoder_and_the_decoder_are_compiled(random_sam, monkeypatch):
 def test_the_recipe_says_how_the_network_computed():
     weights = Weights("sam.pth", "f" * 64)
     assert PrepSettings(sam=weights).recipe()["mode"] == "exact"
-    recipe = PrepSettings(sam=weights, speed=Speed("bf16", sdpa=True)).recipe()
-    assert recipe["mode"] == {"name": "tolerance", "precision": "bf16", "compile": False, "sdpa": True, "batch": 1}
-    assert PrepSettings(speed=Speed("bf16")).recipe()["mode"] == "exact"  # superpixels have no network
+    recipe = PrepSettings(sam=weights, speed=Speed("bfloat16", sdpa=True)).recipe()
+    assert recipe["mode"] == {"name": "tolerance", "precision": "bfloat16", "compile": False, "sdpa": True, "batch": 1}
+    assert PrepSettings(speed=Speed("bfloat16")).recipe()["mode"] == "exact"  # superpixels have no network
 
 
 def test_the_next_image_is_read_while_one_is_worked_on():

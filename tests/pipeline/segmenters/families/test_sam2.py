@@ -181,7 +181,7 @@ def test_attention_of_another_kind_is_refused_where_there_is_none(checkpoint):
 def test_bf16_gives_nearly_as_many_masks(checkpoint, images):
     exact, fast = (
         MaskGenerator(open_model(checkpoint, CPU, speed), points_per_side=3, **ALL, box_nms_thresh=1.0)
-        for speed in (EXACT, Speed("bf16"))
+        for speed in (EXACT, Speed("bfloat16"))
     )
     counts = [generator.generate(images["rocket"])[0].n_masks for generator in (exact, fast)]
     assert abs(counts[0] - counts[1]) <= 3 < counts[0]
