@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: all demo test lint types unit wheel bench faults gpu weights clean
+.PHONY: all demo test check lint types unit wheel docs bench faults gpu weights clean
 
 all: $(READY)
 
@@ -39,6 +39,10 @@ unit: $(READY)
 # The built wheel, in an environment of its own that borrows the dependencies of .venv.
 wheel: $(READY)
 	BIN="$(CURDIR)/$(BIN)" bash tests/wheel.sh
+
+# The documentation as a site: build/site/index.html. A broken link or anchor ends it.
+docs: $(READY)
+	$(BIN)/zensical build --clean --strict
 
 # Those that need no data and no cluster; the others say at their top what to give them, and how long they take.
 BENCHMARKS := storage.codecs storage.scale models.inference models.pooling pipeline.masks pipeline.worlds train.loader

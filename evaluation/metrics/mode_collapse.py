@@ -12,7 +12,8 @@ def mode_collapse_rate(blurred: ArrayLike, deblurred: ArrayLike, threshold: floa
     """Share of images that deblurring makes worse by more than 3 dB (arXiv 2309.02270, section 3).
 
     Args:
-        blurred, deblurred: PSNR against the sharp image, dB, one value per image.
+        blurred: PSNR of the input against the sharp image, dB, one value per image.
+        deblurred: likewise of the result.
         threshold: dB that may be lost.
 
     Raises:

@@ -38,7 +38,8 @@ def prior_for(
         mask_dropout: share of the masks that map-dropout drops in training mode.
         semantics: "paper", or "released" for what the released code computes; they differ for MAP only.
         multiple: what the network pads the sides of images to, which released MAP depends on: `NAFNet.multiple`.
-        aggregate, statistics: of MAP in the paper's semantics; see `mask_average_pool`.
+        aggregate: of MAP in the paper's semantics; see `mask_average_pool`.
+        statistics: likewise.
     """
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}, choose from {', '.join(METHODS)}")
