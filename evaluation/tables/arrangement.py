@@ -84,7 +84,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Lineup:
+class Arrangement:
     """Rows and columns of a table.
 
     Attributes:
@@ -99,7 +99,7 @@ class Lineup:
     notes: tuple[str, ...]
 
 
-def line_up(runs: Sequence[Results], places: Sequence[str] = (), mean_runs: bool = False) -> Lineup:
+def arrange(runs: Sequence[Results], places: Sequence[str] = (), mean_runs: bool = False) -> Arrangement:
     """Arrange results, the sets and methods of the paper first, in its order.
 
     A set whose masks nobody looked at (of a method without masks) is in the column of every recipe. Results of the
@@ -130,7 +130,7 @@ def line_up(runs: Sequence[Results], places: Sequence[str] = (), mean_runs: bool
         notes.append(f"{set_name(dataset, split)}: masks of several recipes, which are sets of their own.")
     networks = _merge(runs, places, found)
     groups = _group(networks, mean_runs, notes)
-    return Lineup(conventions, tuple(columns), tuple(groups), tuple(places), tuple(notes))
+    return Arrangement(conventions, tuple(columns), tuple(groups), tuple(places), tuple(notes))
 
 
 def way(result: SetResult) -> str:

@@ -11,13 +11,13 @@ import numpy as np
 from samdeblur.evaluation.results import Conventions, Results, Trained
 from samdeblur.evaluation.tables import published
 from samdeblur.evaluation.tables.arrangement import (
+    Arrangement,
     Column,
     Group,
-    Lineup,
     NotComparable,
+    arrange,
     differing,
     images_in_words,
-    line_up,
 )
 from samdeblur.evaluation.tables.bootstrap import LEVEL, RESAMPLES
 from samdeblur.evaluation.tables.caveats import FEW, TRAINED_ON, other_masks
@@ -111,12 +111,12 @@ def compare(runs: Sequence[Results], places: Sequence[str] = (), settings: Setti
         NotComparable: other conventions, other images under the same name, no metrics, an unknown baseline, or
             published rows asked for that do not compare.
     """
-    lineup = line_up(runs, places, settings.mean_runs)
-    columns, groups = lineup.columns, lineup.groups
+    arrangement = arrange(runs, places, settings.mean_runs)
+    columns, groups = arrangement.columns, arrangement.groups
     baseline = _baseline(groups, settings.baseline)
-    beside, notes = _published(lineup, settings)
+    beside, notes = _published(arrangement, settings)
 
-    samples = [sample(column, lineup, settings.resamples, settings.seed) for column in columns]
+    samples = [sample(column, arrangement, settings.resamples, settings.seed) for column in columns]
     names = [column.name for column in columns]
     if len(columns) > 1:
         sizes = [len(column.images) for column in columns]
@@ -143,9 +143,15 @@ def compare(runs: Sequence[Results], places: Sequence[str] = (), settings: Setti
             )
         )
     name = groups[baseline].label if len(groups) > 1 else ""
-    notes = [*_conventions(lineup.conventions, settings), *notes, *lineup.notes, *_ways(lineup), *_cut(lineup)]
-    notes += [*_weights(groups), *_few(columns), *_masks(lineup)]
-    return Comparison(columns, tuple(names), tuple(rows), name, lineup.conventions, settings, tuple(notes))
+    notes = [
+        *_conventions(arrangement.conventions, settings),
+        *notes,
+        *arrangement.notes,
+        *_ways(arrangement),
+        *_cut(arrangement),
+    ]
+    notes += [*_weights(groups), *_few(columns), *_masks(arrangement)]
+    return Comparison(columns, tuple(names), tuple(rows), name, arrangement.conventions, settings, tuple(notes))
 
 
 def _baseline(groups: Sequence[Group], wanted: str | None) -> int:
@@ -158,27 +164,27 @@ def _baseline(groups: Sequence[Group], wanted: str | None) -> int:
     raise NotComparable(f"no row {printable(wanted)!r} to compare others with; there are: {there}")
 
 
-def _published(lineup: Lineup, settings: Settings) -> tuple[list[Row], list[str]]:
+def _published(arrangement: Arrangement, settings: Settings) -> tuple[list[Row], list[str]]:
     """The published rows, if they are shown, and what a reader should know of them."""
     if settings.published is False:
         return [], []
-    known = [_of_paper(column) for column in lineup.columns]
-    reason = differing(lineup.conventions, published.CONVENTIONS)
+    known = [_of_paper(column) for column in arrangement.columns]
+    reason = differing(arrangement.conventions, published.CONVENTIONS)
     if not reason and not any(known):
         reason = f"none of the sets is one of the paper's, in name and number ({_paper_sets()})"
     if reason:
         reason = f"published numbers do not stand beside these: {printable(reason)}"
         if settings.published:
-            raise NotComparable(f"{', '.join(lineup.places)}: {reason}")
+            raise NotComparable(f"{', '.join(arrangement.places)}: {reason}")
         return [], [f"{reason[0].upper()}{reason[1:]}."]
 
     notes = [f"Published: {published.SOURCE}; taken as exact, and its SSIM as of the convention {published.SSIM}."]
     if settings.ssim != published.SSIM:
         notes.append(f"Published SSIM is left out, for SSIM here is of the convention {settings.ssim}.")
-    for column, of_paper in zip(lineup.columns, known, strict=True):
+    for column, of_paper in zip(arrangement.columns, known, strict=True):
         if of_paper is not None:
-            notes += _apart(lineup, column, of_paper)
-    return [_published_row(row, lineup.columns) for row in published.ROWS], notes
+            notes += _apart(arrangement, column, of_paper)
+    return [_published_row(row, arrangement.columns) for row in published.ROWS], notes
 
 
 def _of_paper(column: Column) -> published.PublishedSet | None:
@@ -191,11 +197,11 @@ def _paper_sets() -> str:
     return ", ".join(f"{' '.join(key)} {found.images:,}" for key, found in published.SETS.items())
 
 
-def _apart(lineup: Lineup, column: Column, of_paper: published.PublishedSet) -> list[str]:
+def _apart(arrangement: Arrangement, column: Column, of_paper: published.PublishedSet) -> list[str]:
     """How our evaluation of a set differs from the published one."""
     notes = []
     usual = str(of_paper.inference)
-    ways = {group.label: group.way(column.key) for group in lineup.groups}
+    ways = {group.label: group.way(column.key) for group in arrangement.groups}
     odd = [f"{label} with {way or USUAL}" for label, way in ways.items() if way not in (usual, None)]
     if odd:
         notes.append(f"{column.name}: published numbers are with {usual or USUAL}; here {'; '.join(odd)}.")
@@ -236,11 +242,11 @@ def _conventions(conventions: Conventions, settings: Settings) -> list[str]:
     ]
 
 
-def _ways(lineup: Lineup) -> list[str]:
+def _ways(arrangement: Arrangement) -> list[str]:
     """How inference was done in rows whose label does not say it, for it was not the same on all sets."""
     notes = []
-    mixed = [group for group in lineup.groups if len(group.networks[0].ways) > 1]
-    for column in lineup.columns:
+    mixed = [group for group in arrangement.groups if len(group.networks[0].ways) > 1]
+    for column in arrangement.columns:
         labels: dict[str, list[str]] = {}
         for group in mixed:
             if way := group.way(column.key):
@@ -266,11 +272,11 @@ def _few(columns: Sequence[Column]) -> list[str]:
     ]
 
 
-def _masks(lineup: Lineup) -> list[str]:
+def _masks(arrangement: Arrangement) -> list[str]:
     """Where a network met masks of another kind than in training, or the images of its training."""
     notes = []
-    for column in lineup.columns:
-        for group in lineup.groups:
+    for column in arrangement.columns:
+        for group in arrangement.groups:
             found = (other_masks(n.sets[column.key], n.trained) for n in group.networks if column.key in n.sets)
             notes += [f"{group.label}, {column.name}: {line}." for line in dict.fromkeys(filter(None, found))]
             if any(n.sets[column.key].trained_on for n in group.networks if column.key in n.sets):
@@ -278,11 +284,11 @@ def _masks(lineup: Lineup) -> list[str]:
     return notes
 
 
-def _cut(lineup: Lineup) -> list[str]:
+def _cut(arrangement: Arrangement) -> list[str]:
     """Where PSNR is too high to be averaged."""
     notes = []
-    for column in lineup.columns:
-        results = (network.sets.get(column.key) for group in lineup.groups for network in group.networks)
+    for column in arrangement.columns:
+        results = (network.sets.get(column.key) for group in arrangement.groups for network in group.networks)
         scores = [score for result in results if result is not None for score in result.scores]
         high = {s.key for s in scores if max(s.metrics["psnr"], s.metrics["psnr_blurred"]) > HIGHEST_DB}
         if high:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samdeblur.evaluation.results import SetResult
-from samdeblur.evaluation.tables.arrangement import FROM_PICTURES, Column, Lineup
+from samdeblur.evaluation.tables.arrangement import FROM_PICTURES, Arrangement, Column
 from samdeblur.evaluation.tables.bootstrap import mean_of_rates, percentiles, resampled_means
 
 METRICS = (*FROM_PICTURES, "mcr")
@@ -74,14 +74,14 @@ class Sampled:
 Samples = Mapping[tuple[int, str], Sampled]  # (position of a row, metric) ->
 
 
-def sample(column: Column, lineup: Lineup, resamples: int, seed: int) -> Samples:
+def sample(column: Column, arrangement: Arrangement, resamples: int, seed: int) -> Samples:
     """Means over the images of a set, and over resamples of them that are the same for all rows.
 
     Sets of other images are resampled independently, the same images with other masks alike.
     """
-    collapse_db = lineup.conventions.collapse_db
+    collapse_db = arrangement.conventions.collapse_db
     values: dict[tuple[int, str], NDArray[np.float64]] = {}  # (I, runs)
-    for position, group in enumerate(lineup.groups):
+    for position, group in enumerate(arrangement.groups):
         results = [network.sets[column.key] for network in group.networks if column.key in network.sets]
         if not results:
             continue

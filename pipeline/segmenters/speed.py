@@ -90,8 +90,8 @@ def _encoder_attention(self: EncoderAttention, x: Tensor) -> Tensor:
         )
         q = torch.cat([q * self.scale, rows.flatten(2, 3).to(q.dtype), columns.flatten(2, 3).to(q.dtype)], dim=3)
         k = torch.cat([k, place.expand(*k.shape[:2], -1, -1)], dim=3)
-        fill = -q.shape[3] % 8  # kernels want channels by eights, and as many for values as for keys
-        q, k = F.pad(q, (0, fill)), F.pad(k, (0, fill))
+        padding = -q.shape[3] % 8  # kernels want channels by eights, and as many for values as for keys
+        q, k = F.pad(q, (0, padding)), F.pad(k, (0, padding))
         v = F.pad(v, (0, q.shape[3] - channels))
     mixed = F.scaled_dot_product_attention(q, k, v, scale=1.0 if self.use_rel_pos else self.scale)[..., :channels]
     return self.proj(mixed.transpose(1, 2).reshape(batch, height, width, -1))

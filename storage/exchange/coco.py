@@ -3,7 +3,7 @@
 Both are one JSON file. It is written image by image, and read whole into memory.
 
 The store's own fields, which COCO's tools ignore: `info.samdeblur` (dataset, split, recipe, digest), `digest` of an
-image, `file_name` in results, and what Segment Anything says of a mask (`foreign`).
+image, `file_name` in results, and what Segment Anything says of a mask.
 """
 
 from __future__ import annotations

@@ -9,24 +9,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from samdeblur.evaluation.results import Conventions, Inference, Score
-from samdeblur.evaluation.tables.arrangement import NotComparable, distinct_labels, line_up
+from samdeblur.evaluation.tables.arrangement import NotComparable, arrange, distinct_labels
 from samdeblur.storage.files import printable
 
 TLC, GOPRO, REDS = Inference(tlc=256), ("GoPro", "test"), ("REDS", "val")
 PLACES = ["results/a", "results/b"]
 
 
-def labels(lineup):
-    return [group.label for group in lineup.groups]
+def labels(arrangement):
+    return [group.label for group in arrangement.groups]
 
 
-def names(lineup):
-    return [column.name for column in lineup.columns]
+def names(arrangement):
+    return [column.name for column in arrangement.columns]
 
 
 def refusal(*runs, places=PLACES):
     with pytest.raises(NotComparable) as refused:
-        line_up(runs, places[: len(runs)])
+        arrange(runs, places[: len(runs)])
     assert "\n" not in str(refused.value)
     return str(refused.value)
 
@@ -57,7 +57,7 @@ def test_other_pictures_under_the_same_keys_are_refused(before, same):
     made = one_set([1, 2])
     other = replace(made, scores=(made.scores[0], *scores({"0001": before}, [1.0])))
     if same:  # another decoder of JPEG
-        assert labels(line_up([results("none", made), results("map", other)])) == ["none", "map"]
+        assert labels(arrange([results("none", made), results("map", other)])) == ["none", "map"]
     else:
         said = refusal(results("none", made), results("map", other))
         assert all(part in said for part in (*PLACES, "other pictures", "0001", "20.00"))
@@ -65,7 +65,7 @@ def test_other_pictures_under_the_same_keys_are_refused(before, same):
 
 def test_perfect_pictures_are_the_same_pictures():
     made = replace(one_set([1]), scores=scores({"a": math.inf}, [0.0]))
-    assert labels(line_up([results("none", made), results("map", made)])) == ["none", "map"]
+    assert labels(arrange([results("none", made), results("map", made)])) == ["none", "map"]
 
 
 @pytest.mark.parametrize(
@@ -86,47 +86,49 @@ def test_results_that_no_table_can_take_are_refused(sets, words):
 
 
 def test_sets_without_sharp_pictures_are_left_out_and_named():
-    lineup = line_up([results("map", one_set([1]), UNSCORED)], PLACES[:1])
-    assert names(lineup) == ["toy test"]
-    assert any("holiday blurred is left out: results/a" in note for note in lineup.notes)
+    arrangement = arrange([results("map", one_set([1]), UNSCORED)], PLACES[:1])
+    assert names(arrangement) == ["toy test"]
+    assert any("holiday blurred is left out: results/a" in note for note in arrangement.notes)
 
 
 def test_images_that_could_not_be_used_are_named():
-    lineup = line_up([results("map", replace(one_set([1]), unready=2))], PLACES[:1])
-    assert any("2 images" in note and "results/a" in note for note in lineup.notes)
+    arrangement = arrange([results("map", replace(one_set([1]), unready=2))], PLACES[:1])
+    assert any("2 images" in note and "results/a" in note for note in arrangement.notes)
 
 
 def test_masks_of_other_recipes_are_other_sets():
-    lineup = line_up([results("map", one_set([1], recipe="a" * 64)), results("cat", one_set([2, 3], recipe="b" * 64))])
-    assert sorted(names(lineup)) == ["toy test (masks aaaaaaaa)", "toy test (masks bbbbbbbb)"]
-    assert [list(group.networks[0].sets) for group in lineup.groups] == [
+    arrangement = arrange(
+        [results("map", one_set([1], recipe="a" * 64)), results("cat", one_set([2, 3], recipe="b" * 64))]
+    )
+    assert sorted(names(arrangement)) == ["toy test (masks aaaaaaaa)", "toy test (masks bbbbbbbb)"]
+    assert [list(group.networks[0].sets) for group in arrangement.groups] == [
         [("toy", "test", "b" * 64)],
         [("toy", "test", "a" * 64)],
     ]
-    assert any("masks of several recipes" in note for note in lineup.notes)
+    assert any("masks of several recipes" in note for note in arrangement.notes)
 
 
 def test_results_that_looked_at_no_masks_stand_beside_those_of_any():
     runs = [results("none", one_set([1], recipe="")), results("map", one_set([2]), one_set([3], recipe="2" * 64))]
-    lineup = line_up(runs)
-    none, masked = (group.networks[0].sets for group in lineup.groups)
+    arrangement = arrange(runs)
+    none, masked = (group.networks[0].sets for group in arrangement.groups)
     assert list(none) == list(masked) == [("toy", "test", "1" * 64), ("toy", "test", "2" * 64)]
-    assert names(line_up([runs[0]])) == ["toy test"]
+    assert names(arrange([runs[0]])) == ["toy test"]
 
 
 def test_sets_and_methods_stand_in_the_order_of_the_paper():
     sets = [one_set([1], name) for name in [("mine", "test"), REDS, GOPRO]]
-    lineup = line_up([results(method, *sets) for method in ("net", "map-dropout", "cat", "map", "none")])
-    assert labels(lineup) == ["none", "cat", "map", "map-dropout", "net"]
-    assert names(lineup) == ["GoPro test", "REDS val", "mine test"]
+    arrangement = arrange([results(method, *sets) for method in ("net", "map-dropout", "cat", "map", "none")])
+    assert labels(arrangement) == ["none", "cat", "map", "map-dropout", "net"]
+    assert names(arrangement) == ["GoPro test", "REDS val", "mine test"]
 
 
 def test_one_network_in_several_files_is_one_row():
     gopro, reds = one_set([1], GOPRO, inference=TLC), one_set([1], REDS)
-    (first,) = line_up([results("map, TLC 256", gopro, run="r")]).groups
+    (first,) = arrange([results("map, TLC 256", gopro, run="r")]).groups
     assert (first.label, first.method) == ("map, TLC 256", "map")
     runs = [replace(results("map, TLC 256", gopro), sha256="a"), replace(results("map", reds), sha256="a")]
-    (group,) = line_up(runs, PLACES).groups
+    (group,) = arrange(runs, PLACES).groups
     assert group.label == "map"
     assert group.networks[0].places == tuple(PLACES)
     assert [group.way(key) for key in (GOPRO, REDS) for key in [(*key, "1" * 64)]] == ["TLC 256", ""]
@@ -138,8 +140,8 @@ def test_a_network_evaluated_in_two_ways_is_a_row_for_each():
         results("map", one_set([1], GOPRO)),
         results("map", one_set([1], REDS)),
     ]
-    lineup = line_up(runs, ["a", "b", "c"])
-    assert [(group.label, group.networks[0].places) for group in lineup.groups] == [
+    arrangement = arrange(runs, ["a", "b", "c"])
+    assert [(group.label, group.networks[0].places) for group in arrangement.groups] == [
         ("map, TLC 256", ("a",)),
         ("map", ("b", "c")),
     ]
@@ -147,27 +149,27 @@ def test_a_network_evaluated_in_two_ways_is_a_row_for_each():
 
 def test_the_same_evaluation_twice_is_two_rows():
     made = results("map", one_set([1]))
-    assert labels(line_up([made, made], ["here/map", "there/map"])) == ["map (here/map)", "map (there/map)"]
-    assert len(set(labels(line_up([made, made])))) == 2
+    assert labels(arrange([made, made], ["here/map", "there/map"])) == ["map (here/map)", "map (there/map)"]
+    assert len(set(labels(arrange([made, made])))) == 2
 
 
 def test_weights_of_unknown_digest_are_never_taken_for_the_same():
     runs = [replace(results("map", one_set([1], name)), sha256="") for name in (GOPRO, REDS)]
-    assert len(line_up(runs, PLACES).groups) == 2
+    assert len(arrange(runs, PLACES).groups) == 2
 
 
 def test_runs_of_one_method_are_told_apart_by_their_folders():
     runs = [results("map", one_set([1]), run=str(seed)) for seed in range(3)] + [results("none", one_set([1]))]
     places = ["r/map/seed1", "r/map/seed2", "r/map/seed3/results.json", "r/none"]
-    assert labels(line_up(runs, places)) == ["none", "map (seed1)", "map (seed2)", "map (seed3)"]
-    assert labels(line_up(runs[:2], ["seed1/map", "seed2/map"])) == ["map (seed1/map)", "map (seed2/map)"]
+    assert labels(arrange(runs, places)) == ["none", "map (seed1)", "map (seed2)", "map (seed3)"]
+    assert labels(arrange(runs[:2], ["seed1/map", "seed2/map"])) == ["map (seed1/map)", "map (seed2/map)"]
 
 
 def test_runs_are_averaged_on_request():
     runs = [results("map", one_set([1]), run=str(seed)) for seed in range(3)] + [results("none", one_set([1]))]
-    lineup = line_up(runs, mean_runs=True)
-    assert labels(lineup) == ["none", "map (mean of 3 runs)"]
-    assert [len(group.networks) for group in lineup.groups] == [1, 3]
+    arrangement = arrange(runs, mean_runs=True)
+    assert labels(arrangement) == ["none", "map (mean of 3 runs)"]
+    assert [len(group.networks) for group in arrangement.groups] == [1, 3]
 
 
 @pytest.mark.parametrize(
@@ -178,18 +180,18 @@ def test_runs_are_averaged_on_request():
     ],
 )
 def test_runs_that_are_no_runs_of_one_method_are_not_averaged(second, reason):
-    lineup = line_up([results("map", one_set([1], GOPRO)), second], PLACES, mean_runs=True)
-    assert labels(lineup) == ["map (a)", "map (b)"]
-    assert any("not averaged" in note and reason in note for note in lineup.notes)
+    arrangement = arrange([results("map", one_set([1], GOPRO)), second], PLACES, mean_runs=True)
+    assert labels(arrangement) == ["map (a)", "map (b)"]
+    assert any("not averaged" in note and reason in note for note in arrangement.notes)
 
 
 def test_runs_with_other_inference_are_not_averaged():
     def of(run, gopro, reds):
         return results("map", one_set([1], GOPRO, inference=gopro), one_set([1], REDS, inference=reds), run=run)
 
-    lineup = line_up([of("1", TLC, Inference()), of("2", Inference(), TLC)], PLACES, mean_runs=True)
-    assert labels(lineup) == ["map (a)", "map (b)"]
-    assert any("inference" in note for note in lineup.notes)
+    arrangement = arrange([of("1", TLC, Inference()), of("2", Inference(), TLC)], PLACES, mean_runs=True)
+    assert labels(arrangement) == ["map (a)", "map (b)"]
+    assert any("inference" in note for note in arrangement.notes)
 
 
 @given(
@@ -206,5 +208,5 @@ def test_names_that_would_act_on_a_terminal_are_made_plain():
     evil = "\x1b[31mred\nline\u202e \ud800"
     assert printable(evil) == "[31mred line"
     images = (Score(evil, one_set([1]).scores[0].metrics),)
-    lineup = line_up([results(evil, replace(one_set([1], (evil, evil)), scores=images))])
-    assert [*labels(lineup), *names(lineup)] == ["[31mred line", "[31mred line [31mred line"]
+    arrangement = arrange([results(evil, replace(one_set([1], (evil, evil)), scores=images))])
+    assert [*labels(arrangement), *names(arrangement)] == ["[31mred line", "[31mred line [31mred line"]
