@@ -39,7 +39,7 @@ REFUSALS = frozenset({
     "samdeblur.storage.folders.NotItsFolder",
     "samdeblur.models.checkpoints.contents.CheckpointError",
     "samdeblur.models.inference.deblur.DeviceError",
-    "samdeblur.train.config.ConfigError",
+    "samdeblur.train.settings.ConfigError",
     "samdeblur.evaluation.results.ResultsError",
     "samdeblur.evaluation.metrics.perceptual.PerceptualError",
 })  # fmt: skip

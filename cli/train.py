@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _ALIKE = {
     "samdeblur.train.stopping.Stopped": REQUEUE,
     "samdeblur.train.loop.Diverged": FAILED,
-    "samdeblur.train.config.ConfigError": WRONG_USAGE,
+    "samdeblur.train.settings.ConfigError": WRONG_USAGE,
     "samdeblur.storage.folders.NotItsFolder": WRONG_USAGE,
 }
 
@@ -53,7 +53,8 @@ def _said_once() -> Iterator[None]:
 @click.option("--val", type=PLACE, help="Store to validate on.  [default: images of STORE]")
 @images_options
 @click.option("--config", default="paper", show_default=True,
-              help="YAML file, or preset: paper, tiny, worlds, gopro-METHOD, gopro-METHOD-released.")  # fmt: skip
+              help="YAML file, or preset: paper, tiny, worlds, gopro-METHOD, gopro-METHOD-released, unet, uformer, "
+                   "swinir, fftformer, restormer.")  # fmt: skip
 @click.option("--set", "assignments", multiple=True, metavar="NAME=VALUE", help="Override a setting; may be repeated.")
 @click.option(
     "--weights", help="Checkpoint to begin with: a run, a public NAFNet, bundled.  Short for --set weights=..."
@@ -75,7 +76,8 @@ def cli(
     extend: bool,
     **shortcuts: Any,
 ) -> None:
-    """Train NAFNet with a prior on the crops of STORE: a folder, a share, or the http(s):// or s3:// address of one.
+    """Train NAFNet, or another network, with a prior on the crops of STORE: a folder, a share, or the http(s):// or s3://
+    address of one.
 
     Run the same command again to go on with a run that was stopped: on a CPU it goes on exactly as if it had not been.
     On several GPUs: torchrun --nproc_per_node=N -m samdeblur.cli.train STORE ...
@@ -87,12 +89,20 @@ def cli(
     from samdeblur.evaluation.ranks import is_first
     from samdeblur.models import pick_device
     from samdeblur.storage import open_store
-    from samdeblur.train.config import ARCHITECTURE, ConfigError, TrainConfig, parse_assignment, read_config
+    from samdeblur.train.config import (
+        ARCHITECTURE,
+        ConfigError,
+        TrainConfig,
+        parse_assignment,
+        read_config,
+        with_assignments,
+    )
     from samdeblur.train.loop import train
     from samdeblur.train.state import best_step
 
-    given = dict(map(parse_assignment, assignments))
-    values = read_config(config) | given
+    parsed = [parse_assignment(assignment) for assignment in assignments]
+    given = {name.partition(".")[0]: value for name, value in parsed}
+    values = with_assignments(read_config(config), parsed)
     short = {name: value for name, value in shortcuts.items() if value is not None}
     if twice := sorted(given.keys() & short.keys()):
         raise ConfigError(f"{twice[0]}: given by --set and by --{twice[0].replace('_', '-')}; leave one of them out")
@@ -100,6 +110,8 @@ def cli(
     settings = TrainConfig.of(values)
     if settings.weights and (fixed := [name for name in ARCHITECTURE if name in given]):
         raise ConfigError(f"{fixed[0]}: follows from the checkpoint {settings.weights}; leave it out")
+    if settings.network != "nafnet" and (of_nafnet := [name for name in ARCHITECTURE if name in given]):
+        raise ConfigError(f"{of_nafnet[0]}: of nafnet; network {settings.network} takes network_options.NAME=VALUE")
     folders.check_claim(out, folders.RUN)
     stores = [open_store(store)] + ([open_store(val)] if val else [])
     if len(images) == 1:

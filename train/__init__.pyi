@@ -1,4 +1,3 @@
-from .config import ConfigError as ConfigError
 from .config import TrainConfig as TrainConfig
 from .config import read_config as read_config
 from .loop import Diverged as Diverged
@@ -11,5 +10,6 @@ from .metrics import read_results as read_results
 from .metrics import score_images as score_images
 from .metrics import ssim as ssim
 from .metrics import summarise as summarise
+from .settings import ConfigError as ConfigError
 from .start import build_network as build_network
 from .stopping import Stopped as Stopped

@@ -1,11 +1,11 @@
 """Settings of a training run: typed, from YAML and the command line, unknown names refused."""
 
+# ruff: noqa: RUF009 - `setting` makes a field of a dataclass
+
 from __future__ import annotations
 
-import difflib
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,38 +15,13 @@ from samdeblur.models import METHODS, SEMANTICS
 from samdeblur.models.priors.pooling import Aggregate, Statistics
 from samdeblur.storage.files import decode_text
 from samdeblur.train.losses import LOSSES
+from samdeblur.train.optimisers import OPTIMISERS
 from samdeblur.train.plain_yaml import plain_yaml
+from samdeblur.train.settings import ConfigError, check, of_plain, setting, unknown
 
 PRESETS = Path(__file__).parent / "presets"
-
-
-class ConfigError(ValueError):
-    """A setting that does not exist or has a value it cannot have."""
-
-
-# Lowest value, and what it must stay below.
-_RANGES: dict[str, tuple[float, float]] = {
-    **dict.fromkeys(("width", "steps", "batch_size", "crop_size", "val_every", "log_every"), (1, math.inf)),
-    **dict.fromkeys(("prior_channels", "middle_blk_num", "accumulate", "crops_per_image", "save_every"), (1, math.inf)),
-    **dict.fromkeys(("enc_blk_nums", "dec_blk_nums", "freeze_backbone", "subimage_size"), (0, math.inf)),
-    **dict.fromkeys(("learning_rate", "min_learning_rate", "weight_decay", "grad_clip"), (0, math.inf)),
-    **dict.fromkeys(("keep_every", "val_images", "cache_mb"), (0, math.inf)),
-    **dict.fromkeys(("betas", "mask_dropout", "val_share", "ema"), (0, 1)),
-    "loader_workers": (-1, math.inf),
-    "seed": (0, 1 << 63),
-}
-
-# What a setting is one of.
-_CHOICES: dict[str, Sequence[str]] = {
-    "method": METHODS,
-    "semantics": SEMANTICS,
-    "aggregate": get_args(Aggregate),
-    "statistics": get_args(Statistics),
-    "loss": tuple(LOSSES),
-    "precision": ("float32", "tf32", "bfloat16", "float16", "float64"),
-    "device": ("auto", "cpu", "cuda"),
-}
-
+SCHEDULES = ("cosine", "restarts", "linear", "constant")
+TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 ARCHITECTURE = ("width", "enc_blk_nums", "middle_blk_num", "dec_blk_nums")
 
 
@@ -55,66 +30,152 @@ class TrainConfig:
     """One training run. Defaults are the preset `paper`; see docs/training.md and the files in `presets/`."""
 
     # what is trained
-    method: str = "none"  # row of the paper's Table 1
-    semantics: str = "paper"  # of map and map-dropout; "released": as the released code computes them
-    prior_channels: int = 2  # S
-    mask_dropout: float = 0.5  # of map-dropout; share of the masks of a crop
-    aggregate: Aggregate = "sum"  # what a pixel under several masks gets
-    statistics: Statistics = "mean"  # what is taken of the pixels of a mask
-    width: int = 32
-    enc_blk_nums: tuple[int, ...] = (1, 1, 1, 28)
-    middle_blk_num: int = 1
-    dec_blk_nums: tuple[int, ...] = (1, 1, 1, 1)
-    weights: str = ""  # checkpoint to begin with, whose architecture is taken; "" begins with random weights
-    freeze_backbone: int = 0  # first steps in which the prior alone is trained
+    method: str = setting("none", "row of Table 1", choices=METHODS)
+    semantics: str = setting(
+        "paper",
+        "of `map` and `map-dropout`: `paper`, or `released`, as the released code computes them",
+        choices=SEMANTICS,
+    )
+    prior_channels: int = setting(2, "S, channels of the encoder of `map`", low=1)
+    mask_dropout: float = setting(0.5, "of `map-dropout`: share of the masks of a crop that leaves", low=0, below=1)
+    aggregate: Aggregate = setting(
+        "sum",
+        "what a pixel under several masks gets: the `sum` of their averages, as in the paper; ours: their `mean`, or "
+        "that of the `smallest`, which was better with true masks and no different with found ones "
+        "([the study](study.md))",
+        choices=get_args(Aggregate),
+    )
+    statistics: Statistics = setting(
+        "mean",
+        "what is taken of the pixels of a mask: the `mean`, as in the paper; ours: `mean+std`",
+        choices=get_args(Statistics),
+    )
+    network: str = setting(
+        "nafnet",
+        "`nafnet`, `unet`, `spandrel:CLASS` or `package.module:factory`: [other networks](networks.md#training-them)",
+    )
+    network_options: dict[str, Any] = setting({}, "of any network but `nafnet`: what it is built with")
+    width: int = setting(32, "of `nafnet`: channels of the first level", low=1)
+    enc_blk_nums: tuple[int, ...] = setting((1, 1, 1, 28), "of `nafnet`: blocks of each level down", low=0)
+    middle_blk_num: int = setting(1, "of `nafnet`: blocks at the bottom", low=1)
+    dec_blk_nums: tuple[int, ...] = setting((1, 1, 1, 1), "of `nafnet`: blocks of each level up, deepest first", low=0)
+    weights: str = setting("", "checkpoint to begin with, whose network is taken: [fine-tuning](#fine-tuning)")
+    freeze_backbone: int = setting(0, "first steps in which the prior alone is trained", low=0)
     # crops
-    batch_size: int = 32  # of all processes together
-    crop_size: int = 256  # pixels
-    subimage_size: int = 0  # crops are drawn from tiles of this side, half a side apart; 0: from whole images
-    crops_per_image: int = 1  # samples in a row that are of one image
-    misrotated_masks: bool = False  # the mistake of the released code: images are transposed, masks rotated
+    batch_size: int = setting(32, "crops of a step, of all processes together", low=1)
+    crop_size: int = setting(
+        256,
+        "side of the crops. Smaller images are continued by reflection, below and at the right; a crop larger than "
+        "all images is refused",
+        low=1,
+    )
+    progressive_steps: tuple[int, ...] = setting(
+        (), "lengths of phases before the rest of the run, with crops and batches of other sizes", low=1
+    )
+    progressive_crops: tuple[int, ...] = setting((), "`crop_size` of each of these phases", low=1)
+    progressive_batches: tuple[int, ...] = setting((), "`batch_size` of each of these phases", low=1)
+    subimage_size: int = setting(
+        0, "draw crops from tiles of this side, half a side apart; 0: from whole images", low=0
+    )
+    crops_per_image: int = setting(1, "samples in a row that are of one image", low=1)
+    misrotated_masks: bool = setting(
+        False, "the mistake of the released code: images are transposed where masks are rotated"
+    )
     # optimisation
-    steps: int = 200_000
-    loss: str = "psnr"
-    learning_rate: float = 1e-3
-    min_learning_rate: float = 1e-6  # end of the cosine
-    betas: tuple[float, ...] = (0.9, 0.9)
-    weight_decay: float = 1e-3
-    grad_clip: float = 0.01  # largest norm; 0 turns clipping off
-    ema: float = 0.0  # decay of the average of the weights that is validated and saved; 0: the weights themselves
-    accumulate: int = 1  # parts a process takes its share of a batch in, to save memory
-    precision: str = "float32"
-    channels_last: bool = False
-    compile: bool = False
+    steps: int = setting(200_000, "of the optimiser", low=1)
+    loss: str | dict[str, float] = setting(
+        "psnr",
+        "what is minimised, or several with weights, `{psnr: 1, fft: 0.1}`: [losses](#losses)",
+        choices=tuple(LOSSES),
+    )
+    optimizer: str = setting("AdamW", "`AdamW`, `Adam`, `Lion`, or any other of torch.optim by its name")
+    optimizer_options: dict[str, Any] = setting(
+        {}, "of the optimiser, beside what has a setting of its own: `{momentum: 0.9}` of `SGD`"
+    )
+    learning_rate: float = setting(1e-3, "where the schedule begins", low=0)
+    min_learning_rate: float = setting(1e-6, "where `cosine`, `restarts` and `linear` end", low=0)
+    schedule: str = setting(
+        "cosine",
+        "of the learning rate: one half of a `cosine` over the run, one after another every `restart_steps` "
+        "(`restarts`), `linear`, or `constant`",
+        choices=SCHEDULES,
+    )
+    schedule_steps: int = setting(0, "length of the schedule, after which its last value stays; 0: the run", low=0)
+    restart_steps: int = setting(0, "of `restarts`: steps of each cosine", low=0)
+    warmup_steps: int = setting(0, "first steps, in which the learning rate rises from zero to the schedule", low=0)
+    betas: tuple[float, ...] = setting((0.9, 0.9), "of optimisers that have them", low=0, below=1)
+    weight_decay: float = setting(1e-3, "of the optimiser", low=0)
+    grad_clip: float = setting(0.01, "largest norm of the gradient; 0: any", low=0)
+    ema: float = setting(
+        0.0,
+        "decay of an exponential average of the weights, which is then what is validated and saved; 0: none",
+        low=0,
+        below=1,
+    )
+    accumulate: int = setting(
+        1,
+        "parts that each process takes its share of a batch in, to save memory; the result is the same but for "
+        "rounding",
+        low=1,
+    )
+    precision: str = setting(
+        "float32",
+        "`float32`: all its bits; `tf32` as torch does by default on a GPU; `bfloat16`, `float16` (with a gradient "
+        "scaler): mixed precision; `float64` for checks",
+        choices=("float32", "tf32", "bfloat16", "float16", "float64"),
+    )
+    channels_last: bool = setting(False, "memory layout; often faster on a GPU in mixed precision")
+    compile: bool = setting(False, "`torch.compile` of the network, without its prior")
     # the run
-    seed: int = 0
-    val_every: int = 5000  # steps
-    val_share: float = 0.1  # of the training images held out when no validation store is given
-    val_images: int = 0  # at most so many, evenly spaced; 0: all
-    log_every: int = 100
-    save_every: int = 1000  # steps; also saved at each validation, and when the run is stopped
-    keep_every: int = 0  # steps; weights that are not written over, step-N.safetensors; 0: none
-    tensorboard: bool = False
-    loader_workers: int = -1  # processes that read crops; -1: the cores of a GPU, at most 16; none on a CPU
-    cache_mb: int = 0  # memory for decoded pictures, of each process of the run
-    device: str = "auto"
+    seed: int = setting(0, "of the weights, the crops, the flips and the mask dropout", low=0, below=1 << 63)
+    val_every: int = setting(5000, "steps between validations", low=1)
+    val_share: float = setting(0.1, "of the training images, held out when there is no `--val`", low=0, below=1)
+    val_images: int = setting(0, "validate on at most so many images, evenly spaced; 0: all", low=0)
+    log_every: int = setting(100, "steps between rows of the log", low=1)
+    save_every: int = setting(1000, "steps between saved states; validations save too", low=1)
+    keep_every: int = setting(0, "steps between weights that are kept as `step-N.safetensors`; 0: none", low=0)
+    trackers: tuple[str, ...] = setting(
+        (), "where the run reports to beside its own log: [trackers](#trackers)", choices=TRACKERS
+    )
+    tensorboard: bool = setting(False, "the tracker `tensorboard`, under its older name")
+    loader_workers: int = setting(
+        -1, "processes that read crops; -1: beside a GPU its share of the cores, at most 16; none on a CPU", low=-1
+    )
+    cache_mb: int = setting(0, "memory for decoded pictures: [reading](#reading)", low=0)
+    device: str = setting("auto", "where it computes", choices=("auto", "cpu", "cuda"))
 
     def __post_init__(self) -> None:
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                near = difflib.get_close_matches(getattr(self, name), choices, n=1)
-                hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(choices)}"
-                raise ConfigError(f"{name}: no {getattr(self, name)!r}; {hint}")
-        for name, (low, high) in _RANGES.items():
-            value = getattr(self, name)
-            if not all(low <= item < high for item in (value if isinstance(value, tuple) else [value])):
-                limit = f"at least {low}" if high == math.inf else f"in [{low}, {high})"
-                raise ConfigError(f"{name}: must be {limit}, is {value}")
+        check(self)
+        if isinstance(self.loss, dict):
+            if not self.loss or any(not 0 < weight < float("inf") for weight in self.loss.values()):
+                raise ConfigError(f"loss: names of losses with weights above zero, not {self.loss}")
+            for name in self.loss:
+                if name not in LOSSES:
+                    raise unknown("loss", name, tuple(LOSSES))
+        if self.optimizer not in OPTIMISERS:
+            raise unknown("optimizer", self.optimizer, OPTIMISERS)
+        for name in self.trackers:
+            if name not in TRACKERS:
+                raise unknown("trackers", name, TRACKERS)
+        phases = (self.progressive_steps, self.progressive_crops, self.progressive_batches)
+        if len({len(values) for values in phases}) > 1:
+            raise ConfigError(
+                "progressive_steps, progressive_crops and progressive_batches: as many numbers each, not "
+                + ", ".join(str(len(values)) for values in phases)
+            )
+        if sum(self.progressive_steps) >= self.steps:
+            raise ConfigError(
+                f"progressive_steps: {sum(self.progressive_steps)} in all, which leaves none of the {self.steps} steps"
+            )
+        if self.network == "nafnet" and self.network_options:
+            raise ConfigError(f"network_options: nafnet has {', '.join(ARCHITECTURE)} instead")
+        if (self.schedule == "restarts") != bool(self.restart_steps):
+            raise ConfigError("restart_steps: the steps of each cosine of schedule restarts, and of no other schedule")
         if len(self.enc_blk_nums) != len(self.dec_blk_nums):
             raise ConfigError("enc_blk_nums and dec_blk_nums must have as many levels")
         if len(self.betas) != 2:
             raise ConfigError(f"betas: two numbers, got {len(self.betas)}")
-        if self.subimage_size and self.subimage_size < self.crop_size:
+        if self.subimage_size and self.subimage_size < max(self.crop_size, *self.progressive_crops, 0):
             raise ConfigError(f"subimage_size: {self.subimage_size} is smaller than the crops, {self.crop_size}")
         if self.semantics == "released" and (self.aggregate, self.statistics) != ("sum", "mean"):
             raise ConfigError("aggregate and statistics: semantics released has none but sum and mean")
@@ -124,17 +185,15 @@ class TrainConfig:
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> TrainConfig:
         """From plain values. Raises ConfigError for unknown names, with the nearest known one, and wrong types."""
-        known = {field.name: field.default for field in fields(cls)}
-        unknown = [str(name) for name in values if name not in known]
-        if unknown:
-            near = difflib.get_close_matches(unknown[0], known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-            raise ConfigError(f"{unknown[0]}: no such setting; {hint}")
-        return cls(**{name: _convert(name, value, known[name]) for name, value in values.items()})
+        found: TrainConfig = of_plain(cls, values)
+        return found
+
+    def plain(self) -> dict[str, Any]:
+        """The settings as YAML and JSON have them."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     def to_yaml(self) -> str:
-        plain = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
-        return yaml.safe_dump(plain, sort_keys=False)
+        return yaml.safe_dump(self.plain(), sort_keys=False)
 
 
 def read_config(location: str) -> dict[str, Any]:
@@ -173,6 +232,19 @@ def _read_yaml(location: str) -> dict[str, Any]:
     return values
 
 
+def with_assignments(values: Mapping[str, Any], assignments: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Values changed by assignments; `network_options.dim` is one value of a mapping."""
+    found = dict(values)
+    for name, value in assignments:
+        outer, dot, inner = name.partition(".")
+        if dot:
+            before = found.get(outer)
+            found[outer] = {**(before if isinstance(before, Mapping) else {}), inner: value}
+        else:
+            found[name] = value
+    return found
+
+
 def parse_assignment(text: str) -> tuple[str, Any]:
     """`name=value` with a YAML value. Raises ConfigError."""
     name, separator, value = text.partition("=")
@@ -182,19 +254,3 @@ def parse_assignment(text: str) -> tuple[str, Any]:
         return name, plain_yaml(value)
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{name}: {value!r} is not a YAML value") from error
-
-
-def _convert(name: str, value: Any, default: Any) -> Any:
-    """`value` as the type of the default; integers pass for floats, and so does 1e-3, which YAML reads as text."""
-    kind = type(default)
-    if kind is tuple:
-        items = list(value) if isinstance(value, list | tuple) else [value]
-        return tuple(_convert(name, item, default[0]) for item in items)
-    try:
-        if kind is float and not isinstance(value, bool):
-            return float(value)
-    except (TypeError, ValueError):
-        pass
-    if type(value) is not kind:
-        raise ConfigError(f"{name}: {value!r} is not {'a number' if kind is float else f'of type {kind.__name__}'}")
-    return value

@@ -26,9 +26,10 @@ from samdeblur.storage.writing.lease import held
 from samdeblur.train.config import ConfigError, TrainConfig
 from samdeblur.train.data.crops import Batch, CropDataset, Cutting, Share
 from samdeblur.train.data.loader import LoaderFailed, crop_loader
-from samdeblur.train.losses import LOSSES, in_decibels
+from samdeblur.train.losses import in_decibels, loss_of
+from samdeblur.train.optimisers import build_optimiser
 from samdeblur.train.resuming import read_run, what_was_run
-from samdeblur.train.schedules import learning_rate
+from samdeblur.train.schedules import learning_rate, phases_of
 from samdeblur.train.start import Validation, build_network, choose_images, resolved, run_facts
 from samdeblur.train.state import Row, add_to_log, save_state, write_facts, write_log
 from samdeblur.train.stopping import Stopped, StopRequest
@@ -76,14 +77,16 @@ def train(
         StoreBusy: another process trains in this folder.
     """
     keys, val = choose_images(config, store, validation)
-    cutting = Cutting(config.crop_size, config.subimage_size, config.crops_per_image, config.misrotated_masks)
+    phases = phases_of(config)
+    cutting = Cutting(config.crop_size, config.subimage_size, config.crops_per_image, config.misrotated_masks, phases)
     with joined(config.device) as ranks, StopRequest() as request, ExitStack() as stack:
         stack.enter_context(kernels(ranks.device, config.precision))
-        if config.batch_size % (ranks.world * config.accumulate):
-            raise ConfigError(
-                f"batch_size: {config.batch_size} does not part into {ranks.world} processes with "
-                f"{config.accumulate} parts each (accumulate)"
-            )
+        for size in (config.batch_size, *config.progressive_batches):
+            if size % (ranks.world * config.accumulate):
+                raise ConfigError(
+                    f"batch_size: {size} does not part into {ranks.world} processes with "
+                    f"{config.accumulate} parts each (accumulate)"
+                )
         crops = CropDataset(store, keys, cutting, config.seed, config.method != "none", config.cache_mb << 20)
         network = build_network(config).to(ranks.device)
         config = resolved(config, network)
@@ -105,7 +108,7 @@ def train(
         run.restore(state)
         loader = crop_loader(
             crops,
-            Share(config.batch_size, run.step + 1, config.steps, config.accumulate, ranks.rank, ranks.world),
+            Share(config.batch_size, run.step + 1, config.steps, config.accumulate, ranks.rank, ranks.world, phases),
             loader_workers(config, ranks),
             network.prior.dropout if isinstance(network.prior, MAPUnit) else 0.0,
             run.check_asked,
@@ -169,18 +172,19 @@ class _Run:
     ) -> None:
         self.check_alone = check_alone
         self.config, self.val, self.folder, self.ranks = config, val, folder, ranks
+        self.phases = phases_of(config)
         self.request, self.progress = request, progress
         self.dtype = torch.float64 if config.precision == "float64" else torch.float32
         self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
         self.network = network.to(self.dtype).to(memory_format=self.layout)  # type: ignore[call-overload]
         self.backbone = set(network.network.parameters())
         self.average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.ema)) if config.ema else None
-        self.optimizer = torch.optim.AdamW(
+        self.optimizer = build_optimiser(
+            config.optimizer,
             network.parameters(),
-            config.learning_rate,
-            (config.betas[0], config.betas[1]),
-            weight_decay=config.weight_decay,
-            fused=ranks.device.type == "cuda",
+            {"lr": config.learning_rate, "betas": config.betas, "weight_decay": config.weight_decay},
+            config.optimizer_options,
+            ranks.device.type == "cuda",
         )
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=config.precision == "float16")
         self.parallel = ranks.wrap(network)
@@ -194,6 +198,7 @@ class _Run:
         self.step = 0
         self.saved = -1  # step of the last state on the disk
         self.since = time.perf_counter()
+        self.samples = 0  # since then
 
     def restore(self, state: dict[str, Any] | None) -> None:
         """Take up a state; without one, begin at step 0."""
@@ -246,6 +251,7 @@ class _Run:
         if self.average is not None:
             self._blend(self.average)
         self.losses.append(total)
+        self.samples += self.phases.at_step(step).batch_size
 
     @torch.no_grad()
     def _blend(self, average: AveragedModel) -> None:
@@ -263,7 +269,7 @@ class _Run:
         """The loss of a batch on the device."""
         with computing(self.ranks.device, self.config.precision):
             output = network(batch.blurred.contiguous(memory_format=self.layout), batch.atoms)
-        return LOSSES[self.config.loss](output.to(self.dtype), batch.sharp)
+        return loss_of(self.config.loss, output.to(self.dtype), batch.sharp)
 
     def _seed(self) -> int:
         """Of what is random inside a network; masks are dropped by the seeds of the samples."""
@@ -297,7 +303,7 @@ class _Run:
             "step": self.step,
             "loss": loss,
             "learning_rate": learning_rate(self.step - 1, config),
-            "samples_per_second": len(self.losses) * config.batch_size / seconds,
+            "samples_per_second": self.samples / seconds,
             "loader_wait": batches.seconds / seconds,
         }
         if not math.isfinite(loss):
@@ -305,7 +311,7 @@ class _Run:
         if (rise := self.watch.rise(row, config.loss)) > WORSE:
             raise self._diverged(f"the loss is {rise:.0f} dB above its best")
         self.losses.clear()
-        self.since, batches.seconds = time.perf_counter(), 0.0
+        self.since, batches.seconds, self.samples = time.perf_counter(), 0.0, 0
         self.history.append(row)
         self.board.scalars(row)
         self.check_alone()
@@ -415,7 +421,7 @@ class _Watch:
     best: float = math.inf
     step: int = 0
 
-    def rise(self, row: Row, loss: str) -> float:
+    def rise(self, row: Row, loss: str | dict[str, float]) -> float:
         if "loss" not in row:
             return 0.0
         value, fading = in_decibels(loss, row["loss"]), math.exp((self.step - row["step"]) / MEMORY)

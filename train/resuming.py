@@ -10,7 +10,7 @@ import csv
 import json
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from samdeblur.train.config import ConfigError, TrainConfig, read_config
 from samdeblur.train.state import CONFIG, LOG, RUN, STATE, encode_state
 
 # Settings that do not change the result; a run may go on with others.
-FREE = {"device", "loader_workers", "cache_mb", "save_every", "keep_every", "tensorboard"}
+FREE = {"device", "loader_workers", "cache_mb", "save_every", "keep_every", "tensorboard", "trackers"}
 # Facts that do.
 DATA = ("train", "validation", "weights")
 _OF_A_STATE = ("step", "network", "optimizer", "scaler", "average", "losses", "history")
@@ -36,7 +36,7 @@ class RunMended(UserWarning):
 
 def what_was_run(config: TrainConfig, facts: Mapping[str, Any]) -> dict[str, Any]:
     """What a state says of its run, for `read_run`: plain values."""
-    return {"config": json.loads(json.dumps(asdict(config))), "facts": {name: facts[name] for name in DATA}}
+    return {"config": json.loads(json.dumps(config.plain())), "facts": {name: facts[name] for name in DATA}}
 
 
 def read_run(

@@ -8,14 +8,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import nn
 
 from samdeblur.evaluation.metrics.psnr_ssim import SMALLEST
-from samdeblur.models import Deblurrer, NAFNet, device_facts, load_network, prior_for, with_prior
+from samdeblur.models import Deblurrer, NAFNet, Prior, device_facts, load_network, prior_for, with_prior
 from samdeblur.models.checkpoints.loading import BUNDLED_NETWORK, checkpoint_digest, resolve_checkpoint
+from samdeblur.models.networks import named
 from samdeblur.storage import MaskStore, StoreError
 from samdeblur.storage.format.layout import mask_kind
 from samdeblur.train.config import ARCHITECTURE, ConfigError, TrainConfig
@@ -40,20 +42,19 @@ def build_network(config: TrainConfig) -> Deblurrer:
         FileNotFoundError, CheckpointError: no checkpoint.
     """
     network = _initial_network(config)
-    network.train_size = config.crop_size
+    network.train_size = config.crop_size  # of the end, where phases have others
     return network
 
 
 def _initial_network(config: TrainConfig) -> Deblurrer:
     torch.manual_seed(config.seed)
     if not config.weights:
-        network = NAFNet(config.width, config.enc_blk_nums, config.middle_blk_num, config.dec_blk_nums)
-        return with_prior(network, _prior(config, network), init="default")
+        network = _named(config)
+        return _attached(network, _prior(config, network), "default")
     found = load_network(config.weights).train()
-    assert isinstance(found.network, NAFNet)
     prior = _prior(config, found.network)
     if found.prior is None:
-        return with_prior(found.network, prior, init="zero")
+        return _attached(found.network, prior, "zero")
     if prior is None or _kind(prior.config) != _kind(found.prior.config):
         raise ConfigError(
             f"weights: {config.weights} has another prior than method {config.method} with semantics "
@@ -65,13 +66,29 @@ def _initial_network(config: TrainConfig) -> Deblurrer:
     return found
 
 
-def _prior(config: TrainConfig, network: NAFNet) -> Any:
+def _named(config: TrainConfig) -> nn.Module:
+    """The network a run names. Raises ConfigError."""
+    options = {name: getattr(config, name) for name in ARCHITECTURE} if config.network == "nafnet" else {}
+    try:
+        return named.build_network(config.network, options or config.network_options)
+    except named.NetworkError as error:
+        raise ConfigError(f"network: {error}") from error
+
+
+def _attached(network: nn.Module, prior: Prior | None, init: Literal["zero", "default"]) -> Deblurrer:
+    try:
+        return with_prior(network, prior, init)
+    except ValueError as error:
+        raise ConfigError(f"network: {error}") from error
+
+
+def _prior(config: TrainConfig, network: nn.Module) -> Prior | None:
     return prior_for(
         config.method,
         config.prior_channels,
         config.mask_dropout,
         config.semantics,
-        network.multiple,
+        int(getattr(network, "multiple", 1)),
         config.aggregate,
         config.statistics,
     )
@@ -83,8 +100,12 @@ def _kind(config: dict[str, Any]) -> dict[str, Any]:
 
 def resolved(config: TrainConfig, network: Deblurrer) -> TrainConfig:
     """The settings with the architecture a network really has."""
-    assert isinstance(network.network, NAFNet)
-    return replace(config, **{name: _plain(network.network.config[name]) for name in ARCHITECTURE})
+    name = named.name_of(network.network) or config.network
+    if isinstance(network.network, NAFNet):
+        own = {setting: _plain(network.network.config[setting]) for setting in ARCHITECTURE}
+        return replace(config, network=name, network_options={}, **own)
+    built: dict[str, Any] = network.network.config  # type: ignore[assignment]
+    return replace(config, network=name, network_options=dict(built.get("options", built)))
 
 
 def _plain(value: Any) -> Any:

@@ -13,12 +13,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from segment_anything.modeling import Sam
-from torch import Tensor
+from torch import Tensor, nn
 
 from samdeblur.models.checkpoints.contents import CheckpointError, read_contents
 from samdeblur.models.checkpoints.finding import FoundState, Prefixes, find_state, largest_state, prefixes_before
+from samdeblur.models.checkpoints.others import network_of, prefixes_of_others
 from samdeblur.models.checkpoints.public import BUNDLED_NETWORK, BUNDLED_SAM
-from samdeblur.models.networks.nafnet import NAFNet, infer_config
+from samdeblur.models.networks.nafnet import infer_config
+from samdeblur.models.networks.named import OWN, build_network, name_of, rebuild_network
 from samdeblur.models.networks.sam import METADATA_KEY, SamConfig, build_sam, build_small_sam
 from samdeblur.models.priors.attach import Deblurrer, with_prior
 from samdeblur.models.priors.methods import MASK_DROPOUT, build_prior
@@ -64,12 +66,15 @@ def _nafnet(state: Mapping[str, Any]) -> list[str]:
 def encode_network(network: Deblurrer) -> bytes:
     """A network with its configuration as the bytes of a safetensors file, which `load_network` reads.
 
-    Raises ValueError for a network that is no NAFNet.
+    Raises ValueError for a network that was not built by name, so that nobody could build it again.
     """
-    if not isinstance(network.network, NAFNet):
-        raise ValueError(f"only NAFNet can be saved with its configuration, not {type(network.network).__name__}")
+    name = name_of(network.network)
+    if name is None:
+        raise ValueError(
+            f"only networks built by name can be saved with their configuration, not {type(network.network).__name__}"
+        )
     config = {
-        "network": {"name": "nafnet", **network.network.config},
+        "network": {"name": name, **network.network.config},  # type: ignore[dict-item]
         "prior": network.prior.config if network.prior is not None else None,
         **({"train_size": network.train_size} if network.train_size is not None else {}),
         **({"training": dict(network.provenance)} if network.provenance is not None else {}),
@@ -91,11 +96,14 @@ def load_network(path: str | Path) -> Deblurrer:
         FileNotFoundError: no such file.
         CheckpointError: not a checkpoint, or one of another network.
     """
-    found = _read_network(path)
-    network = with_prior(NAFNet(**found.network), build_prior(found.prior))
-    network.load_state_dict(found.state)
-    network.recognised, network.train_size, network.provenance = found.what, found.train_size, found.training
-    network.local_means = found.local_means
+    path, found, config = _read_network(path)
+    with _explained(path, found, "deblurring"):
+        known = _recognise(found, config)
+        network = with_prior(_built(known.network), build_prior(known.prior))
+        _compare(_shapes(known.state), _shapes(network.state_dict()))
+        network.load_state_dict(known.state)
+    network.recognised, network.train_size, network.provenance = known.what, known.train_size, known.training
+    network.local_means = known.local_means
     return network.eval()
 
 
@@ -115,7 +123,9 @@ def training_of(path: Path) -> dict[str, Any] | None:
 
 def describe_checkpoint(path: str | Path) -> str:
     """What `load_network` takes a file for, in words. Raises as it does."""
-    return _read_network(path).what
+    path, found, config = _read_network(path)
+    with _explained(path, found, "deblurring"):
+        return _recognise(found, config).what
 
 
 def load_sam(path: str | Path) -> Sam:
@@ -192,7 +202,7 @@ class _Recognised:
     """A network found in a file."""
 
     what: str  # for people
-    network: dict[str, Any]  # arguments of NAFNet
+    network: dict[str, Any]  # its name, and what it is built with
     prior: dict[str, Any] | None  # as `build_prior` takes it
     state: dict[str, Tensor]  # under the names of a Deblurrer
     train_size: int | None = None
@@ -200,32 +210,55 @@ class _Recognised:
     local_means: bool = False
 
 
+def _built(config: dict[str, Any]) -> nn.Module:
+    """A network of its name and what it is built with. Raises NetworkError."""
+    arguments = {key: value for key, value in config.items() if key != "name"}
+    if (own := OWN.get(config["name"])) is not None:
+        return own(**arguments)
+    if "multiple" not in arguments:  # a public one, whose sizes have yet to be found
+        return build_network(config["name"], arguments["options"], asked=False)
+    return rebuild_network(config["name"], **arguments)
+
+
 def _expected(found: _Recognised, n_tensors: int) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the Deblurrer, without memory for its weights."""
-    blocks = sum([*found.network["enc_blk_nums"], found.network["middle_blk_num"], *found.network["dec_blk_nums"]])
+    """Names and shapes of the Deblurrer with a network of `OWN`, without memory for its weights."""
+    sizes = found.network
+    if sizes["name"] == "unet":
+        blocks = (2 * sizes["levels"] + 1) * sizes["blocks"]
+    else:
+        blocks = sum([*sizes["enc_blk_nums"], sizes["middle_blk_num"], *sizes["dec_blk_nums"]])
     if blocks > n_tensors:
         raise ValueError(f"{blocks} blocks in {n_tensors} tensors")
     with torch.device("meta"):
-        network, prior = NAFNet(**found.network), build_prior(found.prior)
+        network, prior = _built(found.network), build_prior(found.prior)
     shapes = {f"network.{name}": shape for name, shape in _shapes(network.state_dict()).items()}
     if prior is not None:
         shapes |= {f"prior.{name}": shape for name, shape in _shapes(prior.state_dict()).items()}
-        width, _, *kernel = shapes["network.intro.weight"]
+        first = "first" if sizes["name"] == "unet" else "intro"
+        width, _, *kernel = shapes[f"network.{first}.weight"]
         shapes["prior_conv.weight"] = (width, prior.channels, *kernel)
     return shapes
 
 
-def _read_network(path: str | Path) -> _Recognised:
-    """Read a file, see what it is, and check that every name and shape is there. Raises as `load_network`."""
+def _read_network(path: str | Path) -> tuple[Path, FoundState, dict[str, Any] | None]:
+    """Read a file: its name, the weights in it, and the configuration of this package. Raises as `load_network`."""
     path = resolve_checkpoint(Path(path), BUNDLED_NETWORK)
-    found, config = _read_weights(path, _nafnet)
-    with _explained(path, found, "deblurring"):
-        return _recognise_public(found.state) if config is None else _recognise_own(found.state, config)
+    return path, *_read_weights(path, _nafnet, prefixes_of_others)
+
+
+def _recognise(found: FoundState, config: dict[str, Any] | None) -> _Recognised:
+    """See what weights are of, and of our own and public NAFNets check that every name and shape is there."""
+    if config is not None:
+        return _recognise_own(found.state, config)
+    if _published_kind(found.state) is None and (other := network_of(found.state)) is not None:
+        name, options = other
+        state = {f"network.network.{key}": value for key, value in found.state.items()}
+        return _Recognised(f"a public {name}; prior none", {"name": name, "options": options}, None, state)
+    return _recognise_public(found.state)
 
 
 def _recognise_own(state: dict[str, Tensor], config: dict[str, Any]) -> _Recognised:
-    arguments = {key: value for key, value in config["network"].items() if key != "name"}
-    what, size = _describe("a network of samdeblur", arguments, config["prior"]), config.get("train_size")
+    what, size = _describe("a network of samdeblur", config["network"], config["prior"]), config.get("train_size")
     if size is not None and (type(size) is not int or size < 1):
         raise ValueError(f"train_size {size!r} is no number of pixels")
     training, local = config.get("training"), config.get("local_means", False)
@@ -233,8 +266,9 @@ def _recognise_own(state: dict[str, Tensor], config: dict[str, Any]) -> _Recogni
         raise ValueError(f"training {training!r} is no mapping")
     if local and size is None:
         raise ValueError("local_means without train_size")
-    found = _Recognised(what, arguments, config["prior"], state, size, training, bool(local))
-    _compare(_shapes(state), _expected(found, len(state)))
+    found = _Recognised(what, dict(config["network"]), config["prior"], state, size, training, bool(local))
+    if found.network["name"] in OWN:
+        _compare(_shapes(state), _expected(found, len(state)))
     return found
 
 
@@ -244,7 +278,7 @@ def _recognise_public(state: dict[str, Tensor]) -> _Recognised:
     if kind is None:
         raise ValueError("no intro.weight")
     ending = {"intro.weight": state["ending.weight"].transpose(0, 1)} if "intro.weight" not in state else {}
-    arguments: dict[str, Any] = infer_config(state | ending)
+    arguments: dict[str, Any] = {"name": "nafnet", **infer_config(state | ending)}
     prior: dict[str, Any] | None = None
     if kind == "cat":
         prior = {"name": "cat"}
@@ -312,10 +346,11 @@ def _some(names: Sequence[str], most: int = 2) -> str:
     return ", ".join(names[:most]) + more
 
 
-def _describe(what: str, arguments: dict[str, Any], prior: dict[str, Any] | None) -> str:
-    names = ("width", "enc_blk_nums", "middle_blk_num", "dec_blk_nums")
-    settings = ", ".join(f"{name} {arguments[name]}" for name in names)
-    return f"{what}: NAFNet ({settings}); prior {_prior_name(prior)}"
+def _describe(what: str, network: dict[str, Any], prior: dict[str, Any] | None) -> str:
+    name = network["name"]
+    kind = OWN[name].__name__ if name in OWN else name
+    settings = ", ".join(f"{key} {value}" for key, value in network.get("options", network).items() if key != "name")
+    return f"{what}: {kind} ({settings}); prior {_prior_name(prior)}"
 
 
 def _prior_name(prior: dict[str, Any] | None) -> str:
@@ -325,7 +360,7 @@ def _prior_name(prior: dict[str, Any] | None) -> str:
     return f"{prior['name']} ({settings})" if settings else str(prior["name"])
 
 
-def _read_weights(path: Path, prefixes: Prefixes) -> tuple[FoundState, dict[str, Any] | None]:
+def _read_weights(path: Path, *kinds: Prefixes) -> tuple[FoundState, dict[str, Any] | None]:
     """The tensors of a file, and the configuration this package wrote beside them. Raises CheckpointError."""
     path, part = split_part(path)
     contents, config = read_contents(path)
@@ -333,7 +368,10 @@ def _read_weights(path: Path, prefixes: Prefixes) -> tuple[FoundState, dict[str,
         if part:
             raise CheckpointError(f"{path}: no part {part!r}; it holds one network, of samdeblur")
         return FoundState(contents), config
-    return find_state(contents, prefixes, path, part) or largest_state(contents, path, part), None
+    for prefixes in kinds:
+        if (found := find_state(contents, prefixes, path, part)) is not None:
+            return found, None
+    return largest_state(contents, path, part), None
 
 
 @contextmanager

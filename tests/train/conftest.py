@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+from programs import samdeblur
 from toy_stores import make_store, pair, store
 
 from samdeblur.storage import MaskStore
 from samdeblur.train import TrainConfig, state
 from samdeblur.train.state import TIMES
 
-__all__ = ["make_store", "pair", "store"]
+__all__ = ["make_store", "pair", "samdeblur", "store"]
 
 # Commands and loader workers are forked from one process that has read the libraries, which takes seconds.
 multiprocessing.set_forkserver_preload(["samdeblur.cli.train"])

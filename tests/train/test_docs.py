@@ -6,35 +6,27 @@ import re
 from dataclasses import fields
 
 import pytest
-import yaml
 from places import ROOT
 
+from samdeblur.cli.schemas import as_text, job_schema, train_schema, with_table
 from samdeblur.train import TrainConfig
 from samdeblur.train.config import PRESETS
 from samdeblur.train.resuming import FREE
+from samdeblur.train.settings import table
 
 TEXT = (ROOT / "docs/training.md").read_text()
 
 
-def settings():
-    """(names, default) of each row of the table of settings."""
-    table = TEXT.split("## Settings")[1].split("\n## ")[0]
-    rows = [line.split("|")[1:3] for line in table.splitlines() if line.startswith("| `")]
-    return [(re.findall(r"`(\w+)`", names), default.strip().strip("`")) for names, default in rows]
+def test_the_table_of_settings_is_that_of_the_code():
+    assert with_table(TEXT) == TEXT, "run python -m samdeblur.cli.schemas"
+    rows = re.findall(r"^\| `(\w+)` \|", table(TrainConfig), re.MULTILINE)
+    assert rows == [field.name for field in fields(TrainConfig)]
 
 
-def test_every_setting_is_described_once():
-    assert sorted(name for names, _ in settings() for name in names) == sorted(
-        field.name for field in fields(TrainConfig)
-    )
-
-
-@pytest.mark.parametrize(("names", "default"), settings(), ids=str)
-def test_defaults_are_those_of_the_code(names, default):
-    stated = yaml.safe_load(f"[{default}]")
-    stated = stated if len(names) > 1 else [stated[0] if stated else ""]
-    values = {name: getattr(TrainConfig(), name) for name in names}
-    assert TrainConfig.of(dict(zip(names, stated, strict=True))) == TrainConfig(), (values, stated)
+@pytest.mark.parametrize(("name", "made"), [("train", train_schema), ("job", job_schema)])
+def test_schemas_are_those_of_the_code(name, made):
+    path = ROOT / f"docs/schemas/{name}.schema.json"
+    assert path.read_text() == as_text(made()), "run python -m samdeblur.cli.schemas"
 
 
 def test_presets_are_named():

@@ -16,7 +16,7 @@ from samdeblur.models import load_network
 from samdeblur.storage import AtomMap, MaskStore, StoreError, open_store
 from samdeblur.train import ConfigError, Diverged, TrainConfig, build_network, loop, psnr, score_images, state, train
 from samdeblur.train.loop import learning_rate
-from samdeblur.train.losses import psnr_loss
+from samdeblur.train.losses import LOSSES, psnr_loss
 from samdeblur.train.start import split_images
 
 pytestmark = pytest.mark.usefixtures("quick_curves")
@@ -173,7 +173,7 @@ def test_a_run_killed_while_saving_and_resumed_equals_one_that_was_not(
 def test_a_finished_run_is_left_as_it_is(store, small, tmp_path, uninterrupted, monkeypatch, assert_same_run):
     undisturbed = uninterrupted("none")
     train(small, store, tmp_path)
-    monkeypatch.setitem(loop.LOSSES, "psnr", None)
+    monkeypatch.setitem(LOSSES, "psnr", None)
     assert [row["step"] for row in train(small, store, tmp_path)] == list(range(11))
     assert_same_run(tmp_path, undisturbed)
 
@@ -239,7 +239,7 @@ def test_going_on_with_more_images_than_the_run_began_with_is_refused(small, tmp
 
 @pytest.mark.parametrize("log_every", [1, 3, 4])
 def test_a_run_that_diverges_stops_and_keeps_its_last_state(store, small, tmp_path, monkeypatch, log_every, contents):
-    monkeypatch.setitem(loop.LOSSES, "psnr", _spoiled_from(6))
+    monkeypatch.setitem(LOSSES, "psnr", _spoiled_from(6))
     config = replace(small, log_every=log_every)
     with pytest.raises(Diverged, match=r"loss is nan at step \d.*step 4 is intact") as caught:
         train(config, store, tmp_path)

@@ -40,7 +40,7 @@ def losses_of(history):
 
 
 @pytest.mark.parametrize("parts", [2, 4])
-@pytest.mark.parametrize("loss", list(LOSSES))
+@pytest.mark.parametrize("loss", [name for name in LOSSES if name != "lpips"])  # which fetches a network
 def test_a_batch_in_parts_is_the_batch(store, small, tmp_path, parts, loss):
     whole = replace(small, method="map-dropout", batch_size=4, steps=6, precision="float64", loss=loss)
     one, other = train(whole, store, tmp_path / "1"), train(replace(whole, accumulate=parts), store, tmp_path / "n")

@@ -17,7 +17,7 @@ from samdeblur.models import load_network
 from samdeblur.storage import files
 from samdeblur.train import Diverged, loop, state, train
 from samdeblur.train.loop import MEMORY, WORSE, _Watch
-from samdeblur.train.losses import charbonnier_loss, in_decibels, l1_loss, psnr_loss
+from samdeblur.train.losses import LOSSES, charbonnier_loss, in_decibels, l1_loss, psnr_loss
 
 pytestmark = pytest.mark.usefixtures("quick_curves")
 
@@ -149,7 +149,7 @@ def test_a_loss_that_slowly_rises_ends_the_run_and_its_state_goes_on(store, smal
     train(config, store, tmp_path / "undisturbed")
     with monkeypatch.context() as patch:
         patch.setattr(loop, "MEMORY", 4)
-        patch.setitem(loop.LOSSES, "psnr", _rising_from(8, by=1.5))
+        patch.setitem(LOSSES, "psnr", _rising_from(8, by=1.5))
         with pytest.raises(Diverged) as caught:
             train(config, store, tmp_path / "run")
     rows = [row for row in state_of(tmp_path / "undisturbed")["history"] if "loss" in row]
@@ -192,7 +192,7 @@ def test_a_loss_that_is_no_number_between_rows_is_not_saved(store, small, tmp_pa
     def spoiled(output, sharp):
         return psnr_loss(output, sharp) * (next(bad) if torch.is_grad_enabled() else 1)
 
-    monkeypatch.setitem(loop.LOSSES, "psnr", spoiled)
+    monkeypatch.setitem(LOSSES, "psnr", spoiled)
     with pytest.raises(Diverged, match=r"the loss is not a finite number at step 6; .*The state of step 4 is intact"):
         train(replace(small, log_every=100, save_every=2, val_every=4), store, tmp_path)
     assert all(torch.isfinite(weight).all() for weight in state_of(tmp_path)["network"].values())

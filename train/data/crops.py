@@ -22,6 +22,7 @@ from samdeblur.models import AtomBatch, drop_masks
 from samdeblur.storage import AtomMap, MaskStore, StoreError
 from samdeblur.storage.store import Window
 from samdeblur.train.data.cache import PictureCache
+from samdeblur.train.data.phases import Phases
 
 
 class Crop(NamedTuple):
@@ -51,7 +52,8 @@ class Cutting:
     """How crops are cut.
 
     Attributes:
-        size: side of the square crops, pixels. Smaller images are continued by reflection, below and at the right.
+        size: side of the square crops, pixels; at the end of the run, where phases have others. Smaller images are
+            continued by reflection, below and at the right.
         subimage: windows lie in one of the tiles of this side that start half a side apart, the last where the image
             ends; 0: anywhere.
         per_image: samples in a row that are of one image.
@@ -62,6 +64,14 @@ class Cutting:
     subimage: int = 0
     per_image: int = 1
     misrotated: bool = False
+    phases: Phases | None = None
+
+    def size_of(self, sample: int) -> int:
+        return self.phases.at_sample(sample).crop_size if self.phases is not None else self.size
+
+    @property
+    def largest(self) -> int:
+        return max((phase.crop_size for phase in self.phases.phases), default=0) if self.phases else self.size
 
 
 class CropDataset(Dataset[Crop]):
@@ -93,32 +103,36 @@ class CropDataset(Dataset[Crop]):
         self.store, self.keys, self.cutting, self.seed, self.with_atoms = store, list(keys), cutting, seed, with_atoms
         shapes = store.shapes[[store.position(key) for key in self.keys]]
         sides = shapes.min(axis=1)
-        if sides.max() < cutting.size:
+        if sides.max() < cutting.largest:
             height, width = (int(side) for side in shapes[sides.argmax()])
             raise StoreError(
-                f"{store.path}: all images are smaller than the crop of {cutting.size} (the largest has "
+                f"{store.path}: all images are smaller than the crop of {cutting.largest} (the largest has "
                 f"{width}x{height}); set crop_size to at most {sides.max()}"
             )
-        self.n_small = int((sides < cutting.size).sum())
+        self.n_small = int((sides < cutting.largest).sum())
         self.cache = PictureCache(store, self.keys, cache_bytes)
 
     def __getitem__(self, sample: int) -> Crop:
+        return self.crop(sample, self.cutting.size_of(sample))
+
+    def crop(self, sample: int, size: int) -> Crop:
+        """The crop of a number, of a size."""
         epoch, place = divmod(sample // self.cutting.per_image, len(self.keys))
         key = self.keys[_order(self.seed, epoch, len(self.keys))[place]]
         rng = np.random.default_rng((self.seed, 1, sample))
-        window = self._window(self.store.shape(key), rng)
+        window = self._window(self.store.shape(key), rng, size)
         turn = int(rng.integers(8))
         blurred, sharp = (
-            orient(self._filled(self.cache.image(name, key, window)), turn) for name in ("blurred", "sharp")
+            orient(_filled(self.cache.image(name, key, window), size), turn) for name in ("blurred", "sharp")
         )
         atoms = None
         if self.with_atoms:
             atoms = self.store.atoms(key, window)
-            atoms = AtomMap(self._filled(atoms.atoms), atoms.pairs, atoms.mask_ids)
+            atoms = AtomMap(_filled(atoms.atoms, size), atoms.pairs, atoms.mask_ids)
             atoms = misrotate_atoms(atoms, turn) if self.cutting.misrotated else orient_atoms(atoms, turn)
         return Crop(blurred, sharp, atoms, int(rng.integers(-(1 << 63), (1 << 63) - 1)))
 
-    def _window(self, shape: tuple[int, int], rng: np.random.Generator) -> Window:
+    def _window(self, shape: tuple[int, int], rng: np.random.Generator, size: int) -> Window:
         """A random window, as large as the crop where the image is."""
         starts, lengths = [], []
         for side in shape:
@@ -126,17 +140,18 @@ class CropDataset(Dataset[Crop]):
             if self.cutting.subimage:
                 tiles = tile_starts(side, self.cutting.subimage)
                 first, room = int(rng.choice(tiles)), min(side, self.cutting.subimage)
-            length = min(self.cutting.size, room)
+            length = min(size, room)
             starts.append(first + int(rng.integers(room - length + 1)))
             lengths.append(length)
         return starts[0], starts[1], lengths[0], lengths[1]
 
-    def _filled(self, plane: NDArray[Any]) -> NDArray[Any]:
-        """Continued by reflection to the size of the crop."""
-        missing = [(0, self.cutting.size - side) for side in plane.shape[:2]]
-        if missing == [(0, 0), (0, 0)]:
-            return plane
-        return np.pad(plane, [*missing, *[(0, 0)] * (plane.ndim - 2)], mode="reflect")
+
+def _filled(plane: NDArray[Any], size: int) -> NDArray[Any]:
+    """Continued by reflection to the size of a crop."""
+    missing = [(0, size - side) for side in plane.shape[:2]]
+    if missing == [(0, 0), (0, 0)]:
+        return plane
+    return np.pad(plane, [*missing, *[(0, 0)] * (plane.ndim - 2)], mode="reflect")
 
 
 @lru_cache(maxsize=4)
@@ -215,12 +230,16 @@ class Share(Sampler[list[int]]):
     parts: int = 1
     rank: int = 0
     world: int = 1
+    phases: Phases | None = None  # whose batches count then
 
     def __iter__(self) -> Iterator[list[int]]:
-        size = self.batch_size // self.parts
         for step in range(self.first_step, self.last_step + 1):
+            batch, first = self.batch_size, (step - 1) * self.batch_size
+            if self.phases is not None:
+                batch, first = self.phases.at_step(step).batch_size, self.phases.first_sample(step)
+            size = batch // self.parts
             for part in range(self.parts):
-                start = (step - 1) * self.batch_size + part * size
+                start = first + part * size
                 yield list(range(start + self.rank, start + size, self.world))
 
     def __len__(self) -> int:
