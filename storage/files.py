@@ -64,6 +64,21 @@ def _regular(path: str, flags: int) -> int:
     return descriptor
 
 
+@contextmanager
+def in_utf8(path: Path) -> Iterator[str]:
+    """A path for libraries that take no other: of a name that is not UTF-8, the number under which it is open."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            yield f"/proc/self/fd/{descriptor}"
+        finally:
+            os.close(descriptor)
+    else:
+        yield str(path)
+
+
 def sha256_file(path: Path) -> bytes:
     """SHA-256 of a file's bytes, 32 bytes. Raises OSError, as for what is no regular file."""
     with open_regular(path) as file:

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from samdeblur.storage.names import nfc
+from samdeblur.storage.names import in_unicode, nfc
 from samdeblur.storage.pictures import SUFFIXES, UNREAD_SUFFIXES
 
 CLUTTER = frozenset({
@@ -21,7 +21,7 @@ Identity = tuple[int, int]
 
 
 class ListingError(ValueError):
-    """A folder in which two files have the name of one image, or a name is not UTF-8."""
+    """A folder in which two files have the name of one image."""
 
 
 def image_files(folder: Path) -> dict[str, Path]:
@@ -30,7 +30,7 @@ def image_files(folder: Path) -> dict[str, Path]:
     Files in forms that are not read (`is_unread`) are among them, unless another has their name.
 
     Raises:
-        ListingError: two names that differ in their suffix, or in their form of Unicode, alone; a name not in UTF-8.
+        ListingError: two names that differ in their suffix, or in their form of Unicode, alone.
         OSError: a folder that cannot be read.
     """
     found: dict[str, Path] = {}
@@ -38,14 +38,13 @@ def image_files(folder: Path) -> dict[str, Path]:
         stem, suffix = os.path.splitext(name)
         if suffix.lower() not in SUFFIXES and suffix.lower() not in UNREAD_SUFFIXES:
             continue
-        key = nfc(stem)
+        key = nfc(in_unicode(stem))
         other = found.get(key)
         if other is not None and is_unread(path):
             continue
         if other is not None and not is_unread(other):
             first, second = sorted((other, path))
             raise ListingError(f"{second}: and {first.name} have the same name; keep one of them there")
-        _require_utf8(key, path)
         found[key] = path
     return dict(sorted(found.items()))
 
@@ -109,10 +108,3 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:  # a link to itself
         return False
-
-
-def _require_utf8(key: str, path: Path) -> None:
-    try:
-        key.encode()
-    except UnicodeEncodeError as error:
-        raise ListingError(f"{str(path)!a}: the name is not UTF-8; rename it") from error

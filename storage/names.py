@@ -24,6 +24,15 @@ def nfc(name: str) -> str:
     return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
+def in_unicode(name: str) -> str:
+    """The name as text: the bytes of one that is not UTF-8, from an old archive most often, as in Latin-1."""
+    try:
+        name.encode()
+        return name
+    except UnicodeEncodeError:
+        return _bytes_on_disk(name).decode("latin-1")
+
+
 def stem(name: str) -> str:
     """The name in NFC without the suffix of a picture."""
     name = nfc(name)
@@ -104,6 +113,10 @@ def bounded(name: str, room: int = FILE_NAME_BYTES) -> str:
 def _told_apart(plain: str, name: str, room: int) -> str:
     digest = hashlib.sha256(_bytes(name)).hexdigest()[:DIGEST_LETTERS]
     return f"{_bytes(plain)[: room - DIGEST_LETTERS - 1].decode(errors='ignore')}-{digest}"
+
+
+def _bytes_on_disk(name: str) -> bytes:
+    return name.encode(errors="surrogateescape")
 
 
 def _bytes(name: str) -> bytes:

@@ -353,7 +353,7 @@ class Campaign:
 
 
 def _scores(results: dict[str, Any]) -> Any:
-    return [found["scores"] for found in results["sets"]]
+    return [found["images"] for found in results["sets"]]
 
 
 def contents(store: Path) -> dict[str, bytes]:

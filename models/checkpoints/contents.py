@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from samdeblur.models.networks.sam import METADATA_KEY
+from samdeblur.storage.files import in_utf8
 
 # Files of other frameworks and tools by how they begin, for the message that refuses them.
 _BEGINNINGS = {
@@ -68,7 +69,7 @@ def read_contents(path: Path) -> tuple[Any, dict[str, Any] | None]:
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
     try:
-        with safe_open(path, "pt") as file:
+        with in_utf8(path) as name, safe_open(name, "pt") as file:
             metadata = (file.metadata() or {}).get(METADATA_KEY)
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is not a dict
             return state, json.loads(metadata) if metadata else None
@@ -85,7 +86,7 @@ def tensor_names(path: Path) -> frozenset[str]:
         head = file.read(32)
     if head[8:9] == b"{" or path.suffix == ".safetensors":
         try:
-            with safe_open(path, "pt") as tensors:
+            with in_utf8(path) as name, safe_open(name, "pt") as tensors:
                 return frozenset(tensors.keys())
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path}: not a checkpoint; safetensors cannot read it") from error

@@ -24,7 +24,7 @@ from samdeblur.models.networks.named import OWN, build_network, name_of, rebuild
 from samdeblur.models.networks.sam import METADATA_KEY, SamConfig, build_sam, build_small_sam
 from samdeblur.models.priors.attach import Deblurrer, with_prior
 from samdeblur.models.priors.methods import MASK_DROPOUT, build_prior
-from samdeblur.storage.files import sha256_file
+from samdeblur.storage.files import in_utf8, sha256_file
 
 Model = TypeVar("Model")
 
@@ -113,7 +113,7 @@ def training_of(path: Path) -> dict[str, Any] | None:
     Raises CheckpointError.
     """
     try:
-        with safe_open(path, "pt") as file:
+        with in_utf8(path) as name, safe_open(name, "pt") as file:
             metadata = (file.metadata() or {}).get(METADATA_KEY)
             found = json.loads(metadata).get("training") if metadata else None
     except (SafetensorError, OSError, ValueError, AttributeError) as error:

@@ -14,7 +14,7 @@ from samdeblur.pipeline.sources.sample import SampleSource
 from samdeblur.pipeline.sources.worlds import WorldSource
 from samdeblur.storage.access.places import local_path
 from samdeblur.storage.listing import is_empty
-from samdeblur.storage.names import nfc
+from samdeblur.storage.names import in_unicode, nfc
 from samdeblur.storage.pictures import LOSSY_SUFFIXES, SUFFIXES
 
 # Sources of this package by name: (location, split) -> source.
@@ -72,7 +72,7 @@ def open_source(
     if not pairs:
         raise SourceError(f"{location}: no images ({', '.join(sorted(SUFFIXES))}) in the {layout} layout")
     files, left_out = complete_pairs(pairs, root, skip_unpaired)
-    name = nfc(dataset or LAYOUTS[layout].dataset or root.resolve().name)
+    name = nfc(in_unicode(dataset or LAYOUTS[layout].dataset or root.resolve().name))
     notes = [f"{name} {split}: {line}" for line in left_out]
     published = LAYOUTS[layout].published.get(split, len(files))
     if len(files) != published:

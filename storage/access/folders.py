@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+from contextlib import ExitStack
 from functools import cached_property
 from typing import Any
 
@@ -12,6 +14,7 @@ from samdeblur.storage.access import readers
 from samdeblur.storage.access.boxes import Where
 from samdeblur.storage.access.files import Disk
 from samdeblur.storage.access.location import Location
+from samdeblur.storage.files import in_utf8
 from samdeblur.storage.format.layout import ArraySpec
 
 
@@ -20,7 +23,9 @@ class FolderReader(readers.ChunkReader):
 
     def __init__(self, location: Location) -> None:
         super().__init__(Disk(location.path))
-        self._folder = location.path.absolute()
+        named = ExitStack()
+        self._folder = named.enter_context(in_utf8(location.path.absolute()))
+        weakref.finalize(self, named.close)
         self._arrays: dict[str, ts.TensorStore] = {}
 
     def read(self, name: str, spec: ArraySpec, where: Where) -> NDArray[Any]:
@@ -32,7 +37,7 @@ class FolderReader(readers.ChunkReader):
         if name not in self._arrays:
             description = {
                 "driver": "zarr3",
-                "kvstore": {"driver": "file", "path": f"{self._folder / name}/"},
+                "kvstore": {"driver": "file", "path": f"{self._folder}/{name}/"},
                 "metadata": spec.document(),  # was compared with the array's own when the store was opened
                 "fill_missing_data_reads": True,
             }

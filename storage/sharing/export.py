@@ -26,6 +26,7 @@ from samdeblur.storage.format.layout import (
     writing_all_chunks,
 )
 from samdeblur.storage.listing import files_in
+from samdeblur.storage.names import in_unicode
 from samdeblur.storage.sharing.hdf5 import SHARD_DIGEST, Codec, check_codec, write_apart
 from samdeblur.storage.sharing.verify import verify_store
 from samdeblur.storage.store import MaskStore, StoreDamaged, open_store
@@ -53,7 +54,10 @@ def export_zip(store: Path, target: Path, images: bool = False, licence: str = "
     kept = [name for name in names if not any(name.startswith(f"{part}/") for part in skipped)]
     root = json.loads((store / "zarr.json").read_bytes())
     root["consolidated_metadata"]["metadata"] = header.metadata()
-    small: dict[str, bytes | Path] = {"README.md": note(source, header, target.name, licence).encode(), **digests}
+    small: dict[str, bytes | Path] = {
+        "README.md": note(source, header, in_unicode(target.name), licence).encode(),
+        **digests,
+    }
     small |= {name: store / name for name in kept if name.startswith("index/") or name.endswith("zarr.json")}
     small["zarr.json"] = json.dumps(root, indent=2).encode()
     with _whole(target) as partial, zipfile.ZipFile(partial, "w") as archive:
@@ -81,7 +85,7 @@ def export_hdf5(
     source, header = _source(store, images)
     check_codec(codec)
     with _whole(target) as partial:
-        write_apart(partial, store, images, codec, note(source, header, target.name, licence), target)
+        write_apart(partial, store, images, codec, note(source, header, in_unicode(target.name), licence), target)
 
 
 def _source(store: Path, images: bool) -> tuple[MaskStore, Header]:
@@ -143,7 +147,7 @@ def _whole(target: Path) -> Iterator[Path]:
             yield partial
             with open(partial, "rb") as file:
                 os.fsync(file.fileno())
-        checksum = f"{sha256_file(partial).hex()}  {target.name}\n".encode()
+        checksum = f"{sha256_file(partial).hex()}  {target.name}\n".encode(errors="surrogateescape")
         write_durably(target.with_name(target.name + ".sha256"), checksum)  # first: what is there has one
         os.replace(partial, target)
         fsync_path(target.parent)

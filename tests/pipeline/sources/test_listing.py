@@ -34,11 +34,14 @@ def test_hidden_files_and_folders_are_left_out(tmp_path, write_pairs, save, pict
     assert open_source(str(tmp_path), "test").keys == ["a"]
 
 
-def test_a_name_that_is_not_utf8_is_refused(tmp_path, write_pairs):
-    write_pairs(tmp_path, {"a": (8, 8)})
-    os.rename(tmp_path / "blur/a.png", os.fsencode(tmp_path / "blur") + b"/\xff.png")
-    with pytest.raises(SourceError, match=r"udcff\.png': the name is not UTF-8; rename it"):
-        open_source(str(tmp_path), "test")
+def test_names_that_are_not_utf8_are_read_as_of_an_old_archive(tmp_path, write_pairs):
+    write_pairs(tmp_path / "set", {"a": (8, 8)})
+    for side in ("blur", "sharp"):
+        os.rename(tmp_path / f"set/{side}/a.png", os.fsencode(tmp_path / "set" / side) + b"/\xff.png")
+    os.rename(tmp_path / "set", os.fsencode(tmp_path) + b"/\xe9")
+    source = open_source(os.fsdecode(os.fsencode(tmp_path) + b"/\xe9"), "test")
+    assert (source.dataset, source.keys) == ("é", ["ÿ"])
+    assert source.read("ÿ").blurred.shape == (8, 8, 3)
 
 
 def test_a_long_note_names_eight(tmp_path, write_pairs):
