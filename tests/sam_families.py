@@ -182,3 +182,127 @@ def compared(theirs: list[dict[str, Any]], found: Any, scores: float = 0.0) -> i
             close = scores if name == "predicted_iou" else 0.0
             assert np.isclose(mine[name], value, rtol=0, atol=close, equal_nan=True), (name, mine[name], value)
     return len(theirs)
+
+
+def sam_model_of_transformers(sam: Any) -> Any:
+    """A SamModel with the sizes and weights of a small segment_anything model."""
+    import transformers
+
+    encoder, side = sam.image_encoder, sam.image_encoder.img_size
+    model = transformers.SamModel(sam_config("SamConfig", side, encoder.patch_embed.proj.kernel_size[0]))
+    renamed = {_renamed_sam(key): value for key, value in sam.state_dict().items()}
+    renamed["prompt_encoder.shared_embedding.positional_embedding"] = renamed[
+        "shared_image_embedding.positional_embedding"
+    ]
+    own = model.state_dict()
+    assert own.keys() <= renamed.keys(), own.keys() - renamed.keys()
+    model.load_state_dict({key: renamed[key] for key in own})
+    return model.eval()
+
+
+def sam_config(name: str, side: int = 64, patch: int = 16, **decoder: Any) -> Any:
+    """Of a SamModel or SamHQModel of the sizes of `random_sam`."""
+    import transformers
+
+    return getattr(transformers, name)(
+        vision_config={
+            "hidden_size": 32, "output_channels": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+            "image_size": side, "patch_size": patch, "window_size": 2, "global_attn_indexes": [1], "mlp_dim": 128,
+            "num_pos_feats": 16,
+        },
+        prompt_encoder_config={
+            "hidden_size": 32, "image_size": side, "patch_size": patch, "image_embedding_size": side // patch,
+            "mask_input_channels": 16,
+        },
+        mask_decoder_config={
+            "hidden_size": 32, "mlp_dim": 64, "num_attention_heads": 8, "iou_head_hidden_dim": 32, **decoder,
+        },
+    )  # fmt: skip
+
+
+def hq_model_of_transformers(seed: int = 0) -> Any:
+    import transformers
+
+    torch.manual_seed(seed)
+    model = randomise(transformers.SamHQModel(sam_config("SamHQConfig", vit_dim=32)), seed)
+    with torch.no_grad():
+        model.shared_image_embedding.positional_embedding.mul_(0.5)
+    return model
+
+
+def sam3_model_of_transformers(seed: int = 0) -> Any:
+    """A Sam3TrackerModel for images of 112 pixels."""
+    import transformers
+
+    torch.manual_seed(seed)
+    config = transformers.Sam3TrackerConfig(
+        vision_config={
+            "backbone_config": {
+                "model_type": "sam3_vit_model", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+                "num_attention_heads": 2, "image_size": 112, "pretrain_image_size": 56, "patch_size": 14,
+                "window_size": 4, "global_attn_indexes": [1],
+            },
+            "fpn_hidden_size": 32, "backbone_feature_sizes": [[32, 32], [16, 16], [8, 8]],
+        },
+        prompt_encoder_config={"hidden_size": 32, "image_size": 112, "patch_size": 14, "mask_input_channels": 16},
+        mask_decoder_config={"hidden_size": 32, "iou_head_hidden_dim": 32, "mlp_dim": 64},
+    )  # fmt: skip
+    model = randomise(transformers.Sam3TrackerModel(config), seed)
+    with torch.no_grad():
+        model.shared_image_embedding.positional_embedding.mul_(0.5)
+        model.prompt_encoder.shared_embedding.positional_embedding.copy_(
+            model.shared_image_embedding.positional_embedding
+        )
+    return model
+
+
+def _renamed_sam(key: str) -> str:
+    """The name in transformers of a weight of segment_anything."""
+    for old, new in (
+        ("image_encoder.blocks.", "vision_encoder.layers."),
+        ("image_encoder.neck.0.", "vision_encoder.neck.conv1."),
+        ("image_encoder.neck.1.", "vision_encoder.neck.layer_norm1."),
+        ("image_encoder.neck.2.", "vision_encoder.neck.conv2."),
+        ("image_encoder.neck.3.", "vision_encoder.neck.layer_norm2."),
+        ("image_encoder.", "vision_encoder."),
+        ("point_embeddings.", "point_embed."),
+        ("prompt_encoder.", "sam_prompt_encoder."),
+        ("mask_decoder.", "sam_mask_decoder."),
+    ):
+        key = key.replace(old, new)
+    return _renamed(key).replace("o_proj", "out_proj")
+
+
+def small_mobile_sam(seed: int = 0, side: int = 128) -> Any:
+    """MobileSAM of its own package, small: its encoder has the 64 x 64 maps of images of 1024 pixels written in."""
+    import mobile_sam.modeling as parts
+    from mobile_sam.modeling.tiny_vit_sam import TinyViT
+
+    class Encoder(TinyViT):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.patch_embed(x)
+            for layer in self.layers:
+                x = layer(x)
+            return self.neck(x.unflatten(1, (side // 16, side // 16)).permute(0, 3, 1, 2))
+
+    torch.manual_seed(seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        encoder = Encoder(  # 320 channels are those that keep their resolution
+            side, num_classes=10, embed_dims=[16, 32, 48, 320], depths=[1, 2, 1, 1], num_heads=[1, 2, 3, 10],
+            window_sizes=[7, 7, 14, 7], drop_path_rate=0.0,
+        )  # fmt: skip
+    sam = parts.Sam(
+        encoder,
+        parts.PromptEncoder(256, (side // 16, side // 16), (side, side), 16),
+        parts.MaskDecoder(transformer=parts.TwoWayTransformer(2, 256, 8, 64), transformer_dim=256),
+    )
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, tensor in [*sam.named_parameters(), *sam.named_buffers()]:
+            if name.endswith("running_var"):
+                tensor.mul_(1 + torch.rand(tensor.shape, generator=generator))
+            elif tensor.is_floating_point() and (tensor.dim() == 1 or "bias" in name):
+                tensor.add_(0.1 * torch.randn(tensor.shape, generator=generator))
+        sam.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix.mul_(0.5)
+    return sam.train().eval()  # which is when its attention takes the biases up

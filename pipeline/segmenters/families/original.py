@@ -19,9 +19,8 @@ from samdeblur.pipeline.segmenters.speed import EXACT, Speed
 class OriginalSam(Adapter):
     """A segment_anything model; changed when `speed` asks for it."""
 
-    family = "sam"
-
-    def __init__(self, sam: Sam, speed: Speed = EXACT) -> None:
+    def __init__(self, sam: Sam, speed: Speed = EXACT, family: str = "sam") -> None:
+        self.family = family
         self._sam, self.speed = speed.prepare(sam), speed
         self._resize = ResizeLongestSide(sam.image_encoder.img_size)
         self.mask_threshold = sam.mask_threshold

@@ -18,6 +18,8 @@ from torch import nn
 from samdeblur.models import CheckpointError, load_sam
 from samdeblur.models.checkpoints.contents import tensor_names
 from samdeblur.models.checkpoints.loading import build_sam_from, checkpoint_digest, split_part
+from samdeblur.models.networks.mobile_sam import MARK as MOBILE_SAM
+from samdeblur.models.networks.mobile_sam import build_mobile_sam
 from samdeblur.models.networks.sam2 import Sam2Config, build_sam2
 from samdeblur.pipeline.segmenters.base import SettingsError
 from samdeblur.pipeline.segmenters.families.base import Adapter
@@ -77,7 +79,7 @@ def family_of(path: Path) -> str:
     for key, what in _ELSEWHERE.items():
         if has(key):
             raise CheckpointError(f"{file}: {what}")
-    return "sam2" if has(_SAM2) else "sam"
+    return "sam2" if has(_SAM2) else "mobile-sam" if has(MOBILE_SAM) else "sam"
 
 
 def digest_of(path: Path) -> str:
@@ -107,10 +109,17 @@ def open_model(path: Path, device: torch.device, speed: Speed) -> Adapter:
     family = family_of(path)
     if family == "sam" and not path.is_dir():
         return OriginalSam(load_sam(path).to(device), speed)
-    if speed.sdpa:
+    if speed.sdpa and family != "mobile-sam":
         raise SettingsError(f"--sdpa: this {family} computes attention that way already; leave it out")
-    with _package("transformers" if path.is_dir() else "sam2", path):
-        return load_folder(path, device, speed) if path.is_dir() else Sam2(_load_sam2(path).to(device), speed)
+    if path.is_dir():
+        with _package("transformers", path):
+            return load_folder(path, device, speed)
+    if family == "mobile-sam":
+        with _package("timm", path):
+            sam = build_sam_from(path, lambda state, _: build_mobile_sam(state), "usable MobileSAM")
+            return OriginalSam(sam.to(device), speed, family)
+    with _package("sam2", path):
+        return Sam2(_load_sam2(path).to(device), speed)
 
 
 @contextmanager
