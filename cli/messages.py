@@ -128,37 +128,11 @@ def progress_bar(iterable: Iterable[Any] | None = None, **options: Any) -> tqdm[
 
     It waits a second before it shows, so that what is refused at once is refused in one line.
     """
-    from tqdm import tqdm
+    from samdeblur.cli.support.bars import SECOND, Bar, Lines, tqdm
 
     if sys.stderr.isatty():
-        return tqdm(iterable, delay=1, dynamic_ncols=True, file=_Terminal(), **options)
-    return tqdm(iterable, delay=1, ncols=0, mininterval=15, file=_Lines(), **options)
-
-
-class _Terminal:
-    """stderr, for what is not worth ending for when it cannot be said: a terminal may be closed at any time."""
-
-    def write(self, text: str) -> None:
-        with suppress(OSError):
-            sys.stderr.write(text)
-
-    def flush(self) -> None:
-        with suppress(OSError):
-            sys.stderr.flush()
-
-    def fileno(self) -> int:
-        return sys.stderr.fileno()
-
-    def isatty(self) -> bool:
-        return sys.stderr.isatty()
-
-
-class _Lines(_Terminal):
-    """What a bar writes over and over, in lines of its own."""
-
-    def write(self, text: str) -> None:
-        if line := text.strip():
-            super().write(f"{line}\n")
+        return Bar(iterable, **options)
+    return tqdm(iterable, delay=SECOND, ncols=0, mininterval=15, file=Lines(), **options)
 
 
 def _say_note(otherwise: Callable[..., None]) -> Callable[..., None]:

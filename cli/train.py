@@ -180,7 +180,8 @@ class _Shown:
         if "val_psnr" in row:
             self.said["val"] = f"{row['val_psnr']:.2f} dB"
         validated = {"validated": f"{row['validated']:.0f}/{row['of']:.0f}"} if "validated" in row else {}
-        self.bar.set_postfix(self.said | validated, refresh=False)
+        said = {name: self.said[name] for name in ("loss", "val", "crops/s", "waiting") if name in self.said}
+        self.bar.set_postfix(validated | said, refresh=False)  # on a narrow terminal the last give way
         self.bar.update(step - self.bar.n)
 
 
