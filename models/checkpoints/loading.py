@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -349,7 +350,9 @@ def _some(names: Sequence[str], most: int = 2) -> str:
 def _describe(what: str, network: dict[str, Any], prior: dict[str, Any] | None) -> str:
     name = network["name"]
     kind = OWN[name].__name__ if name in OWN else name
-    settings = ", ".join(f"{key} {value}" for key, value in network.get("options", network).items() if key != "name")
+    options = network.get("options", network)
+    order = list(signature(OWN[name]).parameters) if name in OWN else sorted(options)
+    settings = ", ".join(f"{key} {options[key]}" for key in order if key in options)
     return f"{what}: {kind} ({settings}); prior {_prior_name(prior)}"
 
 
