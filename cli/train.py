@@ -82,6 +82,8 @@ def cli(
     Run the same command again to go on with a run that was stopped: on a CPU it goes on exactly as if it had not been.
     On several GPUs: torchrun --nproc_per_node=N -m samdeblur.cli.train STORE ...
 
+    samdeblur-train status RUN... says where runs stand, samdeblur-train plot RUN... draws their curves.
+
     Exit codes: 0 done, 1 failed, 2 wrong usage, 75 stopped by SIGTERM, SIGHUP or SIGUSR1 with its state saved (run it
     again), 130 interrupted. --debug shows tracebacks.
     """
@@ -123,8 +125,9 @@ def cli(
         _say_small(validation[0] if validation else training)
     start = time.monotonic()
     what = f"{settings.method} on {pick_device(settings.device)}"
-    with progress_bar(total=settings.steps, unit="step", desc=what, disable=not is_first()) as bar:
-        shown = _Shown(bar)
+    with progress_bar(total=settings.steps, bar_format=BAR, disable=not is_first()) as bar:
+        quarantined = len(training) - len(training.ready_keys)
+        shown = _Shown(bar, f"{what}, {quarantined:,} quarantined or pending" if quarantined else what)
         history = train(settings, training, out, validation[0] if validation else None, shown, extend)
     if not is_first():
         return
@@ -154,11 +157,21 @@ def _say_small(store: MaskStore) -> None:
         )
 
 
-class _Shown:
-    """What a progress bar says of the rows of a run."""
+BAR = "{n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}"
+WIDTH = 80  # of a line of progress
+FIRST_STEPS, FIRST_SECONDS = 20, 5.0  # after which the time of a run is told from them
 
-    def __init__(self, bar: Any) -> None:
-        self.bar = bar
+
+class _Shown:
+    """What a progress bar says of the rows of a run, in 80 columns, and lines before it on standard output.
+
+    Args:
+        what: is trained, on what.
+    """
+
+    def __init__(self, bar: Any, what: str) -> None:
+        self.bar, self.what = bar, what
+        self.since: tuple[int, float] | None = None  # step and time from which the speed is taken
         self.said: dict[str, str] = {}
         self.begun = False
         self.first = 0
@@ -173,19 +186,56 @@ class _Shown:
             self.first = step
             if 0 < step < self.bar.total and is_first():
                 click.echo(f"going on from step {step} of {self.bar.total}", err=True)
+            if step < self.bar.total and is_first():
+                click.echo(f"{self.what}: {row['images']:,} images, {row['crops_per_epoch']:,} crops per epoch")
+        self._tell_time(step)
         if "loss" in row:
-            self.said["loss"] = f"{row['loss']:.3f}"
-            self.said["crops/s"] = f"{row['samples_per_second']:.1f}"
-            self.said["waiting"] = f"{row['loader_wait']:.0%}"
+            self.said["loss"] = f"loss {row['loss']:.4g}"
+            self.said["speed"] = f"{row['samples_per_second']:.4g} crops/s"
+            self.said["waiting"] = f"wait {row['loader_wait']:.0%}"
         if "val_psnr" in row:
-            self.said["val"] = f"{row['val_psnr']:.2f} dB"
-        validated = {"validated": f"{row['validated']:.0f}/{row['of']:.0f}"} if "validated" in row else {}
-        said = {name: self.said[name] for name in ("loss", "val", "crops/s", "waiting") if name in self.said}
-        self.bar.set_postfix(validated | said, refresh=False)  # on a narrow terminal the last give way
+            self.said["val"] = f"val {row['val_psnr']:.2f}"
+        validated = [f"validated {row['validated']:.0f}/{row['of']:.0f}"] if "validated" in row else []
+        said = [self.said[name] for name in ("loss", "val", "speed", "waiting") if name in self.said]
+        self.bar.set_postfix_str(self._fitting([*validated, *said]), refresh=False)  # the last give way
         self.bar.update(step - self.bar.n)
+
+    def _fitting(self, parts: list[str]) -> str:
+        """As many of the parts as fit into a line behind steps and times, however long those get."""
+        total = str(self.bar.total)
+        room = WIDTH - 1 - len(f"{total}/{total} [999:59:59<999:59:59], ")
+        text = ""
+        for part in parts:
+            longer = f"{text}, {part}" if text else part
+            if len(longer) <= room:
+                text = longer
+        return text
+
+    def _tell_time(self, step: int) -> None:
+        """Once, after some steps: how long the rest takes if it goes on like that. The first step warms up."""
+        from samdeblur.evaluation.ranks import is_first
+        from samdeblur.storage.writing.lease import duration
+
+        now = time.monotonic()
+        if self.since is None:
+            self.since = (step, now) if step > self.first else None
+            return
+        begun, at = self.since
+        if begun < 0 or step - begun < FIRST_STEPS or now - at < FIRST_SECONDS:
+            return
+        self.since = (-1, now)
+        left = (self.bar.total - step) * (now - at) / (step - begun)
+        if is_first():
+            click.echo(f"expected: {duration(left)} for the {self.bar.total - step:,} steps left, validations aside")
 
 
 def main() -> None:
+    if sys.argv[1:2] in (["status"], ["plot"]):
+        from samdeblur.cli.commands import runs
+
+        name = sys.argv.pop(1)
+        sys.argv[0] = f"{Path(sys.argv[0]).name} {name}"
+        run_command(runs.status if name == "status" else runs.plot)
     run_command(cli, "; run the same command again to go on from the last state saved", grace=60, told=REQUEUE)
 
 

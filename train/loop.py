@@ -30,6 +30,7 @@ from samdeblur.train.losses import in_decibels, loss_of
 from samdeblur.train.optimisers import build_optimiser
 from samdeblur.train.resuming import read_run, what_was_run
 from samdeblur.train.schedules import learning_rate, phases_of
+from samdeblur.train.standing import note_error
 from samdeblur.train.start import Validation, build_network, choose_images, resolved, run_facts
 from samdeblur.train.state import Row, add_to_log, save_state, write_facts, write_log
 from samdeblur.train.stopping import Stopped, StopRequest
@@ -106,6 +107,7 @@ def train(
         if ranks.first:
             write_facts(folder, config, facts | {"extended": run.said["extended"]})
         run.restore(state)
+        stack.enter_context(run.noted())
         loader = crop_loader(
             crops,
             Share(config.batch_size, run.step + 1, config.steps, config.accumulate, ranks.rank, ranks.world, phases),
@@ -115,7 +117,7 @@ def train(
         )
         stack.callback(loader.close)
         batches = _Waiting(loader)
-        progress({"step": run.step})
+        progress({"step": run.step, "images": len(keys), "crops_per_epoch": len(keys) * config.crops_per_image})
         run.look()  # the network before its first step, or a step that was saved and not validated
         for step in range(run.step + 1, config.steps + 1):
             try:
@@ -220,6 +222,20 @@ class _Run:
         self.saved = self.step
         if self.ranks.first:
             write_log(self.folder, self.history)
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """What ends the run but for a request to stop is said in its folder, for `standing`."""
+        if self.ranks.first:
+            note_error(self.folder, self.step, None)
+        try:
+            yield
+        except Stopped:
+            raise
+        except Exception as error:
+            if self.ranks.first:
+                note_error(self.folder, self.step, error)
+            raise
 
     # One step
 

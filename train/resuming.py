@@ -21,7 +21,8 @@ from samdeblur.models.checkpoints.loading import LAST_WEIGHTS, training_of
 from samdeblur.storage import folders
 from samdeblur.storage.files import write_durably
 from samdeblur.train.config import ConfigError, TrainConfig, read_config
-from samdeblur.train.state import CONFIG, LOG, RUN, STATE, encode_state
+from samdeblur.train.standing import CONFIG, LOG
+from samdeblur.train.state import RUN, STATE, encode_state
 
 # Settings that do not change the result; a run may go on with others.
 FREE = {"device", "loader_workers", "cache_mb", "save_every", "keep_every", "tensorboard", "trackers"}

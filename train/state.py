@@ -17,7 +17,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import torch
 
 from samdeblur.evaluation.results import Trained
@@ -34,8 +33,9 @@ from samdeblur.models.checkpoints.loading import (
 from samdeblur.storage import folders
 from samdeblur.storage.files import write_durably
 from samdeblur.train.config import TrainConfig
+from samdeblur.train.standing import CONFIG, LOG, draw_runs
 
-CONFIG, RUN, STATE, LOG, CURVES = "config.yaml", "run.json", "state.pt", "log.csv", "curves.png"
+RUN, STATE, CURVES = "run.json", "state.pt", "curves.png"
 INITIAL_WEIGHTS = "initial.safetensors"
 TIMES = ("samples_per_second", "loader_wait")  # columns of a row that differ from run to run
 COLUMNS = ("step", "loss", "learning_rate", *TIMES, "val_psnr", "val_ssim", "val_mcr")
@@ -108,22 +108,7 @@ def _cells(row: Row) -> dict[str, str]:
 
 def draw_curves(history: list[Row]) -> bytes:
     """Loss and validation PSNR over steps, as a PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context({"font.size": 9}):
-        figure = Figure(figsize=(8, 3), layout="constrained")
-        FigureCanvasAgg(figure)
-        for axis, name, label in zip(
-            figure.subplots(1, 2), ("loss", "val_psnr"), ("training loss (dB)", "validation PSNR (dB)"), strict=True
-        ):
-            points = [(row["step"], row[name]) for row in history if name in row]
-            axis.plot(*zip(*points, strict=True) if points else ([], []), marker="." if name == "val_psnr" else "")
-            axis.set(xlabel="step", ylabel=label)
-            axis.grid(alpha=0.3)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=110)
-        return buffer.getvalue()
+    return draw_runs({"": history})
 
 
 def read_curves(folder: Path) -> bytes:

@@ -282,7 +282,7 @@ def test_a_run_says_how_it_went_and_a_finished_one_says_it_again(train, tmp_path
     first, again = train(), train()
     for result in (first, again):
         assert (result.code, result.err) == (0, "")
-        done, files = result.out.splitlines()
+        *_, done, files = result.out.splitlines()
         assert done.startswith(f"{tmp_path / 'run'}: 2 steps of none on cpu, ")
         assert files == f"curves: {tmp_path / 'run/curves.png'}   weights: {tmp_path / 'run/best.safetensors'}"
     assert ", 2 of them now, in " in first.out
