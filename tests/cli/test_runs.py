@@ -62,7 +62,7 @@ def test_the_line_of_progress_fits_80_columns_whatever_the_numbers(total):
         assert len(line) < WIDTH
         assert "1111/1111" in line
     shown({"step": 4, "loss": -23.1, "samples_per_second": 12.3, "loader_wait": 0.01})
-    assert "loss -23.1, 12.3 crops/s" in bar.text
+    assert bar.text.startswith("loss -23.1, val 33.12, 12.3 crops/s")
 
 
 def test_status_says_where_a_run_stands(samdeblur, run, tmp_path):
