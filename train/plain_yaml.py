@@ -7,6 +7,8 @@ from typing import Any
 
 import yaml
 
+from samdeblur.storage.documents import read_yaml
+
 
 class _Plain(yaml.SafeLoader):
     """YAML's safe loader without octal and sexagesimal numbers, dates, and the other words for true and false."""
@@ -23,4 +25,4 @@ _Plain.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(str(nod
 
 def plain_yaml(text: str) -> Any:
     """The value of a document. Raises yaml.YAMLError, ValueError."""
-    return yaml.load(text, _Plain)
+    return read_yaml(text, _Plain)

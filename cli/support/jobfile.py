@@ -12,6 +12,7 @@ from typing import Any
 import click
 import yaml
 
+from samdeblur.storage.documents import read_yaml
 from samdeblur.storage.files import decode_text
 
 JOBS = Path(__file__).parents[1] / "jobs"
@@ -34,7 +35,7 @@ def read_job(location: str, command: click.Command, context: click.Context) -> l
         names = ", ".join(sorted(file.stem for file in JOBS.glob("*.yaml")))
         raise FileNotFoundError(f"{location}: no such job file, nor one of those that come with the package ({names})")
     try:
-        document = yaml.load(decode_text(path.read_bytes()), yaml.BaseLoader)  # text, as options are
+        document = read_yaml(decode_text(path.read_bytes()), yaml.BaseLoader)  # text, as options are
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise click.UsageError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(document, dict) or not isinstance(document.get("stores"), list) or not document["stores"]:

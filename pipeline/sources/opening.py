@@ -78,4 +78,4 @@ def open_source(
     if len(files) != published:
         notes.append(f"{name} {split}: {len(files):,} pairs found, the published split has {published:,}")
     lossy = any(blurred.suffix.lower() in LOSSY_SUFFIXES for blurred, _ in files.values())
-    return FolderSource(name, split, files, "file" if lossy else "pixels", root, tuple(notes))
+    return FolderSource(name, in_unicode(split), files, "file" if lossy else "pixels", root, tuple(notes))
