@@ -7,13 +7,14 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Collection, Iterable
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import click
 
@@ -59,6 +60,8 @@ FAILURES = frozenset({
 })  # fmt: skip
 
 
+ACTED_ON = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # codes; turns of direction
+
 # Warnings that are notes for who runs a command.
 NOTES = frozenset({
     "samdeblur.models.checkpoints.finding.SeveralNetworks",
@@ -81,11 +84,40 @@ def run_command(command: click.Command, interrupted: str = "", grace: float = 10
         told: the exit code then.
     """
     try:
-        with ends_when_told(grace, told, interrupted.lstrip("; ") or "run the same command again"):
+        with ends_when_told(grace, told, interrupted.lstrip("; ") or "run the same command again"), _harmless_streams():
             code = _run(command, interrupted, told)
     except Told:  # just before, or just after
         code = told
     sys.exit(code or 0)
+
+
+@contextmanager
+def _harmless_streams() -> Iterator[None]:
+    """What is printed in here does nothing to a terminal, whatever names it holds."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (cast(TextIO, _Harmless(stream)) for stream in before)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+class _Harmless:
+    """A stream of text without the characters that a terminal acts on; lines, tabs and returns to their start stay."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._stream.write(ACTED_ON.sub("?", text))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def _run(command: click.Command, interrupted: str, told: int) -> int:
