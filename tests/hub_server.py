@@ -79,9 +79,10 @@ class _Front(_Handler):
             (r"POST /api/datasets/(\w+/[\w.-]+)/preupload/main", self.preupload),
             (r"POST /api/datasets/(\w+/[\w.-]+)/paths-info/main", self.paths_info),
             (r"POST /api/datasets/(\w+/[\w.-]+)/commit/main", self.commit),
-            (r"GET /api/datasets/(\w+/[\w.-]+)(?:/revision/main)?", self.info),
+            (r"GET /api/(?:datasets|models)/(\w+/[\w.-]+)(?:/revision/(?:main|a{40}))?", self.info),
+            (r"GET /api/models/(\w+/[\w.-]+)/tree/(?:main|a{40})", self.tree),
             (r"POST /datasets/(\w+/[\w.-]+)\.git/info/lfs/objects/batch", self.batch),
-            (r"(?:GET|HEAD) /datasets/(\w+/[\w.-]+)/resolve/(?:main|a{40})/(.+)", self.resolve),
+            (r"(?:GET|HEAD) /(?:datasets/)?(\w+/[\w.-]+)/resolve/(?:main|a{40})/(.+)", self.resolve),
         ):
             if found := re.fullmatch(pattern, f"{self.command} {path}"):
                 answer(body, *found.groups())
@@ -99,8 +100,15 @@ class _Front(_Handler):
         self.say(200, about) if new else self.say(409, {"error": "You already created this dataset repo", **about})
 
     def info(self, body: bytes, name: str) -> None:
+        if name not in self.hub.repositories:
+            self.say(404, {"error": "Repository not found"}, X_Error_Code="RepoNotFound")
+            return
         files = [{"rfilename": path} for path in self.hub.repositories[name]]
         self.say(200, {"id": name, "sha": COMMIT, "private": True, "siblings": files, "tags": [], "downloads": 0})
+
+    def tree(self, body: bytes, name: str) -> None:
+        held = self.hub.repositories[name].items()
+        self.say(200, [{"type": "file", "path": path, "size": len(data), "oid": "0" * 40} for path, data in held])
 
     def preupload(self, body: bytes, name: str) -> None:
         files = [

@@ -16,7 +16,7 @@ from samdeblur.storage.files import sha256_file
 if TYPE_CHECKING:
     from samdeblur.models.checkpoints.public import Weight
 
-ROW = "{:<22}{:<13}{:>11}  {:<12}{:<18}{}"
+ROW = "{:<24}{:<13}{:>11}  {:<12}{:<18}{}"
 
 folder_option = click.option(
     "--folder", type=READ, help="Where they lie.  [default: $SAMDEBLUR_WEIGHTS or a cache folder]"
@@ -57,17 +57,24 @@ def list_command(folder: Path | None, check: bool) -> int:
 @folder_option
 @click.option("--mirror", metavar="URL", help="Where the files lie instead: http://, https://, file:// or a folder.")
 def fetch_command(names: tuple[str, ...], folder: Path | None, mirror: str | None) -> int:
-    """Download weights by name and check their SHA-256.
+    """Download weights by name and check their SHA-256. USER/NAME[@REVISION] is a model of the Hugging Face Hub.
 
     Run the same command again to go on with a download that was interrupted.
     """
 
+    from samdeblur.models.checkpoints.hub import hub_folder, is_hub_name
     from samdeblur.models.checkpoints.public import WEIGHTS, fetch, weights_folder
 
+    of_hub = [name for name in names if name not in WEIGHTS and is_hub_name(name)]
     for name in names:
-        if name not in WEIGHTS:
-            raise click.UsageError(f"{name}: no such weights; known are {', '.join(WEIGHTS)}")
-    for weight in (WEIGHTS[name] for name in names):
+        if name not in WEIGHTS and name not in of_hub:
+            raise click.UsageError(f"{name}: no such weights; known are {', '.join(WEIGHTS)}, and USER/NAME of the Hub")
+    if of_hub and (mirror or folder):
+        raise click.UsageError(f"{of_hub[0]}: comes into the Hub's own cache; set HF_HOME and HF_ENDPOINT for others")
+    for name in of_hub:
+        path, revision = hub_folder(name, fetch=True)
+        click.echo(f"{revision}: use it with --sam {shlex.quote(revision)}; it lies in {path}")
+    for weight in (WEIGHTS[name] for name in names if name in WEIGHTS):
         with progress_bar(total=weight.bytes, unit="B", unit_scale=True, desc=weight.name) as bar:
 
             def progress(more: int) -> None:
@@ -79,7 +86,7 @@ def fetch_command(names: tuple[str, ...], folder: Path | None, mirror: str | Non
 
 
 def _option(weight: Weight) -> str:
-    return "--sam" if weight.name.startswith("sam_") else "--predeblur"
+    return "--predeblur" if weight.name.startswith("nafnet") else "--sam"
 
 
 def _size(n: int) -> str:

@@ -53,6 +53,18 @@ def _sam(name: str, file: str, size: int, sha256: str, what: str) -> Weight:
     return Weight(name, file, size, sha256, address, page, f"Segment Anything, {what}", "Apache-2.0")
 
 
+def _sam2(size: str, bytes_: int, sha256: str) -> Weight:
+    """Sizes and digests of these are as several public repositories that check them agree; not seen by this project."""
+    file = f"sam2.1_hiera_{size}.pt"
+    address = f"https://dl.fbaipublicfiles.com/segment_anything_2/092824/{file}"
+    page = "https://github.com/facebookresearch/sam2#download-checkpoints"
+    what = f"Segment Anything 2.1, Hiera {size.replace('_', ' ')}; wants the package sam2"
+    return Weight(f"sam2.1_hiera_{size}", file, bytes_, sha256, address, page, what, "Apache-2.0")
+
+
+_MOBILE_SAM = "f706ad9c4eb7f219c00d9050e46328518ffb65d2"  # commit
+
+
 def _nafnet(width: int, size: int, sha256: str, drive: str) -> Weight:
     """Sizes and digests of these are from elsewhere: this project has not seen the files."""
     page = f"https://drive.google.com/file/d/{drive}"
@@ -82,6 +94,20 @@ _KNOWN = (
         375_042_383,
         "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
         "ViT-B, the smallest",
+    ),
+    _sam2("tiny", 156_008_466, "7402e0d864fa82708a20fbd15bc84245c2f26dff0eb43a4b5b93452deb34be69"),
+    _sam2("small", 184_416_285, "6d1aa6f30de5c92224f8172114de081d104bbd23dd9dc5c58996f0cad5dc4d38"),
+    _sam2("base_plus", 323_606_802, "a2345aede8715ab1d5d31b4a509fb160c5a4af1970f199d9054ccfb746c004c5"),
+    _sam2("large", 898_083_611, "2647878d5dfa5098f2f8649825738a9345572bae2d4350a2468587ece47dd318"),
+    Weight(
+        "mobile_sam",
+        "mobile_sam.pt",
+        40_728_226,
+        "6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f",
+        f"https://raw.githubusercontent.com/ChaoningZhang/MobileSAM/{_MOBILE_SAM}/weights/mobile_sam.pt",
+        "https://github.com/ChaoningZhang/MobileSAM",
+        "MobileSAM, TinyViT; wants the package timm",
+        "Apache-2.0",
     ),
     _nafnet(
         32,

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 
 from samdeblur.models import CheckpointError, Deblurrer, load_network, local_pooling, pick_device
+from samdeblur.models.checkpoints.hub import hub_folder, is_hub_name
 from samdeblur.models.checkpoints.loading import BEST_WEIGHTS, checkpoint_digest, resolve_checkpoint, split_part
 from samdeblur.models.checkpoints.public import BUNDLED_NETWORK, BUNDLED_SAM, known_path
 from samdeblur.pipeline.segmenters.base import Segmenter, TrueMasks
@@ -43,10 +44,13 @@ class Weights:
     @classmethod
     def of_sam(cls, path: str) -> Weights:
         """Of a Segment Anything model of any family: a file, a folder of transformers, "bundled", or the name of
-        fetched weights.
+        fetched weights, those of the Hub among them.
 
         Raises FileNotFoundError, WeightsMissing, CheckpointError.
         """
+        if is_hub_name(path):
+            found, origin = hub_folder(path)
+            return cls(str(found), digest_of(found), family_of(found), origin)
         folder = Path(path)
         whole = folder.is_dir() and not (folder / BEST_WEIGHTS).exists()
         found = folder.resolve() if whole else cls._found(path, BUNDLED_SAM)

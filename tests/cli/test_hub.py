@@ -9,6 +9,9 @@ import sys
 import hub_server
 import pytest
 
+from samdeblur.models.checkpoints.hub import is_hub_name
+from samdeblur.storage import open_store
+
 pytest.importorskip("huggingface_hub", reason="the extra `hub` is not installed")
 
 ADDRESS = "hf://datasets/someone/masks/toy.zarr.zip"
@@ -132,3 +135,37 @@ def test_a_folder_on_the_hub_opens(hub, program, store):
     }
     verified = program("prep", "verify", "hf://datasets/someone/masks@main/data/s.zarr")
     assert (verified.returncode, verified.stdout.count("sound")) == (0, 1), verified.stdout + verified.stderr
+
+
+def test_a_model_of_the_hub_is_fetched_by_name_and_its_revision_is_in_the_recipe(
+    hub, program, random_sam, pairs, tmp_path
+):
+    pytest.importorskip("transformers", reason="the extra `segmenters` is not installed")
+    from sam_families import sam_model_of_transformers
+
+    sam_model_of_transformers(random_sam()).save_pretrained(tmp_path / "model")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
+    hub.repositories["someone/sam-tiny"] = files | {"README.md": b"a card", "sam.pt": b"not wanted"}
+    run = ("prep", "run", pairs, tmp_path / "s.zarr", "--split", "test", "--workers", 1, "--points-per-side", 2)
+    early = program(*run, "--sam", "someone/sam-tiny")
+    assert (early.returncode, "weights fetch someone/sam-tiny" in early.stderr) == (2, True), early.stderr
+    fetched = program("prep", "weights", "fetch", "someone/sam-tiny")
+    assert (fetched.returncode, f"--sam someone/sam-tiny@{hub_server.COMMIT}" in fetched.stdout) == (0, True)
+    assert not any("README" in asked or "sam.pt" in asked for asked in hub.asked)
+    done = program(*run, "--sam", "someone/sam-tiny", "--pred-iou-thresh", -1, "--stability-score-thresh", -1)
+    assert done.returncode == 0, done.stderr
+    recipe = open_store(tmp_path / "s.zarr").header.recipe["segmenter"]
+    assert recipe["origin"] == f"someone/sam-tiny@{hub_server.COMMIT}"
+
+
+def test_what_is_a_name_of_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/b").write_text("")
+    assert all(map(is_hub_name, ("facebook/sam2.1-hiera-large", "facebook/sam3@main", f"u/n@{'a' * 40}", "x/y")))
+    assert not any(
+        map(
+            is_hub_name,
+            ("a/b", "bundled", "sam_vit_h", "weights/sam.pth", "./x/y", "/x/y", "a/b/c", "x/", "u/n@", "../x"),
+        )
+    )

@@ -40,7 +40,7 @@ def published(tmp_path):
 def rows(shown):
     """name and option -> state."""
     table = shown.out.partition("\n\n")[0].splitlines()[1:]
-    return {tuple(row.split()[:2]): row[48:60].strip() for row in table}
+    return {tuple(row.split()[:2]): row[50:62].strip() for row in table}
 
 
 def test_fetched_weights_are_said_with_their_option(command, published, tmp_path):

@@ -49,8 +49,8 @@ FAMILIES = {
 _SAM2 = "image_encoder.trunk.patch_embed.proj.weight"
 _ELSEWHERE = {
     "mask_decoder.hf_token.weight": "a SAM-HQ checkpoint; give a folder of transformers (SamHQModel) instead",
-    "mask_decoder.custom_robust_token.weight": "a RobustSAM checkpoint, which is not supported: no maintained package "
-    "builds its decoder",
+    "mask_decoder.custom_robust_token.weight": "a RobustSAM checkpoint, whose decoder is not adapted; a plug-in can "
+    "(docs/segmenters.md)",
     "vision_encoder.patch_embed.projection.weight": "weights of transformers; give their folder, with config.json",
     "vision_encoder.backbone.patch_embed.projection.weight": "weights of transformers; give their folder, with "
     "config.json",

@@ -358,7 +358,7 @@ def test_names_stand_for_paths(monkeypatch, tmp_path):
 
 
 def test_the_table_is_consistent():
-    assert len({weight.file for weight in WEIGHTS.values()}) == len(WEIGHTS) == 5
+    assert len({weight.file for weight in WEIGHTS.values()}) == len(WEIGHTS) == 10
     for name, weight in WEIGHTS.items():
         assert (weight.name, len(bytes.fromhex(weight.sha256))) == (name, 32)
         assert weight.address is None or weight.address.endswith(f"/{weight.file}")
