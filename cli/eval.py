@@ -26,6 +26,7 @@ from samdeblur.cli.support.inference import (
 )
 from samdeblur.cli.support.paths import FOLDER, PLACE
 from samdeblur.cli.support.sets import Loose, open_sets
+from samdeblur.storage.words import counted
 
 if TYPE_CHECKING:
     from samdeblur.evaluation.evaluate import Evaluation
@@ -170,7 +171,7 @@ def run(network: str, sets: tuple[str, ...], out: Path, **options: Any) -> int:
         click.echo(f"restored pictures: {out / 'restored'}")
     unusable = sum(result.unready for result in found)
     if unusable:
-        click.echo(f"{unusable} of the images could not be used and are left out, as said above", err=True)
+        click.echo(f"{counted(unusable, 'image')} could not be used, left out as said above", err=True)
     return QUARANTINED if unusable else 0
 
 

@@ -17,6 +17,7 @@ from samdeblur.cli.support.commands import Command
 from samdeblur.cli.support.images import images_options, say_left_out, some, with_all_images
 from samdeblur.cli.support.paths import FOLDER, PLACE
 from samdeblur.storage import folders
+from samdeblur.storage.words import counted
 
 if TYPE_CHECKING:
     from samdeblur.storage import MaskStore
@@ -104,12 +105,14 @@ def cli(
 
     parsed = [parse_assignment(assignment) for assignment in assignments]
     given = {name.partition(".")[0]: value for name, value in parsed}
-    values = with_assignments(read_config(config), parsed)
+    read = read_config(config)
+    values = with_assignments(read, parsed)
     short = {name: value for name, value in shortcuts.items() if value is not None}
     if twice := sorted(given.keys() & short.keys()):
         raise ConfigError(f"{twice[0]}: given by --set and by --{twice[0].replace('_', '-')}; leave one of them out")
     values |= short
-    settings = TrainConfig.of(values)
+    where = {name: place for name, place in read.where.items() if name not in given | short}
+    settings = TrainConfig.of(values, where)
     if settings.weights and (fixed := [name for name in ARCHITECTURE if name in given]):
         raise ConfigError(f"{fixed[0]}: follows from the checkpoint {settings.weights}; leave it out")
     if settings.network != "nafnet" and (of_nafnet := [name for name in ARCHITECTURE if name in given]):
@@ -134,9 +137,9 @@ def cli(
     step = best_step(history)
     best = next(row for row in history if row["step"] == step and "val_psnr" in row)
     done = settings.steps - shown.first
-    spent = f"{done} of them now, in {time.monotonic() - start:.0f} s" if done else "all done before"
+    spent = f"{done} of them now, in {time.monotonic() - start:.0f} s" if done else "nothing to do, all done before"
     click.echo(
-        f"{out}: {settings.steps} steps of {what}, {spent}; validation PSNR "
+        f"{out}: {counted(settings.steps, 'step')} of {what}, {spent}; validation PSNR "
         f"{history[0]['val_psnr']:.2f} dB at step 0, best {best['val_psnr']:.2f} dB at step {int(best['step'])}"
     )
     if best["val_psnr"] < history[0]["val_psnr"]:
@@ -151,7 +154,7 @@ def _say_small(store: MaskStore) -> None:
     ready = store.ready_keys
     if small := sorted(set(ready) - set(large_enough(store, ready))):
         click.echo(
-            f"{store.path}: {len(small)} of the images are smaller than {SMALLEST} pixels, and not validated on: "
+            f"{store.path}: {counted(len(small), 'image')} smaller than {SMALLEST} pixels, and not validated on: "
             f"{some(small)}",
             err=True,
         )

@@ -39,6 +39,7 @@ from samdeblur.storage import AtomMap, MaskStore
 from samdeblur.storage.files import file_stamp, write_durably
 from samdeblur.storage.format.layout import pixel_digest
 from samdeblur.storage.names import file_name, file_path
+from samdeblur.storage.words import counted
 
 Item = TypeVar("Item")
 Found = TypeVar("Found")
@@ -141,7 +142,7 @@ def evaluate(
     ordered = [found[key] for key in images.keys if key in found]
     if not ordered:
         key, why = next(iter((unusable | dict(images.left_out)).items()))
-        raise NoImages(f"{about.name}: none of the {len(images.keys)} images can be used; {key}: {why}")
+        raise NoImages(f"{about.name}: none of {counted(len(images.keys), 'image')} can be used; {key}: {why}")
     scores = tuple(entry.score for entry in ordered)
     mine.complete(scores)
     left_out = dict(images.left_out) | unusable

@@ -16,7 +16,7 @@ from samdeblur.models.priors.pooling import Aggregate, Statistics
 from samdeblur.storage.files import decode_text
 from samdeblur.train.losses import LOSSES
 from samdeblur.train.optimisers import OPTIMISERS
-from samdeblur.train.plain_yaml import plain_yaml
+from samdeblur.train.plain_yaml import plain_yaml, yaml_lines, yaml_problem
 from samdeblur.train.settings import ConfigError, check, of_plain, setting, unknown
 
 PRESETS = Path(__file__).parent / "presets"
@@ -183,8 +183,20 @@ class TrainConfig:
             raise ConfigError("freeze_backbone: method none has no prior to train alone")
 
     @classmethod
-    def of(cls, values: Mapping[str, Any]) -> TrainConfig:
-        """From plain values. Raises ConfigError for unknown names, with the nearest known one, and wrong types."""
+    def of(cls, values: Mapping[str, Any], where: Mapping[str, str] | None = None) -> TrainConfig:
+        """From plain values. Raises ConfigError for unknown names, with the nearest known one, and wrong types.
+
+        Args:
+            where: name -> file and line that the value is from.
+        """
+        try:
+            return cls._of(values)
+        except ConfigError as error:
+            place = (where or {}).get(str(error).partition(":")[0])
+            raise ConfigError(f"{place}: {error}" if place else str(error)) from error
+
+    @classmethod
+    def _of(cls, values: Mapping[str, Any]) -> TrainConfig:
         found: TrainConfig = of_plain(cls, values)
         return found
 
@@ -196,7 +208,19 @@ class TrainConfig:
         return yaml.safe_dump(self.plain(), sort_keys=False)
 
 
-def read_config(location: str) -> dict[str, Any]:
+class Values(dict[str, Any]):
+    """Settings of a file, or several.
+
+    Attributes:
+        where: name -> file and line.
+    """
+
+    def __init__(self, values: Mapping[str, Any], where: Mapping[str, str]) -> None:
+        super().__init__(values)
+        self.where = where
+
+
+def read_config(location: str) -> Values:
     """Values of a YAML file, or of a preset by its name; `base: NAME` in it names another (a file
     beside it, or a preset) that it changes.
 
@@ -210,7 +234,8 @@ def read_config(location: str) -> dict[str, Any]:
         if base in seen:
             raise ConfigError(f"{location}: base {base} leads back to itself")
         seen.append(base)
-        values = _read_yaml(base) | values
+        below = _read_yaml(base)
+        values = Values({**below, **values}, {**below.where, **values.where})
     return values
 
 
@@ -218,18 +243,19 @@ def _preset(name: str) -> Path:
     return PRESETS / f"{name}.yaml"
 
 
-def _read_yaml(location: str) -> dict[str, Any]:
+def _read_yaml(location: str) -> Values:
     path = _preset(location) if _preset(location).exists() else Path(location)
     if not path.is_file():
         names = ", ".join(sorted(file.stem for file in PRESETS.glob("*.yaml")))
         raise FileNotFoundError(f"{location}: no such configuration file, nor a preset ({names})")
     try:
-        values = plain_yaml(decode_text(path.read_bytes())) or {}
-    except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
+        text = decode_text(path.read_bytes())
+        values, lines = plain_yaml(text) or {}, yaml_lines(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(yaml_problem(path, error)) from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: a configuration is a mapping of names to values")
-    return values
+    return Values(values, {str(name): f"{path}, line {lines[str(name),]}" for name in values if (str(name),) in lines})
 
 
 def with_assignments(values: Mapping[str, Any], assignments: Sequence[tuple[str, Any]]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from samdeblur.models.checkpoints.loading import BUNDLED_NETWORK, checkpoint_dig
 from samdeblur.models.networks import named
 from samdeblur.storage import MaskStore, StoreError
 from samdeblur.storage.format.layout import mask_kind
+from samdeblur.storage.words import counted
 from samdeblur.train.config import ARCHITECTURE, ConfigError, TrainConfig
 
 
@@ -120,7 +121,7 @@ def split_images(store: MaskStore, share: float, seed: int) -> tuple[list[str], 
     keys = _ready_keys(store)
     if len(keys) < 2:
         raise StoreError(
-            f"{store.path}: {len(keys)} images are ready; holding one out for validation needs two (--val)"
+            f"{store.path}: {counted(len(keys), 'image')} ready; holding one out for validation needs two (--val)"
         )
     if not (fit := set(large_enough(store, keys))):
         raise StoreError(f"{store.path}: no image has the {SMALLEST} pixels that validation needs")

@@ -20,6 +20,7 @@ import click
 from samdeblur.cli.messages import FAILED
 from samdeblur.cli.support.commands import Command
 from samdeblur.cli.support.paths import PLACE
+from samdeblur.storage.words import counted
 
 PACKAGES = (
     "torch torchvision segment-anything numpy opencv-python-headless zarr tensorstore obstore h5py dask distributed"
@@ -111,7 +112,9 @@ def _machine() -> Iterator[Line]:
     import psutil
 
     cores, allowed = os.cpu_count() or 1, len(os.sched_getaffinity(0))
-    yield Line("processor", f"{cores} cores, {allowed} of them for this process; load {os.getloadavg()[0]:.1f}")
+    yield Line(
+        "processor", f"{counted(cores, 'core')}, {allowed} of them for this process; load {os.getloadavg()[0]:.1f}"
+    )
     memory = psutil.virtual_memory()
     limit = _group_limit()
     said = f"{memory.total >> 20} MiB, {memory.available >> 20} MiB free"
@@ -199,7 +202,7 @@ def _place(place: str) -> Line:
         from samdeblur.storage import open_store
 
         store = open_store(place)
-        what, problem = f"a mask store, {len(store.ready_keys)} of {len(store)} images done", ""
+        what, problem = f"a mask store, {len(store.ready_keys)} of {counted(len(store), 'image')} done", ""
     except FileNotFoundError as error:
         what, problem = "not there", str(error)
     except (Unreachable, OSError) as error:

@@ -24,6 +24,7 @@ from samdeblur.cli.support.inference import (
 from samdeblur.cli.support.paths import FOLDER, PLACE
 from samdeblur.cli.support.sets import Loose, Segmenter
 from samdeblur.storage.listing import files_in, is_image
+from samdeblur.storage.words import counted
 
 if TYPE_CHECKING:
     from samdeblur.evaluation.album import Named, Picture
@@ -88,7 +89,7 @@ def restore(network: str, places: tuple[str, ...], out: Path, **options: Any) ->
         _say(f"{source}: looks collapsed ({found})")
     there = f", {album.kept} of them there before" if album.kept else ""
     count = len(album.written)
-    click.echo(f"{out}: {count} picture{'' if count == 1 else 's'} restored{there}")
+    click.echo(f"{out}: {counted(count, 'picture')} restored{there}")
     if options["compare"] and album.written:
         click.echo(f"to look at: {out / ALBUM}")
     if album.left_out:

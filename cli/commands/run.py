@@ -21,6 +21,7 @@ from samdeblur.cli.support.progress import Progress
 from samdeblur.cli.support.summary import report, report_plan, report_status
 from samdeblur.pipeline.segmenters.bounds import BOUNDS, MASK_THRESHOLDS, check_settings
 from samdeblur.storage.files import decode_text
+from samdeblur.storage.words import counted
 
 if TYPE_CHECKING:
     from samdeblur.pipeline import PrepSettings, Source, StoreOptions, Workers
@@ -295,7 +296,7 @@ def _run(job: Job, workers: Workers, options: Mapping[str, Any]) -> int:
             )
         except KeyboardInterrupt as told:
             found = status(job.store) if not is_vacant(job.store) else None
-            done = f"; {len(found.store) - found.pending} of {total} images are done" if found else ""
+            done = f"; {len(found.store) - found.pending} of {counted(total, 'image')} done" if found else ""
             raise type(told)(done) from None
         found = status(job.store)
         progress.event(

@@ -20,11 +20,13 @@ from samdeblur.storage.access.location import without_secrets
 from samdeblur.storage.files import decode_text
 from samdeblur.storage.format import layout
 from samdeblur.storage.names import select
+from samdeblur.storage.words import counted
 
 if TYPE_CHECKING:
     from samdeblur.storage import MaskStore
 
 DIFFERENT = 1
+SIZES = 10  # of images, named by info
 BAR = 40  # characters of the longest bar of a histogram
 
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace TARGET when it is there.")
@@ -81,10 +83,10 @@ def verify(store: str, deep: str | None, layout: str, skip_unpaired: bool) -> in
                 problems += 1
                 click.echo(problem)
     if problems:
-        click.echo(f"{problems} problems found")
+        click.echo(f"{counted(problems, 'problem')} found")
         return FAILED
     found = status(store)
-    click.echo(f"{without_secrets(store)}: sound; {found.done} of {len(found.store)} images done")
+    click.echo(f"{without_secrets(store)}: sound; {found.done} of {counted(len(found.store), 'image')} done")
     return 0
 
 
@@ -163,7 +165,7 @@ def export(
         with image_bar(len(opened), form) as progress:
             lost = export_masks(opened, target, form, progress, **about)
         _say_lost(lost)
-        click.echo(f"{target}: {len(opened.ready_keys)} images as {form}")
+        click.echo(f"{target}: {counted(len(opened.ready_keys), 'image')} as {form}")
         return 0
     source = READ.convert(store, None, None)
     if form == "hdf5":
@@ -300,7 +302,7 @@ def diff_command(first: str, second: str, with_images: bool) -> int:
     for line in store_differences(open_store(first), open_store(second), with_images):
         differences += 1
         click.echo(line)
-    click.echo(f"{differences} differences" if differences else "no differences")
+    click.echo(f"{counted(differences, 'difference')}" if differences else "no differences")
     return DIFFERENT if differences else 0
 
 
@@ -319,7 +321,9 @@ def info_command(store: str, as_json: bool) -> int:
         return 0
     states = ", ".join(f"{n} {state}" for state, n in found["images"].items())
     click.echo(f"{found['dataset']} {found['split']}: {states}")
-    click.echo("sizes: " + ", ".join(f"{size} ({n})" for size, n in found["sizes"].items()))
+    sizes = [f"{size} ({n})" for size, n in found["sizes"].items()]
+    more = f" and {counted(len(sizes) - SIZES, 'size')} more" if len(sizes) > SIZES else ""
+    click.echo(f"sizes: {', '.join(sizes[:SIZES])}{more}" if sizes else "sizes: none known yet")
     for name, column in found["per_image"].items():
         if column:
             click.echo(f"{name} per image: {column['mean']:.0f}, at most {column['most']}")
@@ -360,7 +364,7 @@ def view_command(
     shown = contact_keys(opened, keys, count)
     with image_bar(len(shown), "view") as progress:
         write_view(opened, target, shown, images, width, progress)
-    click.echo(f"{target}: {len(shown)} of {len(opened)} images, {target.stat().st_size / 1e6:.1f} MB")
+    click.echo(f"{target}: {len(shown)} of {counted(len(opened), 'image')}, {target.stat().st_size / 1e6:.1f} MB")
     return 0
 
 
@@ -419,7 +423,9 @@ def _say_made(store: MaskStore) -> int:
     import numpy as np
 
     quarantined = [store.keys[i] for i in np.flatnonzero(store.states == layout.QUARANTINED)]
-    click.echo(f"{store.path}: {len(store.ready_keys)} of {len(store)} images done, {len(quarantined)} quarantined")
+    click.echo(
+        f"{store.path}: {len(store.ready_keys)} of {counted(len(store), 'image')} done, {len(quarantined)} quarantined"
+    )
     for key in quarantined:
         click.echo(f"  quarantined {key}: {store.error(key)}")
     return QUARANTINED if quarantined else 0

@@ -9,6 +9,7 @@ import click
 
 from samdeblur.cli.support.paths import PLACE
 from samdeblur.storage.format.layout import PENDING, QUARANTINED
+from samdeblur.storage.words import counted
 
 if TYPE_CHECKING:
     from samdeblur.storage import MaskStore
@@ -66,8 +67,8 @@ def with_images(store: MaskStore, folder: str, layout: str = "auto") -> MaskStor
     missing = [key for key in ready if key not in there]
     if missing:
         click.echo(
-            f"{folder}: {len(missing):,} of the {len(ready):,} images ready in {store.path} are not there, such as "
-            f"{missing[0]}; they are left out",
+            f"{folder}: {len(missing):,} of {counted(len(ready), 'image')} ready in {store.path} not there, such as "
+            f"{missing[0]}; left out",
             err=True,
         )
     return joined
@@ -86,7 +87,7 @@ def say_left_out(store: MaskStore) -> None:
         else []
     )
     parts += [f"{len(waiting)} not prepared yet ({some(waiting)})"] if waiting else []
-    click.echo(f"{store.path}: {done} of {len(store)} images; {'; '.join(parts)}", err=True)
+    click.echo(f"{store.path}: {done} of {counted(len(store), 'image')}; {'; '.join(parts)}", err=True)
 
 
 def some(names: Sequence[str], count: int = 0) -> str:

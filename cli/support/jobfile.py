@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import yaml
 
 from samdeblur.storage.documents import read_yaml
 from samdeblur.storage.files import decode_text
+from samdeblur.train.plain_yaml import yaml_lines, yaml_problem
 
 JOBS = Path(__file__).parents[1] / "jobs"
 # Options of the command that do not belong to one store.
@@ -35,9 +36,10 @@ def read_job(location: str, command: click.Command, context: click.Context) -> l
         names = ", ".join(sorted(file.stem for file in JOBS.glob("*.yaml")))
         raise FileNotFoundError(f"{location}: no such job file, nor one of those that come with the package ({names})")
     try:
-        document = read_yaml(decode_text(path.read_bytes()), yaml.BaseLoader)  # text, as options are
+        text = decode_text(path.read_bytes())
+        document, lines = read_yaml(text, yaml.BaseLoader), yaml_lines(text)  # text, as options are
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise click.UsageError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
+        raise click.UsageError(yaml_problem(path, error)) from error
     if not isinstance(document, dict) or not isinstance(document.get("stores"), list) or not document["stores"]:
         raise click.UsageError(f"{path}: a job is a mapping with a list of `stores`, each with source, store and split")
     known = {str(parameter.name): parameter for parameter in command.params if parameter.name not in OF_THE_RUN}
@@ -50,13 +52,21 @@ def read_job(location: str, command: click.Command, context: click.Context) -> l
     for name in ("source", "store"):
         if given.pop(name, None) is not None:
             raise click.UsageError("give SOURCE and STORE, or --job, not both")
-    common = _checked({k: v for k, v in document.items() if k != "stores"}, known, context, str(path))
+
+    def at(*place: str | int) -> str:
+        return f"{path}, line {lines[place]}" if place in lines else str(path)
+
+    common = _checked({k: v for k, v in document.items() if k != "stores"}, known, context, at)
     jobs = []
     for number, entry in enumerate(document["stores"], 1):
-        where = f"{path}: store {number}"
+
+        def of_store(*key: str, number: int = number) -> str:
+            return f"{at('stores', number - 1, *key)}: store {number}"
+
+        where = of_store()
         if not isinstance(entry, dict):
             raise click.UsageError(f"{where}: not a mapping of names to values")
-        values = {**common, **_checked(entry, known, context, where)}
+        values = {**common, **_checked(entry, known, context, of_store)}
         missing = [name for name in ("source", "store", "split") if not values.get(name)]
         if missing:
             raise click.UsageError(f"{where}: {missing[0]} is missing")
@@ -73,12 +83,16 @@ def read_job(location: str, command: click.Command, context: click.Context) -> l
 
 
 def _checked(
-    values: Mapping[str, Any], known: Mapping[str, click.Parameter], context: click.Context, where: str
+    values: Mapping[str, Any], known: Mapping[str, click.Parameter], context: click.Context, at: Callable[[str], str]
 ) -> dict[str, Any]:
-    """Values by the name of their parameter, converted as on the command line; $NAME and ~ are replaced in texts."""
+    """Values by the name of their parameter, converted as on the command line; $NAME and ~ are replaced in texts.
+
+    Args:
+        at: gives the file and the line of a key.
+    """
     found = {}
     for key, value in values.items():
-        name = str(key).replace("-", "_")
+        name, where = str(key).replace("-", "_"), at(str(key))
         if name in OF_THE_RUN:
             raise click.UsageError(f"{where}: {key} is of the whole run; give it on the command line")
         if name not in known:

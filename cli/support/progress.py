@@ -12,6 +12,7 @@ import click
 from tqdm import tqdm
 
 from samdeblur.cli.messages import progress_bar
+from samdeblur.storage.words import counted
 
 Style = Literal["auto", "json", "none"]
 INTERVAL = 15.0  # seconds between two lines
@@ -78,10 +79,9 @@ class Progress:
             )
         elif self._style == "auto":
             remaining = "" if left is None else f", {tqdm.format_interval(left)} left"
+            speed = f", {rate:.2f} images/s" if rate else ""
             bad = f", {self._quarantined} quarantined" if self._quarantined else ""
-            click.echo(
-                f"{self._name}: {self._done}/{self._total} images, {rate:.2f} images/s{remaining}{bad}", err=True
-            )
+            click.echo(f"{self._name}: {self._done}/{counted(self._total, 'image')}{speed}{remaining}{bad}", err=True)
 
     def event(self, kind: str, **values: Any) -> None:
         """Write an object to stdout when the style is JSON."""

@@ -12,6 +12,7 @@ import click
 from tqdm import tqdm
 
 from samdeblur.cli.messages import QUARANTINED
+from samdeblur.storage.words import counted
 
 if TYPE_CHECKING:
     from samdeblur.pipeline import Plan, Summary
@@ -21,10 +22,13 @@ NAMED = 8  # images named in a list that may be long
 
 def report(summary: Summary) -> None:
     """Print what a run did."""
-    done_before = f", {summary.already_done} were done before" if summary.already_done else ""
+    if not (summary.images or summary.failures or summary.left_out or summary.died):
+        click.echo(f"nothing to do: {counted(summary.already_done, 'image')} done before")
+        return
+    done_before = f", {summary.already_done:,} done before" if summary.already_done else ""
     click.echo(
-        f"{summary.images} images in {summary.seconds:.1f} s ({summary.rate:.2f} images/s, {summary.workers} workers)"
-        f"{done_before}"
+        f"{counted(summary.images, 'image')} in {summary.seconds:.1f} s ({summary.rate:.2f} images/s, "
+        f"{counted(summary.workers, 'worker')}){done_before}"
     )
     total = sum(summary.seconds_by_stage.values())
     if total:
@@ -36,19 +40,18 @@ def report(summary: Summary) -> None:
         click.echo(f"worker time: {rates}; networks busy {100 * summary.device_share:.0f}% of it")
         click.echo("slowest: " + ", ".join(f"{key} {seconds:.1f} s" for seconds, key in summary.slowest))
     if summary.splits:
-        click.echo(
-            f"GPU memory ran out {summary.splits} times over masks at full size; they were done in smaller parts"
-        )
+        times = counted(summary.splits, "time")
+        click.echo(f"GPU memory ran out {times} over masks at full size; they were done in smaller parts")
     for failure, blocks in summary.failures.items():
-        click.echo(f"failed and done again, {blocks} blocks: {failure}")
+        click.echo(f"failed and done again, {counted(blocks, 'block')}: {failure}")
     for place, reason in summary.left_out.items():
         click.echo(f"left out: {place}, where {reason}")
     if summary.died:
-        click.echo(f"workers died over {summary.died} blocks, which were done again, image by image")
+        click.echo(f"workers died over {counted(summary.died, 'block')}, done again image by image")
     if len(summary.environments) > 1:
         click.echo("warning: workers differ, and so may their masks in the last bits:")
         for environment, blocks in summary.environments.items():
-            click.echo(f"  {blocks} blocks: {environment}")
+            click.echo(f"  {counted(blocks, 'block')}: {environment}")
 
 
 def report_plan(name: str, path: Path, plan: Plan, workers: int, as_json: bool) -> None:
@@ -67,9 +70,12 @@ def report_plan(name: str, path: Path, plan: Plan, workers: int, as_json: bool) 
         )
         return
     click.echo(f"{name} -> {path}")
+    to_do = "nothing to do"
+    if plan.pending_images:
+        to_do = f"to do: {counted(plan.pending_images, 'image')} in {counted(plan.pending_blocks, 'block')}"
     click.echo(
-        f"  {plan.images} images in {plan.blocks} blocks; to do: {plan.pending_images} images in "
-        f"{plan.pending_blocks} blocks; quarantined: {plan.quarantined}"
+        f"  {counted(plan.images, 'image')} in {counted(plan.blocks, 'block')}; {to_do}; "
+        f"quarantined: {plan.quarantined}"
     )
     how = "measured in this store" if plan.measured else "a rough estimate; measured once a block is done"
     click.echo(f"  bytes: about {expected / 1e6:.1f} MB more ({how})")
@@ -77,7 +83,7 @@ def report_plan(name: str, path: Path, plan: Plan, workers: int, as_json: bool) 
         click.echo("  time: not known before a block is done")
     else:
         click.echo(
-            f"  time: about {tqdm.format_interval(seconds)} with {workers} workers "
+            f"  time: about {tqdm.format_interval(seconds)} with {counted(workers, 'worker')} "
             f"({plan.seconds_per_image:.2f} s per image and worker, measured)"
         )
     for key, reason in list(plan.unreadable.items())[:NAMED]:
@@ -98,8 +104,9 @@ def report_status(path: str | Path) -> int:
     size = f"{stored['all'] / 1e6:.1f} MB, " if stored else ""
     masks, atoms, _ = store.counts[store.states == 1].mean(axis=0) if found.done else (0, 0, 0)
     click.echo(
-        f"{store.path}: {found.done} of {len(store)} images done, {found.pending} pending, {len(found.quarantined)} "
-        f"quarantined; {size}{masks:.0f} masks in {atoms:.0f} atoms per image"
+        f"{store.path}: {found.done} of {counted(len(store), 'image')} done, {found.pending} pending, "
+        f"{len(found.quarantined)} quarantined; {size}{counted(round(masks), 'mask')} in "
+        f"{counted(round(atoms), 'atom')} per image"
     )
     for key, reason in found.quarantined.items():
         click.echo(f"  quarantined {key}: {reason}")

@@ -15,12 +15,13 @@ from samdeblur.evaluation.report.pictures import (
     read_thumbnail,
 )
 from samdeblur.evaluation.results import Conventions, Results, SetResult, examples
-from samdeblur.evaluation.tables.arrangement import distinct_labels, images_in_words
+from samdeblur.evaluation.tables.arrangement import distinct_labels
 from samdeblur.evaluation.tables.caveats import caveats
 from samdeblur.evaluation.tables.cells import Table
 from samdeblur.evaluation.tables.text import run_table
 from samdeblur.storage.files import write_durably
 from samdeblur.storage.names import shared_names
+from samdeblur.storage.words import counted
 
 REPORT = "report.html"
 LABELS = ("blurred", "result", "sharp")
@@ -73,7 +74,7 @@ def _lead(results: Results) -> str:
 
 def _in_short(result: SetResult) -> str:
     found = result.summary
-    words = f"{result.name}: {images_in_words(len(result.scores))}"
+    words = f"{result.name}: {counted(len(result.scores), 'image')}"
     if "psnr" not in found:
         return words
     return f"{words}, {found['psnr_blurred']:.2f} \u2192 {found['psnr']:.2f} dB, MCR {100 * found['mcr']:.2f}%"

@@ -14,6 +14,7 @@ from samdeblur.evaluation.results import RESULTS, Conventions, Results, ResultsE
 from samdeblur.evaluation.tables import published
 from samdeblur.storage.files import printable
 from samdeblur.storage.names import shared_names
+from samdeblur.storage.words import counted
 
 SAME_DB = 0.05  # blurred pictures whose PSNR differs by more are other pictures; decoders of JPEG differ by less
 FROM_PICTURES = ("psnr", "ssim_wang", "ssim_nafnet")
@@ -199,16 +200,12 @@ def _with_metrics(run: Results, place: str, notes: list[str]) -> list[SetResult]
                 _check_numbers(score, f"{place}: {name}")
             scored.append(result)
             if result.unready:
-                notes.append(f"{name}: {images_in_words(result.unready)} could not be evaluated in {place}.")
+                notes.append(f"{name}: {counted(result.unready, 'image')} could not be evaluated in {place}.")
         else:
             notes.append(f"{name} is left out: {place} has no metrics of it, for want of sharp pictures.")
     if not scored:
         raise NotComparable(f"{place}: no metrics, for there are no sharp pictures; a table needs some")
     return scored
-
-
-def images_in_words(count: int) -> str:
-    return "1 image" if count == 1 else f"{count:,} images"
 
 
 def _check_numbers(score: Score, where: str) -> None:
@@ -281,7 +278,7 @@ def _other_pixels(results: Sequence[tuple[SetResult, str]]) -> list[str]:
         odd = sum(bool(s.pixels and pixels[s.key]) and s.pixels != pixels[s.key] for s in result.scores)
         if odd:
             notes.append(
-                f"{set_name(first.dataset, first.split)}: {images_in_words(odd)} with other pixels in {place} than in "
+                f"{set_name(first.dataset, first.split)}: {counted(odd, 'image')} with other pixels in {place} than in "
                 f"{first_place}, though about as blurred."
             )
     return notes

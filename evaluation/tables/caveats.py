@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from samdeblur.evaluation.results import Results, SetResult, Trained
-from samdeblur.evaluation.tables.arrangement import images_in_words
 from samdeblur.storage.files import printable
+from samdeblur.storage.words import counted
 
 FEW = 10  # images; the mean of fewer says little
 NAMED = 4
@@ -26,7 +26,7 @@ def caveats(results: Results) -> list[str]:
 def _of_set(result: SetResult, trained: Trained | None) -> list[str]:
     lines = []
     if len(result.scores) < FEW:
-        lines.append(f"{images_in_words(len(result.scores))}, too few for means to say much.")
+        lines.append(f"{counted(len(result.scores), 'image')}, too few for means to say much.")
     if result.trained_on:
         lines.append(TRAINED_ON)
     if difference := other_masks(result, trained):
@@ -35,7 +35,7 @@ def _of_set(result: SetResult, trained: Trained | None) -> list[str]:
         named = [f"{printable(key)} ({printable(why)})" for key, why in list(result.left_out.items())[:NAMED]]
         more = result.unready - len(named)
         named += [f"{more:,} more"] if named and more else []
-        lines.append(f"{images_in_words(result.unready)} left out" + (f": {', '.join(named)}." if named else "."))
+        lines.append(f"{counted(result.unready, 'image')} left out" + (f": {', '.join(named)}." if named else "."))
     return lines
 
 

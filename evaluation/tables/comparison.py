@@ -17,7 +17,6 @@ from samdeblur.evaluation.tables.arrangement import (
     NotComparable,
     arrange,
     differing,
-    images_in_words,
 )
 from samdeblur.evaluation.tables.bootstrap import LEVEL, RESAMPLES
 from samdeblur.evaluation.tables.caveats import FEW, TRAINED_ON, other_masks
@@ -32,6 +31,7 @@ from samdeblur.evaluation.tables.estimates import (
     sample,
 )
 from samdeblur.storage.files import printable
+from samdeblur.storage.words import counted
 
 MEANS = ("mean of sets", "mean of images")
 USUAL = "whole images and no TLC"  # inference that has no words of its own
@@ -266,7 +266,7 @@ def _weights(groups: Sequence[Group]) -> list[str]:
 
 def _few(columns: Sequence[Column]) -> list[str]:
     return [
-        f"{column.name}: {images_in_words(len(column.images))}, too few for means to say much."
+        f"{column.name}: {counted(len(column.images), 'image')}, too few for means to say much."
         for column in columns
         if len(column.images) < FEW
     ]

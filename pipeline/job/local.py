@@ -18,6 +18,7 @@ from distributed import Nanny, Scheduler, SpecCluster
 from distributed.system import MEMORY_LIMIT
 
 from samdeblur.storage.processes import Note, Pulse, without_script
+from samdeblur.storage.words import counted
 
 # Each worker has a core to itself. Dask's own default here, MALLOC_TRIM_THRESHOLD_, is left out on purpose: it makes
 # glibc map and return every large array, which slowed the rendering of worlds 2.4 times.
@@ -53,7 +54,7 @@ def memory_of_each(count: int, asked: int | None) -> int:
     takes = f"a worker takes {libraries / 1e9:.1f} GB for its libraries alone, and its models and images come on top"
     if asked is None:
         raise MemoryTooSmall(
-            f"{count} workers would have {limit / 1e9:.2g} GB each, and {takes}; --workers "
+            f"{counted(count, 'worker')} would have {limit / 1e9:.2g} GB each, and {takes}; --workers "
             f"{max(1, MEMORY_LIMIT // least)} at most"
         )
     raise MemoryTooSmall(f"--memory-limit: {asked / 1e9:.2g} GB, and {takes}; give {least / 1e9:.1f} GB at least")

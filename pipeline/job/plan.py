@@ -19,6 +19,7 @@ from samdeblur.storage.access.header import read_header
 from samdeblur.storage.format.layout import DONE, PENDING, QUARANTINED, Header, round_up
 from samdeblur.storage.names import nfc
 from samdeblur.storage.sharing.info import stored_bytes
+from samdeblur.storage.words import counted
 from samdeblur.storage.writing.bulk import fitting, new_extent
 from samdeblur.storage.writing.commits import Committer, run_folder
 from samdeblur.storage.writing.compare import recipe_differences
@@ -106,7 +107,7 @@ def check_same(source: Source, path: Path, settings: PrepSettings, options: Stor
     if stored != keys:
         example = next((key for key in sorted({*stored} ^ {*keys})), "their order")
         raise StoreError(
-            f"{path}: lists {len(stored)} images, the source {len(keys)} (first difference: {example}); "
+            f"{path}: lists {counted(len(stored), 'image')}, the source {len(keys)} (first difference: {example}); "
             "write to a new store"
         )
 

@@ -112,7 +112,9 @@ class Retries:
         at = working_on(task.staging) if task.careful else []
         if len(at) > 1 and len({*at}) == 1 and at[0] not in task.skip:
             again = _without(
-                task, at[0], f"{len(at)} workers died at this image; out of memory, most often: give workers more of it"
+                task,
+                at[0],
+                f"{len(at)} workers died at this image; out of memory, most often: give workers more of it",
             )
         elif again.attempt >= ATTEMPTS:
             keys = list(task.source.keys)

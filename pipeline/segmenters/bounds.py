@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from samdeblur.pipeline.segmenters.base import SettingsError
+from samdeblur.storage.words import counted
 
 # The least and the most that each may be, both taken; beyond them a run ends, or never does, without one mask.
 BOUNDS: Mapping[str, tuple[int, int] | tuple[float, float]] = {
@@ -57,7 +58,7 @@ def check_settings(settings: Mapping[str, Any], called: Callable[[str], str] = s
         factor = settings["crop_n_points_downscale_factor"]
         counts = [int(side / factor**layer) ** 2 for layer in range(layers + 1)]
         if not counts[-1]:
-            divided = f"{called('points_per_side')} {side}, divided {layers} times by"
+            divided = f"{called('points_per_side')} {side}, divided {counted(layers, 'time')} by"
             raise SettingsError(
                 f"{divided} {called('crop_n_points_downscale_factor')} {factor}, leaves no point for the smallest "
                 f"crops; take more points, fewer {called('crop_n_layers')} or a smaller factor"
@@ -84,7 +85,7 @@ def _count_grids(name: str, grids: Any, layers: int) -> list[int]:
     if not isinstance(grids, Sequence) or isinstance(grids, str | bytes):
         raise SettingsError(f"{name}: must be a list with a grid for each layer of crops")
     if len(grids) != layers + 1:
-        raise SettingsError(f"{name}: {len(grids)} grids for {layers + 1} layers of crops")
+        raise SettingsError(f"{name}: {counted(len(grids), 'grid')} for {counted(layers + 1, 'layer')} of crops")
     counts = []
     for number, grid in enumerate(grids):
         try:

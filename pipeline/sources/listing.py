@@ -8,6 +8,7 @@ from pathlib import Path
 
 from samdeblur.pipeline.sources.base import SourceError
 from samdeblur.storage.listing import ListingError, image_files, is_unread
+from samdeblur.storage.words import counted
 
 NAMED = 8  # names in a message
 
@@ -60,7 +61,7 @@ def unread_forms(found: Iterable[Iterable[Path | None]]) -> str:
 
 
 def _count(images: Sized) -> str:
-    return f"{len(images):,} image{'s' if len(images) > 1 else ''}"
+    return counted(len(images), "image")
 
 
 def _named(images: Sequence[str]) -> str:

@@ -30,6 +30,7 @@ from samdeblur.storage.exchange.annotations import (
 from samdeblur.storage.exchange.rle import ExchangeError, brief, check_size
 from samdeblur.storage.files import PARTIAL, fsync_path
 from samdeblur.storage.store import MaskStore
+from samdeblur.storage.words import counted
 
 CATEGORY = {"id": 1, "name": "mask", "supercategory": "object"}
 Progress = Callable[[int], None]
@@ -77,7 +78,7 @@ def export_results(store: MaskStore, target: Path, progress: Progress) -> list[s
     notes = ["coco-results holds no recipe and no digests of the pictures"]
     empty = sum(not store.counts[store.position(key), 0] for key in store.ready_keys)
     if empty:
-        notes.append(f"coco-results lists no images: {empty} images without masks are not in it")
+        notes.append(f"coco-results lists no images: {counted(empty, 'image')} without masks left out")
     return notes
 
 
@@ -325,9 +326,9 @@ def _lost(annotations: list[dict[str, Any]]) -> list[str]:
     notes = []
     categories = {brief(annotation.get("category_id")) for annotation in annotations}
     if len(categories) > 1:
-        notes.append(f"a store holds no categories: the {len(categories)} of {len(annotations)} masks are dropped")
+        notes.append(f"a store holds no categories: those of {counted(len(annotations), 'mask')} are dropped")
     own = ("predicted_iou", "stability_score")
     scores = sum(item.get("score", 1) != 1 and not any(name in item for name in own) for item in annotations)
     if scores:
-        notes.append(f"a store holds no plain score: those of {scores} masks are dropped")
+        notes.append(f"a store holds no plain score: those of {counted(scores, 'mask')} are dropped")
     return notes

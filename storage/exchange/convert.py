@@ -33,6 +33,7 @@ from samdeblur.storage.format.layout import (
 )
 from samdeblur.storage.listing import files_in
 from samdeblur.storage.store import MaskStore
+from samdeblur.storage.words import counted
 from samdeblur.storage.writing.bulk import BLOCK_SIZE, Row, fill_store, key_bytes, new_extent
 from samdeblur.storage.writing.commits import ImageContent, ImageOutcome, geometry_records
 
@@ -89,14 +90,16 @@ def export_masks(
     pending = int((store.states == PENDING).sum())
     if pending:
         raise StoreError(
-            f"{store.path}: {pending} of {len(store)} images are pending; finish it with samdeblur-prep run"
+            f"{store.path}: {pending} of {counted(len(store), 'image')} pending; finish it with samdeblur-prep run"
         )
     notes = WRITERS[format](store, target, progress, **options)
     quarantined = int((store.states == QUARANTINED).sum())
     if quarantined:
-        notes.append(f"{quarantined} quarantined images are left out")
+        notes.append(f"{counted(quarantined, 'quarantined image')} left out")
     if store.header.images and format != "ome-zarr":
-        notes.append(f"{format} holds masks alone: the pictures of {len(store.ready_keys)} images are left out")
+        notes.append(
+            f"{format} holds masks alone: the pictures of {counted(len(store.ready_keys), 'image')} are left out"
+        )
     return notes
 
 
@@ -230,17 +233,18 @@ def _row(listing: Listing, position: int, unknown: Counter[str]) -> Row:
 def _unknown(store: MaskStore, unknown: Counter[str]) -> list[str]:
     """What is not known of the masks of a store just made."""
     notes = []
-    missing = [f"{name} of {count} masks" for name, count in unknown.items() if count]
+    missing = [f"{name} of {counted(count, 'mask')}" for name, count in unknown.items() if count]
     if missing:
         notes.append(f"not known: {', '.join(missing)}")
     if store.header.digest == "none":
         notes.append(
-            f"no digests are known of the pictures of {len(store)} images: give the pictures to have them taken"
+            f"no digests are known of the pictures of {counted(len(store), 'image')}: give the pictures to have them "
+            "taken"
         )
     quarantined = [store.keys[i] for i in np.flatnonzero(store.states == QUARANTINED).tolist()]
     if quarantined:
         first = f"the first is {quarantined[0]}: {store.error(quarantined[0])}"
-        notes.append(f"{len(quarantined)} of {len(store)} images are quarantined; {first}")
+        notes.append(f"{len(quarantined)} of {counted(len(store), 'image')} quarantined; {first}")
     return notes
 
 

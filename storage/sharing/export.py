@@ -30,6 +30,7 @@ from samdeblur.storage.names import in_unicode
 from samdeblur.storage.sharing.hdf5 import SHARD_DIGEST, Codec, check_codec, write_apart
 from samdeblur.storage.sharing.verify import verify_store
 from samdeblur.storage.store import MaskStore, StoreDamaged, open_store
+from samdeblur.storage.words import counted
 
 LONG_AGO = (1980, 1, 1, 0, 0, 0)  # the time of every entry, so that equal stores give equal bytes
 
@@ -95,7 +96,9 @@ def _source(store: Path, images: bool) -> tuple[MaskStore, Header]:
         raise StoreError(f"{store}: not a folder; export from the store it was made of, or copy the file")
     pending = int((source.states == PENDING).sum())
     if pending:
-        raise StoreError(f"{store}: {pending} of {len(source)} images are pending; finish it with samdeblur-prep run")
+        raise StoreError(
+            f"{store}: {pending} of {counted(len(source), 'image')} pending; finish it with samdeblur-prep run"
+        )
     if images:
         source.require_images()
     for problem in verify_store(store):
@@ -121,7 +124,7 @@ def note(source: MaskStore, header: Header, name: str, licence: str) -> str:
                                (header.dataset, header.split, licence))  # fmt: skip
     return f"""# Masks of {dataset} {split}
 
-{int(done.sum())} of {len(source)} images, {masks:.0f} masks per image, {pictures}.
+{int(done.sum())} of {counted(len(source), "image")}, {counted(round(masks), "mask")} per image, {pictures}.
 Licence: {licence}.
 
 A mask store of format 1, written by samdeblur. It opens as it is:

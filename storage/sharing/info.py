@@ -16,7 +16,7 @@ def describe(store: MaskStore) -> dict[str, Any]:
     """Counts, sizes, recipe and histogram, as plain values for JSON. Reads the index alone."""
     header, counts = store.header, store.counts[store.states == DONE]
     sizes, images = np.unique(store.shapes[store.states == DONE], axis=0, return_counts=True)
-    most = np.argsort(-images, kind="stable")[:10]
+    order = np.argsort(-images, kind="stable")
     histogram = np.histogram(counts[:, 0], EDGES)[0] if len(counts) else np.zeros(len(EDGES) - 1, int)
     return {
         "location": str(store.path),
@@ -28,7 +28,7 @@ def describe(store: MaskStore) -> dict[str, Any]:
         "block_size": header.block_size,
         "extent": list(header.extent),
         "images": {name: int((store.states == state).sum()) for state, name in enumerate(STATE_NAMES)},
-        "sizes": {f"{sizes[i, 1]}x{sizes[i, 0]}": int(images[i]) for i in most},
+        "sizes": {f"{sizes[i, 1]}x{sizes[i, 0]}": int(images[i]) for i in order},
         "per_image": {
             name: {"mean": float(column.mean()), "most": int(column.max())} if len(column) else None
             for name, column in zip(("masks", "atoms", "pairs"), counts.T, strict=True)

@@ -27,6 +27,7 @@ from samdeblur.storage.format.layout import DONE, PENDING, QUARANTINED, RECORD_C
 from samdeblur.storage.listing import image_files
 from samdeblur.storage.names import Names, select
 from samdeblur.storage.store import MaskStore, StoreDamaged
+from samdeblur.storage.words import counted
 
 FOLDERS = ("blur", "blurred", "input", "lq", "sharp", "target", "gt")
 JPEG_QUALITY = 85
@@ -136,8 +137,9 @@ def _facts(store: MaskStore, cards: Sequence[Card], missing: Counter[str]) -> It
     masks = store.counts[store.states == DONE, 0].sum()
     yield f"dataset {header.dataset}, split {header.split}, fingerprint {header.fingerprint[:12]}"
     yield (
-        f"{total} images: {states[DONE]} done, {states[QUARANTINED]} quarantined, {states[PENDING]} pending; "
-        f"{masks} masks; {len(cards)} images on this page"
+        f"{counted(total, 'image')}: {states[DONE]} done, {states[QUARANTINED]} quarantined, "
+        f"{states[PENDING]} pending; "
+        f"{counted(masks, 'mask')}; {counted(len(cards), 'image')} on this page"
     )
     if missing:
         reasons = ", ".join(f"{number} {reason}" for reason, number in missing.items())

@@ -11,6 +11,7 @@ import numpy as np
 from samdeblur.storage.format.layout import DONE, PENDING, QUARANTINED, StoreError
 from samdeblur.storage.names import nfc, shared_names
 from samdeblur.storage.store import MaskStore
+from samdeblur.storage.words import counted
 from samdeblur.storage.writing.bulk import Row, fill_store, key_bytes, new_extent
 from samdeblur.storage.writing.commits import ImageContent, ImageOutcome
 from samdeblur.storage.writing.compare import recipe_differences
@@ -65,7 +66,8 @@ def append(store: MaskStore, more: MaskStore, target: Path, progress: Progress =
     twice = [key for key in more.keys if key in store]
     if twice:
         raise StoreError(
-            f"{more.path}: {len(twice)} images are in {store.path} already, such as {min(twice)}; use merge"
+            f"{more.path}: {counted(len(twice), 'image')} of it in {store.path} already, such as {min(twice)}; "
+            "use merge"
         )
     parts = [(source, position) for source in (store, more) for position in range(len(source))]
     return _write(parts, target, progress)

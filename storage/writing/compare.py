@@ -12,6 +12,7 @@ from samdeblur.storage.atoms import AtomMap
 from samdeblur.storage.format.layout import DONE, IMAGE_NAMES, STATE_NAMES
 from samdeblur.storage.names import nfc
 from samdeblur.storage.store import MaskStore
+from samdeblur.storage.words import counted
 
 if TYPE_CHECKING:
     from scipy.sparse import coo_array, csr_array
@@ -34,7 +35,7 @@ def store_differences(first: MaskStore, second: MaskStore, images: bool = True) 
         missing = [key for key in store.keys if key not in other]
         if missing:
             more = ", ..." if len(missing) > SHOWN else ""
-            yield f"{len(missing)} images only in {store.path}: {', '.join(missing[:SHOWN])}{more}"
+            yield f"{counted(len(missing), 'image')} only in {store.path}: {', '.join(missing[:SHOWN])}{more}"
     shared = [key for key in first.keys if key in second]
     order = [second.position(key) for key in shared]
     if order != sorted(order):
@@ -62,7 +63,7 @@ def _image_differences(first: MaskStore, second: MaskStore, key: str, images: bo
     if mine != theirs:
         same = len(same_masks(mine, theirs))
         order = ", in another order" if same == mine.n_masks == theirs.n_masks else ""
-        yield f"{mine.n_masks} -> {theirs.n_masks} masks, {same} of them equal{order}"
+        yield f"{mine.n_masks} -> {counted(theirs.n_masks, 'mask')}, {same} of them equal{order}"
     else:
         records = first.records(key), second.records(key)
         differ = [n for n in records[0] if not np.array_equal(records[0][n], records[1][n], equal_nan=True)]

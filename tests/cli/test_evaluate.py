@@ -124,7 +124,7 @@ def test_a_picture_that_cannot_be_used_is_named_and_left_out(samdeblur, checkpoi
     done = samdeblur("eval", "run", checkpoint, pairs, "--out", tmp_path / "o", "--pictures", 0)
     assert done.code == 3
     assert "pairs test: 002 is left out:" in done.err
-    assert "1 of the images could not be used and are left out" in done.err
+    assert "1 image could not be used, left out" in done.err
     (found,) = results_of(tmp_path / "o")["sets"]
     assert (len(found["images"]), found["unready"]) == (4, 1)
 

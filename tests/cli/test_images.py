@@ -66,7 +66,7 @@ def test_what_the_folder_lacks_is_said_and_left_out(evaluate, share, pairs):
     assert done.code == 3, done.err
     said = [line for line in done.err.splitlines() if line.startswith(f"{pairs}: ")]
     assert len(said) == 1
-    assert f"2 of the 5 images ready in {share} are not there, such as 002" in said[0]
+    assert f"2 of 5 images ready in {share} not there, such as 002" in said[0]
     (scored,) = sets(results)
     assert [image["key"] for image in scored["images"]] == ["000", "001", "003"]
     assert scored["unready"] == 2
@@ -114,7 +114,7 @@ def test_another_picture_than_that_of_the_masks_is_left_out_and_where_all_are_no
         cv2.imwrite(str(file), cv2.imread(str(file)) ^ 2)
     failed, folder = evaluate("failed", share, "--images", pairs)
     assert failed.code == 1
-    assert "none of the 5 images can be used; 000: " in failed.err
+    assert "none of 5 images can be used; 000: " in failed.err
     assert not (folder / "results.json").exists()
 
 

@@ -85,7 +85,7 @@ def test_a_stopped_preparation_finishes_with_the_bytes_of_an_undisturbed_one(
     assert stopped_job(other, number) == (-signal.SIGKILL if number == signal.SIGKILL else 130)
     assert "2 of 5 images done, 3 pending" in samdeblur("prep", "status", other).out
     finished = prep_run(pairs, other)
-    assert (finished.code, "2 were done before" in finished.out) == (0, True)
+    assert (finished.code, "2 done before" in finished.out) == (0, True)
     assert contents(other) == contents(store)
 
 
@@ -100,7 +100,7 @@ def test_a_plugin_of_another_package_makes_a_store_that_is_stopped_resumed_and_t
     refused = prep_run(pairs, stopped, *options, "--set-segmenter", "sigma=2")
     assert (refused.code, "segmenter.sigma 0.8 -> 2.0" in refused.error) == (2, True)
     finished = prep_run(pairs, stopped, *options)
-    assert (finished.code, "2 were done before" in finished.out) == (0, True)
+    assert (finished.code, "2 done before" in finished.out) == (0, True)
     assert prep_run(pairs, whole, *options).code == 0
     assert contents(stopped) == contents(whole)
     store = open_store(whole)

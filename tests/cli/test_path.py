@@ -32,7 +32,7 @@ def test_prepare_train_evaluate_compare(samdeblur, store, tiny, tmp_path, method
 
 def test_a_finished_preparation_and_a_finished_run_do_nothing_again(samdeblur, pairs, store, prep_run, tiny, tmp_path):
     before = {file: file.read_bytes() for file in store.rglob("*") if file.is_file()}
-    assert "5 were done before" in prep_run(pairs, store).out
+    assert "nothing to do: 5 images done before" in prep_run(pairs, store).out
     assert {file: file.read_bytes() for file in store.rglob("*") if file.is_file()} == before
 
     command = ("train", store, *tiny, "--out", tmp_path / "run")

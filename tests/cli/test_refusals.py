@@ -173,7 +173,7 @@ def test_settings_without_a_preset_or_with_yaml_that_is_none_are_refused_by_name
     (tmp_path / "bad.yaml").write_text("steps: [1")
     (tmp_path / "typo.yaml").write_text("batch_sise: 4")
     for options, words in (
-        (["--config", tmp_path / "bad.yaml"], "bad.yaml: not YAML"),
+        (["--config", tmp_path / "bad.yaml"], "bad.yaml, line 1: not YAML"),
         (["--config", tmp_path / "typo.yaml"], "did you mean batch_size?"),
         (["--config", "tiny", "--set", "steps"], "write name=value"),
         (["--config", "tiny", "--steps", "0"], "steps: must be at least 1"),

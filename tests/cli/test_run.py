@@ -119,7 +119,7 @@ def test_the_job_files_that_come_with_the_package_plan_their_datasets(
     torch.save(random_sam().state_dict(), tmp_path / "sam.pth")
     result = samdeblur("prep", "run", "--job", name, "--dry-run", "--sam", tmp_path / "sam.pth", "--predeblur", "none")
     assert result.code == 0, result.err
-    assert result.out.count("2 images in 1 blocks; to do: 2 images in 1 blocks") == len(entries)
+    assert result.out.count("2 images in 1 block; to do: 2 images in 1 block") == len(entries)
     assert {entry["split"] for entry in entries} > {"train"}
     assert all((entry["predeblur"] == "none") == (entry["split"] != "train") for entry in entries)  # the paper
     assert not (tmp_path / "stores").exists()

@@ -286,7 +286,7 @@ def test_a_run_says_how_it_went_and_a_finished_one_says_it_again(train, tmp_path
         assert done.startswith(f"{tmp_path / 'run'}: 2 steps of none on cpu, ")
         assert files == f"curves: {tmp_path / 'run/curves.png'}   weights: {tmp_path / 'run/best.safetensors'}"
     assert ", 2 of them now, in " in first.out
-    assert ", all done before; " in again.out
+    assert ", nothing to do, all done before; " in again.out
     assert first.out.split("validation PSNR")[1] == again.out.split("validation PSNR")[1]
 
 

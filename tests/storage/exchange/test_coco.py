@@ -93,7 +93,7 @@ def test_what_is_exported_comes_back_the_same(format, exported, whole_store, tmp
 
 def test_exports_say_what_they_leave_out(exported):
     for format, (_, notes) in exported.items():
-        assert "3 quarantined images are left out" in notes, format
+        assert "3 quarantined images left out" in notes, format
         assert any("pictures of 6 images are left out" in note for note in notes) == (format != "ome-zarr")
         assert any("no recipe" in note for note in notes) == (format not in (*WHOLE, "ome-zarr"))
     assert "coco-results lists no images: 1 images without masks are not in it" in exported["coco-results"][1]
@@ -233,7 +233,7 @@ def test_an_image_with_a_bad_annotation_is_quarantined(bad, reason, import_json)
     assert store.ready_keys == ["a"]
     assert store.error("b").startswith("annotation 2 of 2: ")
     assert reason in store.error("b")
-    assert notes[-1].startswith("1 of 2 images are quarantined; the first is b: annotation 2 of 2")
+    assert notes[-1].startswith("1 of 2 images quarantined; the first is b: annotation 2 of 2")
     assert list(verify_store(store.path)) == []
 
 
@@ -302,7 +302,7 @@ def test_pictures_must_be_those_that_the_file_claims(import_json, tmp_path):
 
 def test_an_unfinished_store_is_not_exported(finished_store, tmp_path):
     for format in EXPORTS:
-        with pytest.raises(StoreError, match="1 of 9 images are pending; finish it"):
+        with pytest.raises(StoreError, match="1 of 9 images pending; finish it"):
             export_masks(open_store(finished_store.path), tmp_path / "masks", format)
     with pytest.raises(ExchangeError, match="unknown format 'npz'"):
         export_masks(open_store(finished_store.path), tmp_path / "masks", "npz")

@@ -86,7 +86,7 @@ def test_png_files_of_another_form_are_quarantined(import_folder, tmp_path):
         "cut": "cut off or damaged",
     }.items():
         assert reason in store.error(key)
-    assert any("8 of 9 images are quarantined" in note for note in notes)
+    assert any("8 of 9 images quarantined" in note for note in notes)
 
 
 def test_groups_are_masks_as_they_are(import_folder, tmp_path, random_masks):

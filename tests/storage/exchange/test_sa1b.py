@@ -51,7 +51,7 @@ def test_files_are_those_of_sa_1b(whole_store, tmp_path):
         assert "crop_box" not in annotation  # not known: NaN is no JSON
     assert notes == [
         "sa-1b holds no recipe and no digests of the pictures",
-        "3 quarantined images are left out",
+        "3 quarantined images left out",
         "sa-1b holds masks alone: the pictures of 6 images are left out",
     ]
 
@@ -135,9 +135,7 @@ def test_one_bad_file_does_not_spoil_the_others(import_folder):
     assert all(store.error(key) for key in bad)
     assert "nested too deeply" in store.error("deep")
     assert "4097 masks" in store.error("too_many")
-    assert any(
-        note.startswith("12 of 13 images are quarantined; the first is counts: annotation 1 of 1") for note in notes
-    )
+    assert any(note.startswith("12 of 13 images quarantined; the first is counts: annotation 1 of 1") for note in notes)
 
 
 def test_a_folder_without_any_image_of_use_is_refused(import_folder, tmp_path):
