@@ -285,7 +285,6 @@ def _run(job: Job, workers: Workers, options: Mapping[str, Any]) -> int:
 
         def started(dashboard: str | None) -> None:
             progress.event("workers", dashboard=dashboard)
-            progress.begin()
             if not quiet and dashboard:
                 click.echo(f"dashboard: {dashboard}", err=True)
 

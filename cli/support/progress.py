@@ -57,11 +57,6 @@ class Progress:
             self._said = time.monotonic()
             self.say()
 
-    def begin(self) -> None:
-        """The workers are there: where there is no terminal, say that nothing is done yet."""
-        if self._style == "auto" and self._bar is None:
-            self.say()
-
     def say(self) -> None:
         """Write a line."""
         seconds = time.monotonic() - self._start

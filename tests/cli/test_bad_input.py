@@ -99,7 +99,7 @@ def test_a_store_of_another_recipe_is_refused_naming_the_difference(prep_run, pa
         (("train", "nowhere", "--out", "run"), "no such store"),
         (("train", "nowhere", "--out", "run", "--set", "widht=3"), "did you mean width?"),
         (("train", "nowhere", "--out", "run", "--set", "steps=many"), "steps"),
-        (("train", "nowhere", "--out", "run", "--config", "huge"), "paper, tiny"),
+        (("train", "nowhere", "--out", "run", "--config", "huge"), "gopro-none, "),
         (("train", "nowhere", "--out", "run", "--method", "magic"), "magic"),
         (("eval", "run", "nowhere", "store", "--out", "o"), "no such run"),
         (("eval", "table", "nowhere"), "no such results"),

@@ -109,7 +109,7 @@ def test_a_folder_is_read_sorted_and_named_by_its_digest(import_folder, tmp_path
     expected = {"format": "sa-1b", "sha256": hashlib.sha256(lines.encode()).hexdigest()}
     assert store.header.recipe == {"imported": expected}
     assert (
-        "not known: predicted_iou of 1 masks, stability_score of 1 masks, point of 1 masks, crop box of 1 masks"
+        "not known: predicted_iou of 1 mask, stability_score of 1 mask, point of 1 mask, crop box of 1 mask"
         in notes
     )
 
