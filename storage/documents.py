@@ -1,10 +1,15 @@
-"""YAML of a bounded size: a few lines can stand for more values than a machine has memory, by names for parts."""
+"""YAML of a bounded size, and where in it things stand.
+
+A few lines can stand for more values than a machine has memory, by names for parts.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 import yaml
+
+Place = tuple[str | int, ...]
 
 MOST_VALUES = 10_000  # in a document, those behind an alias counted wherever it stands
 
@@ -21,6 +26,37 @@ def read_yaml(text: str, loader: type[Any]) -> Any:
         return reading.construct_document(node)
     finally:
         reading.dispose()
+
+
+def yaml_lines(text: str) -> dict[Place, int]:
+    """Where the keys and items of a document stand: (key or position, ...) -> line, from 1."""
+    found: dict[Place, int] = {}
+    seen: set[int] = set()
+
+    def look(node: yaml.Node, place: Place) -> None:
+        found.setdefault(place, node.start_mark.line + 1)
+        if id(node) in seen:  # an alias, perhaps of what it is in
+            return
+        seen.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                found[*place, str(key.value)] = key.start_mark.line + 1
+                look(value, (*place, str(key.value)))
+        elif isinstance(node, yaml.SequenceNode):
+            for position, item in enumerate(node.value):
+                look(item, (*place, position))
+
+    root = yaml.compose(text, yaml.SafeLoader)
+    if root is not None:
+        look(root, ())
+    return found
+
+
+def yaml_problem(path: object, error: Exception) -> str:
+    """What is no YAML in a file, and in which line of it."""
+    mark = getattr(error, "problem_mark", None)
+    words = " ".join(str(getattr(error, "problem", None) or error).split())
+    return f"{path}{f', line {mark.line + 1}' if mark else ''}: not YAML ({words})"
 
 
 def _count(node: yaml.Node, known: dict[int, int]) -> int:

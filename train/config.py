@@ -13,10 +13,11 @@ import yaml
 
 from samdeblur.models import METHODS, SEMANTICS
 from samdeblur.models.priors.pooling import Aggregate, Statistics
+from samdeblur.storage.documents import yaml_lines, yaml_problem
 from samdeblur.storage.files import decode_text
 from samdeblur.train.losses import LOSSES
 from samdeblur.train.optimisers import OPTIMISERS
-from samdeblur.train.plain_yaml import plain_yaml, yaml_lines, yaml_problem
+from samdeblur.train.plain_yaml import plain_yaml
 from samdeblur.train.settings import ConfigError, check, of_plain, setting, unknown
 
 PRESETS = Path(__file__).parent / "presets"

@@ -9,8 +9,6 @@ import yaml
 
 from samdeblur.storage.documents import read_yaml
 
-Place = tuple[str | int, ...]
-
 
 class _Plain(yaml.SafeLoader):
     """YAML's safe loader without octal and sexagesimal numbers, dates, and the other words for true and false."""
@@ -28,34 +26,3 @@ _Plain.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(str(nod
 def plain_yaml(text: str) -> Any:
     """The value of a document. Raises yaml.YAMLError, ValueError."""
     return read_yaml(text, _Plain)
-
-
-def yaml_lines(text: str) -> dict[Place, int]:
-    """Where the keys and items of a document stand: (key or position, ...) -> line, from 1."""
-    found: dict[Place, int] = {}
-    seen: set[int] = set()
-
-    def look(node: yaml.Node, place: Place) -> None:
-        found.setdefault(place, node.start_mark.line + 1)
-        if id(node) in seen:  # an alias, perhaps of what it is in
-            return
-        seen.add(id(node))
-        if isinstance(node, yaml.MappingNode):
-            for key, value in node.value:
-                found[*place, str(key.value)] = key.start_mark.line + 1
-                look(value, (*place, str(key.value)))
-        elif isinstance(node, yaml.SequenceNode):
-            for position, item in enumerate(node.value):
-                look(item, (*place, position))
-
-    root = yaml.compose(text, yaml.SafeLoader)
-    if root is not None:
-        look(root, ())
-    return found
-
-
-def yaml_problem(path: object, error: Exception) -> str:
-    """What is no YAML in a file, and in which line of it."""
-    mark = getattr(error, "problem_mark", None)
-    words = " ".join(str(getattr(error, "problem", None) or error).split())
-    return f"{path}{f', line {mark.line + 1}' if mark else ''}: not YAML ({words})"

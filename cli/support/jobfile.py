@@ -12,9 +12,8 @@ from typing import Any
 import click
 import yaml
 
-from samdeblur.storage.documents import read_yaml
+from samdeblur.storage.documents import read_yaml, yaml_lines, yaml_problem
 from samdeblur.storage.files import decode_text
-from samdeblur.train.plain_yaml import yaml_lines, yaml_problem
 
 JOBS = Path(__file__).parents[1] / "jobs"
 # Options of the command that do not belong to one store.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from samdeblur.train.plain_yaml import yaml_lines
+from samdeblur.storage.documents import yaml_lines
 
 
 @pytest.mark.parametrize(

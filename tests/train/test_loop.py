@@ -346,8 +346,8 @@ def test_best_weights_are_those_of_the_best_validation_the_last_of_equals(store,
 @pytest.mark.parametrize(
     ("keys", "pending", "validation", "said"),
     [
-        ("a", "", False, "1 images are ready; holding one out for validation needs two"),
-        ("ab", "b", False, "1 images are ready"),
+        ("a", "", False, "1 image ready; holding one out for validation needs two"),
+        ("ab", "b", False, "1 image"),
         ("ab", "ab", True, "no image is ready to train on"),
     ],
 )

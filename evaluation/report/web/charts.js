@@ -86,8 +86,8 @@ function histogram(set, network, choose) {
     const span = infinity ? `${infinity[1]} dB` : `${bins.edge(bin).toFixed(2)} to ${bins.edge(bin + 1).toFixed(2)} dB`;
     const words = `${shown.length > 1 ? `${NETWORKS[owner]}: ` : ""}${span}`;
     const bar = drawing("rect", {x: left + 0.5, y: y(0) - height, width: Math.max(0.5, slot - 1), height, tabindex: 0,
-      role: "button", class: lost ? "bar-of collapsed" : "bar-of", "data-bin": bin, "aria-label": `${words}: ${count} images`},
-      drawing("title", {}, `${words}: ${count} images`));
+      role: "button", class: lost ? "bar-of collapsed" : "bar-of", "data-bin": bin, "aria-label": `${words}: ${count} ${count === 1 ? "image" : "images"}`},
+      drawing("title", {}, `${words}: ${count} ${count === 1 ? "image" : "images"}`));
     if (shown.length > 1) bar.style.fill = networkColour(owner);
     bar.onclick = () => choose({network: owner, of: bins.of, bin, words});
     bar.onkeydown = event => { if (event.key === "Enter" || event.key === " ") { event.preventDefault(); bar.onclick(); } };

@@ -96,7 +96,7 @@ def test_exports_say_what_they_leave_out(exported):
         assert "3 quarantined images left out" in notes, format
         assert any("pictures of 6 images are left out" in note for note in notes) == (format != "ome-zarr")
         assert any("no recipe" in note for note in notes) == (format not in (*WHOLE, "ome-zarr"))
-    assert "coco-results lists no images: 1 images without masks are not in it" in exported["coco-results"][1]
+    assert "coco-results lists no images: 1 image without masks left out" in exported["coco-results"][1]
 
 
 def test_pycocotools_reads_what_is_exported(exported, whole_store, capsys):

@@ -108,10 +108,7 @@ def test_a_folder_is_read_sorted_and_named_by_its_digest(import_folder, tmp_path
     lines = "".join(f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in contents.items())
     expected = {"format": "sa-1b", "sha256": hashlib.sha256(lines.encode()).hexdigest()}
     assert store.header.recipe == {"imported": expected}
-    assert (
-        "not known: predicted_iou of 1 mask, stability_score of 1 mask, point of 1 mask, crop box of 1 mask"
-        in notes
-    )
+    assert "not known: predicted_iou of 1 mask, stability_score of 1 mask, point of 1 mask, crop box of 1 mask" in notes
 
 
 def test_one_bad_file_does_not_spoil_the_others(import_folder):
