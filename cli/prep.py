@@ -7,6 +7,7 @@ import json
 import click
 
 from samdeblur.cli.commands.doctor import doctor
+from samdeblur.cli.commands.quality import quality
 from samdeblur.cli.commands.run import run
 from samdeblur.cli.commands.stores import COMMANDS
 from samdeblur.cli.commands.weights import weights
@@ -38,7 +39,7 @@ def status_command(store: str) -> int:
     return report_status(store)
 
 
-for command in (run, status_command, *COMMANDS, weights, doctor):
+for command in (run, status_command, *COMMANDS, quality, weights, doctor):
     cli.add_command(command)
 
 

@@ -15,8 +15,8 @@ from segment_anything.modeling import Sam
 from segment_anything.utils.amg import batched_mask_to_box, build_point_grid
 from torchvision.ops.boxes import batched_nms
 
+from samdeblur.evaluation.masks.matching import Match, match
 from samdeblur.storage import AtomMap
-from samdeblur.train.sam.mask_quality import Match, match
 
 AT_ONCE = 32  # points
 

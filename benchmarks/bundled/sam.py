@@ -23,12 +23,12 @@ from skimage.segmentation import slic
 
 from benchmarks.bundled.candidates import candidates
 from benchmarks.common.figures import RESULTS
+from samdeblur.evaluation.masks.matching import borders, boundary_recall, distinct, mask_iou, match
 from samdeblur.models import load_sam
 from samdeblur.pipeline import BUNDLED_SETTINGS, MaskGenerator
 from samdeblur.pipeline.sources.worlds import WorldSource
 from samdeblur.storage import AtomMap
 from samdeblur.storage.sharing.paint import paint_masks
-from samdeblur.train.sam.mask_quality import borders, boundary_recall, distinct, mask_iou, match
 
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket", "hubble_deep_field", "retina", "motorcycle_left")
 

@@ -64,13 +64,13 @@ def _generator() -> MaskGenerator:
     return MaskGenerator(load_sam("bundled"), **BUNDLED_SETTINGS)
 
 
-def displaced(masks: AtomMap, rng: np.random.Generator) -> AtomMap:
-    """Every mask moved by 3 pixels; what leaves the picture is lost."""
+def displaced(masks: AtomMap, rng: np.random.Generator, pixels: float = DISPLACED) -> AtomMap:
+    """Every mask moved by so many pixels in a direction of its own; what leaves the image is lost."""
     height, width = masks.shape
     angles = rng.uniform(0, 2 * np.pi, masks.n_masks)
     moved = np.zeros((masks.n_masks, height, width), bool)
     for mask, angle, target in zip(masks.to_masks(), angles, moved, strict=True):
-        down, right = (round(DISPLACED * part) for part in (np.sin(angle), np.cos(angle)))
+        down, right = (round(pixels * part) for part in (np.sin(angle), np.cos(angle)))
         to = np.s_[max(0, down) : height + min(0, down), max(0, right) : width + min(0, right)]
         of = np.s_[max(0, -down) : height + min(0, -down), max(0, -right) : width + min(0, -right)]
         target[to] = mask[of]

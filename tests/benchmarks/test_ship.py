@@ -10,10 +10,10 @@ import pytest
 import torch
 from places import ROOT
 
+from samdeblur.evaluation.masks.matching import mask_iou, match
 from samdeblur.models.networks.sam import SamConfig, build_small_sam
 from samdeblur.pipeline import MaskGenerator
 from samdeblur.pipeline.sources.worlds import WorldSource
-from samdeblur.train.sam.mask_quality import mask_iou, match
 
 
 @pytest.fixture(scope="module")

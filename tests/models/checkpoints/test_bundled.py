@@ -10,11 +10,11 @@ import pytest
 from places import ROOT
 from segment_anything import SamPredictor
 
+from samdeblur.evaluation.masks.matching import distinct, mask_iou, match
 from samdeblur.evaluation.metrics.psnr_ssim import psnr
 from samdeblur.models import deblur, load_network, load_sam, local_pooling
 from samdeblur.models.checkpoints.public import BUNDLED
 from samdeblur.pipeline import BUNDLED_SETTINGS, MaskGenerator, open_source
-from samdeblur.train.sam.mask_quality import distinct, mask_iou, match
 
 RESULTS = ROOT / "benchmarks" / "results"
 

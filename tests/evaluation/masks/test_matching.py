@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from samdeblur.evaluation.masks.matching import borders, boundary_recall, distinct, mask_iou, match
 from samdeblur.storage import AtomMap
-from samdeblur.train.sam.mask_quality import borders, boundary_recall, distinct, mask_iou, match
 
 
 def random_masks(rng, count, shape=(24, 31)):

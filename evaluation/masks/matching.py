@@ -1,4 +1,4 @@
-"""How well found masks match true ones."""
+"""How well masks of an image match other masks of it."""
 
 from __future__ import annotations
 

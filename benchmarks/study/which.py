@@ -1,0 +1,90 @@
+"""What `samdeblur-prep quality` says of the study's kinds of masks, beside what each brought: docs/which-masks.md.
+
+    python benchmarks/study/which.py        # -> benchmarks/results/which.json; a minute or two
+
+The scenes are those the study tests on. Gains are of MAP over no prior on the same scenes, from
+benchmarks/results/study.json. True masks moved by other distances are measured as well; nobody has trained with those.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from oracle import displaced
+
+from benchmarks.common.figures import RESULTS
+from samdeblur.evaluation.masks.quality import Quality, mean, quality_of
+from samdeblur.models import load_sam
+from samdeblur.pipeline import BUNDLED_SETTINGS, MaskGenerator
+from samdeblur.pipeline.segmenters.superpixels import SuperpixelSegmenter
+from samdeblur.pipeline.sources.base import ImagePair
+from samdeblur.pipeline.sources.worlds import WorldSource
+from samdeblur.storage import AtomMap
+
+SCENES = "worlds:24:160"
+SHOWN = ("on_edges", "iou", "recall", "precision", "border_error", "border_surplus")
+
+
+def kinds() -> dict[str, Callable[[str, ImagePair], AtomMap]]:
+    """Kind of masks -> what finds them in a pair with true ones."""
+    sam = load_sam("bundled")
+    fine, coarse = (MaskGenerator(sam, **(BUNDLED_SETTINGS | more)) for more in ({}, {"points_per_side": 8}))
+    superpixels = SuperpixelSegmenter()
+
+    def true(pair: ImagePair) -> AtomMap:
+        assert pair.masks is not None
+        return pair.masks
+
+    def moved(pixels: float) -> Callable[[str, ImagePair], AtomMap]:
+        return lambda key, pair: displaced(true(pair), np.random.default_rng(int(key)), pixels)
+
+    return {
+        "sam-coarse": lambda key, pair: coarse.generate(pair.blurred)[0],
+        "sam": lambda key, pair: fine.generate(pair.blurred)[0],
+        "sam-of-sharp": lambda key, pair: fine.generate(pair.sharp)[0],
+        "superpixels": lambda key, pair: superpixels.segment(pair.blurred)[0],
+        "true-displaced": moved(3),
+        "true, 2 px off": moved(2),
+        "true, 1 px off": moved(1),
+        "true": lambda key, pair: true(pair),
+    }
+
+
+def gains() -> dict[str, float]:
+    """Kind of masks -> dB of `map` over `none` on `worlds`."""
+    rows = json.loads((RESULTS / "study.json").read_text())
+    return {
+        row["variant"].removeprefix("map, "): row["over"]["none"]["psnr"]["mean"]
+        for row in rows
+        if row["images"] == "worlds" and row["variant"].startswith("map, ")
+    }
+
+
+def main() -> None:
+    source = WorldSource.of(SCENES, "test")
+    found: dict[str, Quality] = {}
+    for name, find in kinds().items():
+        images = []
+        for key in source.keys:
+            pair = source.read(key)
+            images.append(quality_of(find(key, pair), pair.sharp, pair.masks))
+        found[name] = mean(images)
+        print(name, asdict(found[name]), file=sys.stderr, flush=True)
+    known = gains()
+    print("| masks | " + " | ".join(SHOWN) + " | gain |\n" + "|---" * (len(SHOWN) + 2) + "|")
+    for name, one in found.items():
+        gain = f"{known[name]:+.2f} dB" if name in known else ""
+        print(f"| `{name}` | " + " | ".join(f"{getattr(one, each):.2f}" for each in SHOWN) + f" | {gain} |")
+    content = {name: {"quality": asdict(one), "gain": known.get(name)} for name, one in found.items()}
+    (RESULTS / "which.json").write_text(json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
