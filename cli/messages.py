@@ -160,7 +160,7 @@ def progress_bar(iterable: Iterable[Any] | None = None, **options: Any) -> tqdm[
 
     It waits a second before it shows, so that what is refused at once is refused in one line.
     """
-    from samdeblur.cli.support.bars import SECOND, Bar, Lines, tqdm
+    from samdeblur.cli.bars import SECOND, Bar, Lines, tqdm
 
     if sys.stderr.isatty():
         return Bar(iterable, **options)

@@ -61,7 +61,7 @@ def gains() -> dict[str, float]:
     """Kind of masks -> dB of `map` over `none` on `worlds`."""
     rows = json.loads((RESULTS / "study.json").read_text())
     return {
-        row["variant"].removeprefix("map, "): row["over"]["none"]["psnr"]["mean"]
+        row["variant"].removeprefix("map, "): row["over"]["psnr"]["mean"]
         for row in rows
         if row["images"] == "worlds" and row["variant"].startswith("map, ")
     }

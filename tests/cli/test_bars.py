@@ -7,7 +7,7 @@ import re
 import pytest
 from tqdm.utils import disp_len
 
-from samdeblur.cli.support.bars import LEAST, Bar
+from samdeblur.cli.bars import LEAST, Bar
 
 FULL = {"loss": "-22.330", "val": "27.31 dB", "crops/s": "1000.1", "waiting": "50%"}
 
