@@ -66,6 +66,7 @@ ACTED_ON = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-
 NOTES = frozenset({
     "samdeblur.models.checkpoints.finding.SeveralNetworks",
     "samdeblur.train.resuming.RunMended",
+    "samdeblur.train.trackers.base.TrackerFailed",
     "samdeblur.storage.processes.Note",
 })  # fmt: skip
 

@@ -34,7 +34,7 @@ from samdeblur.train.standing import note_error
 from samdeblur.train.start import Validation, build_network, choose_images, resolved, run_facts
 from samdeblur.train.state import Row, add_to_log, save_state, write_facts, write_log
 from samdeblur.train.stopping import Stopped, StopRequest
-from samdeblur.train.trackers.tensorboard import Board, summary_writer
+from samdeblur.train.trackers.base import Trackers, require
 
 WORSE = 10.0  # dB by which the loss may rise above its best before a run counts as lost
 WILD = 30.0  # the same for a single batch
@@ -98,8 +98,7 @@ def train(
             "images": store.header.seal,
         }
         folders.check_claim(folder, folders.RUN)
-        if config.tensorboard:
-            summary_writer()  # which may not be installed
+        require(tracker_names(config))
         alone = stack.enter_context(_alone(folder, ranks))
         run = _Run(config, network, val, folder, ranks, request, progress, alone)
         state = read_run(folder, config, facts, extend)
@@ -130,7 +129,7 @@ def train(
                     run.save()
                 raise
             run.note(batches)
-        run.board.close()
+        run.board.close(folder)
         return run.history
 
 
@@ -191,7 +190,7 @@ class _Run:
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=config.precision == "float16")
         self.parallel = ranks.wrap(network)
         self.stepped = compiled(network, self.parallel) if config.compile else self.parallel
-        self.board = Board()
+        self.board = Trackers()
         self.watch = _Watch()
         self.history: list[Row] = []
         self.losses: list[Tensor] = []  # since the last row
@@ -204,9 +203,8 @@ class _Run:
 
     def restore(self, state: dict[str, Any] | None) -> None:
         """Take up a state; without one, begin at step 0."""
-        self.board = Board.open(
-            self.folder, self.config.tensorboard and self.ranks.first, state["step"] if state else 0
-        )
+        names = tracker_names(self.config) if self.ranks.first else ()
+        self.board = Trackers.open(names, self.folder, self.config.plain(), state["step"] if state else 0)
         if state is None:
             self.history.append({"step": 0})
             return
@@ -230,9 +228,10 @@ class _Run:
             note_error(self.folder, self.step, None)
         try:
             yield
-        except Stopped:
-            raise
-        except Exception as error:
+        except BaseException as error:
+            self.board.close()
+            if isinstance(error, Stopped) or not isinstance(error, Exception):
+                raise
             if self.ranks.first:
                 note_error(self.folder, self.step, error)
             raise
@@ -472,6 +471,10 @@ def loader_workers(config: TrainConfig, ranks: Ranks) -> int:
     if config.loader_workers >= 0:
         return config.loader_workers
     return min(MOST_WORKERS, max(1, cores() // local_world())) if ranks.device.type == "cuda" else 0
+
+
+def tracker_names(config: TrainConfig) -> tuple[str, ...]:
+    return (*config.trackers, *(("tensorboard",) if config.tensorboard else ()))
 
 
 def cores() -> int:
