@@ -103,11 +103,13 @@ class Command:
 
 
 def _is_worker(child: psutil.Process) -> bool:
-    """Of Dask, or of a loader: children of the fork server, which is a child itself."""
+    """Of Dask, or of a loader, whose parent is the fork server."""
     try:
-        command = " ".join(child.cmdline())
-        return "spawn_main" in command or ("forkserver" in command and child.parent().name() == child.name())  # type: ignore[union-attr]
-    except (psutil.Error, AttributeError):
+        parent = child.parent()
+        return "spawn_main" in " ".join(child.cmdline()) or (
+            parent is not None and "multiprocessing.forkserver" in " ".join(parent.cmdline())
+        )
+    except psutil.Error:
         return False
 
 

@@ -20,6 +20,7 @@ from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, NamedTuple
 
+import psutil
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -70,6 +71,7 @@ def crop_loader(
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=partial(_serve, os.getpid()),
         prefetch_factor=PREFETCH if workers else None,
+        generator=torch.Generator(),  # that of the run is not for what happens in a thread
     )
     for batch in _fetched(loader, waiting) if workers else loader:
         if isinstance(batch, Exception):
@@ -167,19 +169,22 @@ class Arrived(NamedTuple):
 
 def _fetched(loader: DataLoader[Any], waiting: Callable[[], None]) -> Iterator[Batch | Exception]:
     """What workers read, in its order, fetched by a thread: workers may hold it up, and cannot hold up this one."""
-    try:
-        with without_script():
-            source = iter(loader)
-    except OSError as error:  # no place for their semaphores and sockets, or too many processes
-        raise LoaderFailed(
-            f"the workers that read crops cannot be started: {error.strerror or error} (they need room in {SHARED} and "
-            f"in {tempfile.gettempdir()}); set loader_workers=0 to do without"
-        ) from error
-    workers = list(source._workers)  # type: ignore[attr-defined]
+    workers: list[BaseProcess] = []
     line: queue.Queue[Arrived | Exception | None] = queue.Queue(1)
     closed = threading.Event()
 
     def fetch() -> None:
+        try:
+            with without_script():
+                source = iter(loader)
+            workers.extend(source._workers)  # type: ignore[attr-defined]
+        except (OSError, EOFError) as error:  # no place for their semaphores and sockets, or too many processes
+            why = getattr(error, "strerror", None) or error
+            line.put(LoaderFailed(
+                f"the workers that read crops cannot be started: {why} (they need room in {SHARED} and in "
+                f"{tempfile.gettempdir()}); set loader_workers=0 to do without"
+            ))  # fmt: skip
+            return
         try:
             for found in source:
                 line.put(found.open() if isinstance(found, Parcel) else found)
@@ -194,7 +199,7 @@ def _fetched(loader: DataLoader[Any], waiting: Callable[[], None]) -> Iterator[B
         said, number = False, 0
         while (found := _next(line, workers, number, waiting)) is not None:
             if isinstance(found, Exception):
-                yield _ended(workers) or found
+                yield found if isinstance(found, LoaderFailed) else _ended(workers) or found
                 return
             if found.trouble and not said:
                 said = True
@@ -218,6 +223,7 @@ def _next(
 ) -> Arrived | Exception | None:
     """The next in line, which is batch `number`. Raises LoaderFailed when a worker it depends on does nothing."""
     pulses: list[Pulse] = []
+    starting: list[Pulse] = []  # those that start them
     looks = 0
     while True:
         try:
@@ -227,6 +233,14 @@ def _next(
         pulses = pulses or [Pulse(worker.pid) for worker in workers if worker.pid]
         silence = [pulse.silence() for pulse in pulses]
         looks += 1
+        if not pulses:
+            starting = starting or [Pulse(child.pid) for child in psutil.Process().children()]
+            if starting and min([pulse.silence() for pulse in starting]) > SILENT:
+                raise LoaderFailed(
+                    f"the workers that read crops have not started for {looks * TICK:.0f} s; run again, or set "
+                    "loader_workers=0 to do without"
+                )
+            continue
         suspended = [place for place, pulse in enumerate(pulses) if pulse.suspended]
         late = (suspended or [number % len(workers)])[0]  # they take turns; but one may hold up all others
         if silence[late] > SILENT:
