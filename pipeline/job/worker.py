@@ -29,6 +29,7 @@ from samdeblur.models.checkpoints.finding import SeveralNetworks
 from samdeblur.pipeline.job.blame import Blame, Blamed, alike, as_sent, blame, is_out_of_gpu_memory
 from samdeblur.pipeline.job.blocks import BlockFailure, BlockReport, BlockTask, Clock, NotShared
 from samdeblur.pipeline.job.recipe import PrepSettings, Stages, load_stages
+from samdeblur.pipeline.job.room import require_room
 from samdeblur.pipeline.segmenters.base import Embeds, Finds, Records, TrueMasks
 from samdeblur.pipeline.segmenters.plugins import checked, provider
 from samdeblur.pipeline.sources.base import BadImage, ImagePair
@@ -166,6 +167,7 @@ def _open(key: str, shape: tuple[int, int], read: Read, skip: str | None, stages
                 planned = f"{shape[1]}x{shape[0]}" if any(shape) else "unreadable, or too large beside the others,"
                 now = f"{pair.blurred.shape[1]}x{pair.blurred.shape[0]}"
                 raise BadImage(f"{key}: was {planned} when the store was planned and is {now}; --retry-quarantined")
+        require_room(pair.blurred, stages)
         if stages.network is None:
             return Opened(key, pair, pair.blurred)
         with clock("predeblur", key):

@@ -19,7 +19,11 @@ class SettingsError(ValueError):
 
 
 class Segmenter(Protocol):
-    """Anything that finds masks."""
+    """Anything that finds masks.
+
+    One that has an attribute `bytes_per_pixel`, the least memory that it takes for each pixel of an image, is not given
+    images for which a worker has too little.
+    """
 
     def recipe(self) -> Mapping[str, Any]:
         """Name and every setting that changes the result, as JSON values; part of a store's recipe."""

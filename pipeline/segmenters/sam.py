@@ -38,6 +38,8 @@ class SamSegmenter:
         settings: those of MaskGenerator.
     """
 
+    bytes_per_pixel = 6.0  # of memory where nothing is found; each mask that is kept adds an eighth (docs/masks.md)
+
     def __init__(
         self,
         sam: Sam | Adapter,

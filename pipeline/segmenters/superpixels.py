@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,8 @@ class SuperpixelSegmenter:
         thresholds: mean RGB colour differences (0..441) below which neighbours merge, ascending; a level each.
         min_area, max_area: share of the image a mask may cover.
     """
+
+    bytes_per_pixel: ClassVar[float] = 130.0  # of memory; some 5 GB for MAX_PIXELS
 
     n_segments: int = 160
     compactness: float = 12.0
