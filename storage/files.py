@@ -42,12 +42,14 @@ def write_durably(path: Path, data: bytes | memoryview) -> None:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """An OSError of a write, as on a full disk, has no file name: it gets this one."""
+    """An OSError of a write, as on a full disk, names this path where it has no name, or one that only stands in for
+    it: of what is being written beside it, as `<path>.partial`.
+    """
     try:
         yield
     except OSError as error:
-        if error.filename is None and error.errno is not None:
-            error.filename = str(path)
+        if error.errno is not None and (error.filename is None or str(error.filename).startswith(f"{path}.")):
+            error.filename, error.filename2 = str(path), None
         raise
 
 

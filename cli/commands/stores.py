@@ -17,7 +17,7 @@ from samdeblur.cli.support.choices import EXPORTS, IMPORTS
 from samdeblur.cli.support.commands import Command
 from samdeblur.cli.support.paths import EITHER, FILE, PLACE, READ, STORE
 from samdeblur.storage.access.location import without_secrets
-from samdeblur.storage.files import decode_text
+from samdeblur.storage.files import decode_text, naming
 from samdeblur.storage.format import layout
 from samdeblur.storage.names import select
 from samdeblur.storage.words import counted
@@ -162,7 +162,7 @@ def export(
             from samdeblur.storage.exchange.originals import picture_names
 
             about["file_name"] = picture_names(opened.ready_keys, images, suffix)
-        with image_bar(len(opened), form) as progress:
+        with image_bar(len(opened), form) as progress, naming(target):
             lost = export_masks(opened, target, form, progress, **about)
         _say_lost(lost)
         click.echo(f"{target}: {counted(len(opened.ready_keys), 'image')} as {form}")

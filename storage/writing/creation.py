@@ -16,7 +16,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from samdeblur.storage.files import fsync_path, write_durably
+from samdeblur.storage.files import fsync_path, naming, write_durably
 from samdeblur.storage.format.durable import DurableStore
 from samdeblur.storage.format.layout import Header, create_array, pack_keys, seal, writing_all_chunks
 from samdeblur.storage.listing import is_empty
@@ -45,6 +45,12 @@ def create_store(path: Path, header: Header, keys: Sequence[str], shapes: NDArra
         raise FileExistsError(errno.EEXIST, "something is there already", str(path))
     mark = f"{CREATING}{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     building = path / mark if path.is_dir() else path.with_name(f"{path.name}{mark}")
+    with naming(path):
+        _build(path, building, header, keys, shapes)
+    fsync_path(path.parent)
+
+
+def _build(path: Path, building: Path, header: Header, keys: Sequence[str], shapes: NDArray[np.int32]) -> None:
     try:
         packed = pack_keys(keys, header.key_bytes)
         group = zarr.create_group(DurableStore(building))
@@ -68,7 +74,6 @@ def create_store(path: Path, header: Header, keys: Sequence[str], shapes: NDArra
             raise
     finally:
         shutil.rmtree(building, ignore_errors=True)
-    fsync_path(path.parent)
 
 
 def is_vacant(path: Path) -> bool:
