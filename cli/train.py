@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -48,7 +49,7 @@ def _said_once() -> Iterator[None]:
 
 @click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="samdeblur")
-@click.argument("store", type=PLACE)
+@click.argument("stores", metavar="STORE[=SHARE]...", nargs=-1, required=True, type=PLACE)
 @click.option("--out", required=True, type=FOLDER, help="Folder of the run.")
 @click.option("--method", type=click.Choice(METHODS), help="Row of the paper's Table 1.  [default: none]")
 @click.option("--val", type=PLACE, help="Store to validate on.  [default: images of STORE]")
@@ -67,7 +68,7 @@ def _said_once() -> Iterator[None]:
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Short for --set device=...")
 @_said_once()
 def cli(
-    store: str,
+    stores: tuple[str, ...],
     out: Path,
     val: str | None,
     images: tuple[str, ...],
@@ -78,7 +79,7 @@ def cli(
     **shortcuts: Any,
 ) -> None:
     """Train NAFNet, or another network, with a prior on the crops of STORE: a folder, a share, or the http(s):// or s3://
-    address of one.
+    address of one. Several are mixed, with shares of the samples: gopro.zarr=0.7 worlds.zarr=0.3
 
     Run the same command again to go on with a run that was stopped: on a CPU it goes on exactly as if it had not been.
     On several GPUs: torchrun --nproc_per_node=N -m samdeblur.cli.train STORE ...
@@ -101,6 +102,7 @@ def cli(
         with_assignments,
     )
     from samdeblur.train.loop import train
+    from samdeblur.train.start import Mixed
     from samdeblur.train.state import best_step
 
     parsed = [parse_assignment(assignment) for assignment in assignments]
@@ -118,20 +120,24 @@ def cli(
     if settings.network != "nafnet" and (of_nafnet := [name for name in ARCHITECTURE if name in given]):
         raise ConfigError(f"{of_nafnet[0]}: of nafnet; network {settings.network} takes network_options.NAME=VALUE")
     folders.check_claim(out, folders.RUN)
-    stores = [open_store(store)] + ([open_store(val)] if val else [])
+    places = [with_share(store) for store in stores]
+    opened = [open_store(place) for place, _ in places] + ([open_store(val)] if val else [])
     if len(images) == 1:
-        images *= len(stores)  # the folder of a dataset has all its splits
-    training, *validation = with_all_images(stores, images, images_layout)
+        images *= len(opened)  # the folder of a dataset has all its splits
+    (training, *others), *validation = _split(with_all_images(opened, images, images_layout), len(places))
+    mixed = [Mixed(other, share) for other, (_, share) in zip(others, places[1:], strict=True)]
     if is_first():
-        for used in (training, *validation):
+        for used in (training, *others, *validation):
             say_left_out(used)
         _say_small(validation[0] if validation else training)
     start = time.monotonic()
     what = f"{settings.method} on {pick_device(settings.device)}"
     with progress_bar(total=settings.steps, bar_format=BAR, disable=not is_first()) as bar:
-        quarantined = len(training) - len(training.ready_keys)
+        quarantined = sum(len(used) - len(used.ready_keys) for used in (training, *others))
         shown = _Shown(bar, f"{what}, {quarantined:,} quarantined or pending" if quarantined else what)
-        history = train(settings, training, out, validation[0] if validation else None, shown, extend)
+        history = train(
+            settings, training, out, validation[0] if validation else None, shown, extend, mixed, places[0][1]
+        )
     if not is_first():
         return
     step = best_step(history)
@@ -145,6 +151,24 @@ def cli(
     if best["val_psnr"] < history[0]["val_psnr"]:
         click.echo("note: training never came back to what the weights were worth at step 0", err=True)
     click.echo(f"curves: {out / 'curves.png'}   weights: {out / 'best.safetensors'}")
+
+
+def with_share(text: str) -> tuple[str, float]:
+    """`train.zarr=0.7` as a place and its share of the samples, 1 where none is given. Raises UsageError."""
+    place, mark, share = text.rpartition("=")
+    if not mark or os.path.exists(text) or "?" in text:
+        return text, 1.0
+    try:
+        value = float(share)
+    except ValueError:
+        return text, 1.0
+    if not 0 < value < float("inf"):
+        raise click.UsageError(f"{text}: a share is a number above zero")
+    return place, value
+
+
+def _split(used: list[MaskStore], count: int) -> list[Any]:
+    return [used[:count], *used[count:]]
 
 
 def _say_small(store: MaskStore) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -154,7 +154,7 @@ def evaluate(
         seconds=sum(entry.seconds for entry in ordered),
         collapse_db=task.conventions.collapse_db,
         segmenter=images.segmenter if network.prior is not None else "",
-        trained_on=bool(images.seal) and (network.provenance or {}).get("images") == images.seal,
+        trained_on=bool(images.seal) and images.seal in _seals(network),
     )
 
 
@@ -367,3 +367,11 @@ def _read_ahead(read_one: Callable[[str], Found], keys: Sequence[str]) -> Iterat
             now = ahead
             ahead = pool.submit(read, keys[position + 1]) if position + 1 < len(keys) else None
             yield key, now.result()
+
+
+def _seals(network: Deblurrer) -> set[str]:
+    """Of the images a network says it was trained on."""
+    said = network.provenance or {}
+    masks = said.get("masks")
+    others = [used.get("seal") for used in masks if isinstance(used, Mapping)] if isinstance(masks, list) else []
+    return {str(seal) for seal in (said.get("images"), *others) if seal}

@@ -6,7 +6,7 @@ import math
 import os
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,12 +26,13 @@ from samdeblur.storage.writing.lease import held
 from samdeblur.train.config import ConfigError, TrainConfig
 from samdeblur.train.data.crops import Batch, CropDataset, Cutting, Share
 from samdeblur.train.data.loader import LoaderFailed, crop_loader
+from samdeblur.train.data.mixture import Mixture
 from samdeblur.train.losses import in_decibels, loss_of
 from samdeblur.train.optimisers import build_optimiser
 from samdeblur.train.resuming import read_run, what_was_run
 from samdeblur.train.schedules import learning_rate, phases_of
 from samdeblur.train.standing import note_error
-from samdeblur.train.start import Validation, build_network, choose_images, resolved, run_facts
+from samdeblur.train.start import Mixed, Validation, build_network, choose_images, resolved, run_facts
 from samdeblur.train.state import Row, add_to_log, save_state, write_facts, write_log
 from samdeblur.train.stopping import Stopped, StopRequest
 from samdeblur.train.trackers.base import Trackers, require
@@ -57,6 +58,8 @@ def train(
     validation: MaskStore | None = None,
     progress: Callable[[Row], None] = lambda row: None,
     extend: bool = False,
+    mixed: Sequence[Mixed] = (),
+    share: float = 1.0,
 ) -> list[Row]:
     """Train a network on the crops of a store; called again on the same folder, go on where it stopped.
 
@@ -66,6 +69,8 @@ def train(
         validation: store to validate on; by default training images are held out.
         progress: called after each step with its number, and with each row of the log once it is complete.
         extend: go on with a run to more steps than it was asked for.
+        mixed: stores that are trained on beside the first, with their shares of the samples; `share` is that of the
+            first, whose images alone are held out where there is no validation store.
 
     Returns:
         The log of the whole run.
@@ -88,14 +93,27 @@ def train(
                     f"batch_size: {size} does not part into {ranks.world} processes with "
                     f"{config.accumulate} parts each (accumulate)"
                 )
-        crops = CropDataset(store, keys, cutting, config.seed, config.method != "none", config.cache_mb << 20)
+        cache, with_atoms = (config.cache_mb << 20) // (1 + len(mixed)), config.method != "none"
+        crops = CropDataset(store, keys, cutting, config.seed, with_atoms, cache)
+        parts = [crops] + [
+            CropDataset(
+                other.store, other.keys, cutting, zlib.crc32(f"{config.seed} {place}".encode()), with_atoms, cache
+            )
+            for place, other in enumerate(mixed, 1)
+        ]
+        shares = [share, *(other.share for other in mixed)]
         network = build_network(config).to(ranks.device)
         config = resolved(config, network)
-        facts = run_facts(config, store, keys, val, ranks.device) | {"smaller_than_crop": crops.n_small}
+        facts = run_facts(config, store, keys, val, ranks.device, mixed, share)
+        facts |= {"smaller_than_crop": sum(part.n_small for part in parts)}
         network.provenance = {
             "of": config.steps,
             "segmenter": facts["train"]["segmenter"] if network.prior else "",
             "images": store.header.seal,
+            "masks": [
+                {name: used[name] for name in ("dataset", "split", "seal", "recipe", "made_by", "share")}
+                for used in (facts["train"], *facts["train"]["mixed_with"])
+            ],
         }
         folders.check_claim(folder, folders.RUN)
         require(tracker_names(config))
@@ -108,7 +126,7 @@ def train(
         run.restore(state)
         stack.enter_context(run.noted())
         loader = crop_loader(
-            crops,
+            Mixture(parts, shares, config.seed) if mixed else crops,
             Share(config.batch_size, run.step + 1, config.steps, config.accumulate, ranks.rank, ranks.world, phases),
             loader_workers(config, ranks),
             network.prior.dropout if isinstance(network.prior, MAPUnit) else 0.0,
@@ -116,7 +134,8 @@ def train(
         )
         stack.callback(loader.close)
         batches = _Waiting(loader)
-        progress({"step": run.step, "images": len(keys), "crops_per_epoch": len(keys) * config.crops_per_image})
+        images = sum(len(part.keys) for part in parts)
+        progress({"step": run.step, "images": images, "crops_per_epoch": images * config.crops_per_image})
         run.look()  # the network before its first step, or a step that was saved and not validated
         for step in range(run.step + 1, config.steps + 1):
             try:
@@ -131,6 +150,11 @@ def train(
             run.note(batches)
         run.board.close(folder)
         return run.history
+
+
+def _seed_of(config: TrainConfig, place: int) -> int:
+    """Of a store that is mixed in, so that stores alike are not cut alike."""
+    return zlib.crc32(f"{config.seed} {place}".encode())
 
 
 @contextmanager

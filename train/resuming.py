@@ -73,6 +73,8 @@ def read_run(
         for name in vars(asked)
         if name not in FREE and getattr(stored, name) != getattr(asked, name)
     ]
+    if bool(facts["train"].get("mixed_with")) != bool(known["train"].get("mixed_with")):  # older ones do not say
+        changed.append("train: another number of stores")
     changed += [f"{name}: other images, masks or weights" for name in DATA if _differ(known.get(name), facts[name])]
     if changed:
         longer = changed == [f"steps {stored.steps} -> {config.steps}"] and stored.steps < config.steps

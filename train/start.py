@@ -165,10 +165,29 @@ def _ready_keys(store: MaskStore) -> list[str]:
     return keys
 
 
+@dataclass(frozen=True)
+class Mixed:
+    """A store that is trained on beside the first, and the share of the samples of each."""
+
+    store: MaskStore
+    share: float
+
+    @property
+    def keys(self) -> Sequence[str]:
+        self.store.require_images()
+        return _ready_keys(self.store)
+
+
 def run_facts(
-    config: TrainConfig, store: MaskStore, keys: Sequence[str], val: Validation, device: torch.device
+    config: TrainConfig,
+    store: MaskStore,
+    keys: Sequence[str],
+    val: Validation,
+    device: torch.device,
+    mixed: Sequence[Mixed] = (),
+    share: float = 1.0,
 ) -> dict[str, Any]:
-    """What a run depends on beside its settings."""
+    """What a run depends on beside its settings; of stores mixed in, and the share of the first, too."""
 
     def describe(used: MaskStore, images: Sequence[str]) -> dict[str, Any]:
         return {
@@ -181,10 +200,17 @@ def run_facts(
             "content_sha256": used.sources_digest(images),
         }
 
-    digest = hashlib.sha256("\n".join(keys).encode()).hexdigest()
+    def trained_on(used: MaskStore, images: Sequence[str]) -> dict[str, Any]:
+        digest = hashlib.sha256("\n".join(images).encode()).hexdigest()
+        return {**describe(used, images), "images": len(images), "images_sha256": digest}
+
     path = resolve_checkpoint(Path(config.weights), BUNDLED_NETWORK) if config.weights else None
     return {
-        "train": {**describe(store, keys), "images": len(keys), "images_sha256": digest},
+        "train": {
+            **trained_on(store, keys),
+            "share": share if mixed else 1.0,
+            "mixed_with": [{**trained_on(other.store, other.keys), "share": other.share} for other in mixed],
+        },
         "validation": {**describe(val.store, val.keys), "images": list(val.keys)},
         "weights": checkpoint_digest(path) if path else None,
         "versions": {name: metadata.version(name) for name in ("samdeblur", "torch", "numpy")} | device_facts(device),

@@ -30,7 +30,7 @@ from samdeblur.storage import ImageNotReady, StoreError
 from samdeblur.storage.access.files import Unreachable
 from samdeblur.storage.processes import Note, Pulse, end_with, how_it_ended, without_script
 from samdeblur.train.data.cache import SHARED
-from samdeblur.train.data.crops import Batch, Crop, CropDataset, Share, collate
+from samdeblur.train.data.crops import Batch, Crop, Share, collate
 from samdeblur.train.stopping import SIGNALS
 
 PREFETCH = 4  # batches ahead of each worker: a validation, or a slow disk, is bridged
@@ -46,7 +46,7 @@ class LoaderFailed(RuntimeError):
 
 
 def crop_loader(
-    dataset: CropDataset,
+    dataset: Dataset[Crop],
     share: Share,
     workers: int,
     dropout: float = 0.0,
@@ -92,7 +92,7 @@ def _serve(process: int, worker: int) -> None:
 class _Told(Dataset[Any]):
     """Crops, or the error of reading one: torch would wrap it in the traceback of a worker."""
 
-    crops: CropDataset
+    crops: Dataset[Crop]
 
     def __getitem__(self, sample: int) -> Crop | Exception:
         try:
