@@ -22,6 +22,7 @@ from samdeblur.evaluation.results import summarise
 from samdeblur.models import Deblurrer, MAPUnit, NotFinite
 from samdeblur.models.inference.precision import computing, kernels
 from samdeblur.storage import MaskStore, folders
+from samdeblur.storage.writing.fence import StoreBusy
 from samdeblur.storage.writing.lease import held
 from samdeblur.train.config import ConfigError, TrainConfig
 from samdeblur.train.data.crops import Batch, CropDataset, Cutting, Share
@@ -254,9 +255,7 @@ class _Run:
             yield
         except BaseException as error:
             self.board.close()
-            if isinstance(error, Stopped) or not isinstance(error, Exception):
-                raise
-            if self.ranks.first:
+            if self.ranks.first and isinstance(error, Exception) and not isinstance(error, Stopped | StoreBusy):
                 note_error(self.folder, self.step, error)
             raise
 
