@@ -58,9 +58,11 @@ BENCHMARKS := storage.codecs storage.scale models.inference models.pooling pipel
 bench: $(READY)
 	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name; done
 
-# Jobs that are killed, starved and lied to: some twenty minutes; a slice of it is in make test.
+# Jobs and commands that are killed, starved and lied to: some forty minutes; slices of it are in make test.
 faults: $(READY)
 	$(BIN)/python -m benchmarks.pipeline.faults
+	$(BIN)/python -m benchmarks.pipeline.races
+	$(BIN)/python -m benchmarks.cli.breaking
 
 # A GPU in under eight minutes: does it compute what it should, and how fast. Run it again to go on.
 gpu: $(READY)

@@ -396,6 +396,7 @@ def main() -> int:
     parser.add_argument("--only", default="", help="kinds whose name holds this; the others keep their figures")
     parser.add_argument("--out", type=Path, default=RESULTS / "breaking.json")
     options = parser.parse_args()
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # not as nohup leaves it
     kinds: dict[str, Any] = json.loads(options.out.read_text())["kinds"] if options.out.exists() else {}
     wrong = 0
     with tempfile.TemporaryDirectory() as folder:

@@ -170,6 +170,7 @@ class Arrived(NamedTuple):
 def _fetched(loader: DataLoader[Any], waiting: Callable[[], None]) -> Iterator[Batch | Exception]:
     """What workers read, in its order, fetched by a thread: workers may hold it up, and cannot hold up this one."""
     workers: list[BaseProcess] = []
+    others = {*multiprocessing.active_children()}
     line: queue.Queue[Arrived | Exception | None] = queue.Queue(1)
     closed = threading.Event()
 
@@ -211,7 +212,7 @@ def _fetched(loader: DataLoader[Any], waiting: Callable[[], None]) -> Iterator[B
         closed.set()
         with suppress(queue.Empty):
             line.get_nowait()
-        for worker in workers:
+        for worker in {*multiprocessing.active_children()} - others:  # those just started too
             worker.kill()  # they leave all other signals alone
 
 
