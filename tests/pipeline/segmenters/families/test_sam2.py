@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 
 import cv2
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 
 from samdeblur.models import CheckpointError
 from samdeblur.models.networks.sam2 import PUBLIC, sizes
-from samdeblur.pipeline import MaskGenerator, PrepSettings, SettingsError, Weights
+from samdeblur.pipeline import MaskGenerator, PrepSettings, SegmenterMissing, SettingsError, Weights
 from samdeblur.pipeline.job.recipe import load_stages
 from samdeblur.pipeline.segmenters.families.recognise import family_of, open_model
 from samdeblur.pipeline.segmenters.families.sam2 import SAM2_DEFAULTS, Sam2
@@ -200,3 +201,12 @@ def test_a_family_without_these_settings_refuses_them():
     assert family_of(Weights.of_sam("bundled").check()) == "sam"
     with pytest.raises(TypeError, match="use_m2m"):
         load_stages(PrepSettings(sam=Weights.of_sam("bundled"), sam_settings={"use_m2m": True}), CPU)
+
+
+@pytest.mark.parametrize("package", ["sam2", "transformers"])
+def test_a_package_that_is_missing_is_named_with_what_installs_it(checkpoint, folder, package, monkeypatch):
+    for name in [name for name in sys.modules if name == package or name.startswith(f"{package}.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(SegmenterMissing, match=rf"wants the package {package}: pip install 'samdeblur\[segmenters\]'"):
+        open_model(checkpoint if package == "sam2" else folder, CPU, EXACT)
