@@ -34,7 +34,7 @@ def test_a_trained_model_loads_and_generates_masks(worlds, tiny, tmp_path):
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
     assert all(np.isfinite(row["loss"]) for row in rows)
     sam = load_sam(tmp_path / "sam.safetensors")
-    loose = {"pred_iou_thresh": -9.0, "stability_score_thresh": 0.0, "points_per_side": 3}
+    loose = {"pred_iou_thresh": -1.0, "stability_score_thresh": 0.0, "points_per_side": 3}
     masks, records = MaskGenerator(sam, **loose).generate(worlds.image("sharp", worlds.keys[0]))
     assert masks.n_masks == len(records["predicted_iou"])
 
