@@ -195,7 +195,8 @@ def _fetched(loader: DataLoader[Any], waiting: Callable[[], None]) -> Iterator[B
         except Exception as error:
             line.put(error)
 
-    threading.Thread(target=fetch, name="batches", daemon=True).start()
+    fetching = threading.Thread(target=fetch, name="batches", daemon=True)
+    fetching.start()
     try:
         said, number = False, 0
         while (found := _next(line, workers, number, waiting)) is not None:
@@ -212,8 +213,10 @@ def _fetched(loader: DataLoader[Any], waiting: Callable[[], None]) -> Iterator[B
         closed.set()
         with suppress(queue.Empty):
             line.get_nowait()
-        for worker in {*multiprocessing.active_children()} - others:  # those just started too
-            worker.kill()  # they leave all other signals alone
+        for _ in range(2):  # the second time those that were just being started
+            for worker in {*multiprocessing.active_children()} - others:
+                worker.kill()  # they leave all other signals alone
+            fetching.join(ENDING / 2)
 
 
 def _next(
