@@ -22,6 +22,7 @@ from programs import samdeblur
 
 from samdeblur.cli import eval as eval_command
 from samdeblur.cli import prep, train
+from samdeblur.cli.commands import runs
 from samdeblur.models import AtomBatch, NAFNet
 from samdeblur.pipeline.sources import layouts
 from samdeblur.storage import AtomMap, open_store
@@ -109,6 +110,8 @@ def test_pages_are_full_of_commands():
 def refusal(command: Command) -> str:
     """What the program has against a command before it does anything; empty for nothing, and for --help."""
     group, words = GROUPS[command.program], list(command.words)
+    if command.program == "train" and words[:1] in (["status"], ["plot"]):
+        group = getattr(runs, words.pop(0))
     try:
         if not isinstance(group, click.Group):
             group.make_context(command.program, words)
