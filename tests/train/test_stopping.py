@@ -127,7 +127,8 @@ def test_a_run_whose_crops_a_worker_reads_is_stopped_alike(
     train(with_worker, store, tmp_path)
     settings = (tmp_path / "config.yaml").read_bytes()
     assert settings == replace(full, loader_workers=1).to_yaml().encode()
-    assert_same_run(tmp_path, uninterrupted | {"config.yaml": settings})
+    in_state = uninterrupted["config of state.pt"] | {"loader_workers": 1}
+    assert_same_run(tmp_path, uninterrupted | {"config.yaml": settings, "config of state.pt": in_state})
 
 
 def test_workers_leave_signals_to_the_process_they_read_for(store):
@@ -221,7 +222,9 @@ def test_a_run_killed_five_times_equals_one_that_was_not(
         assert saved in (step - 1, step - 2)
     with children.started(arguments, tmp_path / "said") as child:
         assert child.end().code == 0
-    assert_same_run(tmp_path / "run", uninterrupted | {"config.yaml": often.to_yaml().encode()})
+    in_state = uninterrupted["config of state.pt"] | {"save_every": 2}
+    expected = uninterrupted | {"config.yaml": often.to_yaml().encode(), "config of state.pt": in_state}
+    assert_same_run(tmp_path / "run", expected)
 
 
 @pytest.fixture
