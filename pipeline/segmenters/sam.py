@@ -21,8 +21,8 @@ from samdeblur.storage import AtomMap
 # Those that suit the bundled model, by the measurements in its card.
 BUNDLED_SETTINGS: dict[str, Any] = {
     "points_per_side": 24,
-    "pred_iou_thresh": 0.4,
-    "stability_score_thresh": 0.75,
+    "pred_iou_thresh": 0.5,
+    "stability_score_thresh": 0.9,
 }
 
 
