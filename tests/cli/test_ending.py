@@ -17,6 +17,7 @@ STUCK = """
 import ctypes, signal
 from samdeblur.cli.ending import Told, ends_when_told
 mutex = ctypes.create_string_buffer(256)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where the tests run under nohup
 with ends_when_told(0.05, 42, "what was committed is safe"):
     try:
         print("ready", flush=True)
