@@ -223,8 +223,9 @@ def inert(value: Any) -> Any:
     return f"'{value}" if isinstance(value, str) and value.lstrip().startswith(("=", "+", "-", "@")) else value
 
 
-def read_results(folder: Path) -> Results:
+def read_results(folder: str | Path) -> Results:
     """Read results.json, given it or its folder. Raises FileNotFoundError, ResultsError naming the file."""
+    folder = Path(folder)
     path = folder / RESULTS if folder.is_dir() else folder
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such results; write them with samdeblur-eval run")

@@ -66,7 +66,9 @@ def test_masks_are_dropped_before_the_device_sees_them_and_they_are_the_same(sto
     train(config, store, tmp_path / "again")
     assert dropped == []
     load = loop.crop_loader
-    monkeypatch.setattr(loop, "crop_loader", lambda crops, share, workers, dropout: load(crops, share, workers, 0.0))
+    monkeypatch.setattr(
+        loop, "crop_loader", lambda crops, share, workers, dropout, *more: load(crops, share, workers, 0.0, *more)
+    )
     found = train(config, store, tmp_path / "device")
     assert len(dropped) >= 3
     assert [row.get("loss") for row in found] == [row.get("loss") for row in expected]

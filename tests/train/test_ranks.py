@@ -108,7 +108,7 @@ def test_only_the_first_process_writes_and_speaks(exact, command, tmp_path):
     with children.started_together(arguments, tmp_path / "said") as both:
         first, second = (child.end() for child in both)
     assert (first.code, second.code) == (0, 0), (first, second)
-    assert (first.out.count("\n"), first.err) == (2, "")
+    assert (first.out.count("\n"), first.err) == (3, "")
     assert (second.out, second.err) == ("", "")
     assert {path.name for path in folders[0].iterdir()} >= {"config.yaml", "run.json", "state.pt", "log.csv"}
     assert not folders[1].exists()
