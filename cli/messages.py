@@ -48,7 +48,7 @@ FAILURES = frozenset({
     "samdeblur.storage.store.StoreDamaged",
     "samdeblur.storage.store.PictureError",
     "samdeblur.storage.writing.fence.StoreBusy",
-    "samdeblur.train.loop.Diverged",
+    "samdeblur.train.running.Diverged",
     "samdeblur.train.data.loader.LoaderFailed",
     "samdeblur.pipeline.job.cluster.ClusterLost",
     "samdeblur.pipeline.job.cluster.WorkerKilled",

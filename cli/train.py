@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 # What comes to all processes of a run.
 _ALIKE = {
     "samdeblur.train.stopping.Stopped": REQUEUE,
-    "samdeblur.train.loop.Diverged": FAILED,
+    "samdeblur.train.running.Diverged": FAILED,
     "samdeblur.train.settings.ConfigError": WRONG_USAGE,
     "samdeblur.storage.folders.NotItsFolder": WRONG_USAGE,
 }

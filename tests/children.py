@@ -134,11 +134,11 @@ def _run(
 
     command = importlib.import_module(f"samdeblur.cli.{program}")
     if program == "train":
-        from samdeblur.train import loop, state
+        from samdeblur.train import running, state
 
         state.draw_curves = lambda history: repr(history).encode()  # drawing takes longer than these runs
     if before_step is not None:
-        loop._Run.take_step = _waiting(loop._Run.take_step, before_step, line)  # type: ignore[method-assign]
+        running.Run.take_step = _waiting(running.Run.take_step, before_step, line)  # type: ignore[method-assign]
     sys.argv = [f"samdeblur-{program}", *arguments]
     command.main()
 

@@ -1,6 +1,5 @@
 from .config import TrainConfig as TrainConfig
 from .config import read_config as read_config
-from .loop import Diverged as Diverged
 from .loop import train as train
 from .metrics import Results as Results
 from .metrics import Score as Score
@@ -10,6 +9,7 @@ from .metrics import read_results as read_results
 from .metrics import score_images as score_images
 from .metrics import ssim as ssim
 from .metrics import summarise as summarise
+from .running import Diverged as Diverged
 from .settings import ConfigError as ConfigError
 from .start import build_network as build_network
 from .stopping import Stopped as Stopped

@@ -191,14 +191,10 @@ class TrainConfig:
             where: name -> file and line that the value is from.
         """
         try:
-            return cls._of(values)
+            found: TrainConfig = of_plain(cls, values)
         except ConfigError as error:
             place = (where or {}).get(str(error).partition(":")[0])
             raise ConfigError(f"{place}: {error}" if place else str(error)) from error
-
-    @classmethod
-    def _of(cls, values: Mapping[str, Any]) -> TrainConfig:
-        found: TrainConfig = of_plain(cls, values)
         return found
 
     def plain(self) -> dict[str, Any]:

@@ -26,7 +26,8 @@ from samdeblur.pipeline.segmenters.speed import Speed
 from samdeblur.storage import AtomMap
 from samdeblur.train.data.crops import CropDataset, Cutting, Share
 from samdeblur.train.data.loader import crop_loader
-from samdeblur.train.loop import compiled, loader_workers
+from samdeblur.train.loop import loader_workers
+from samdeblur.train.running import compiled
 
 Row = dict[str, Any]
 

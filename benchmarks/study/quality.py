@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from plan import Size, Store
 
-from samdeblur.storage import AtomMap, open_store
-
-Best = NDArray[np.float64]  # (true masks,) IoU with the mask that fits it best
+from samdeblur.evaluation.masks.matching import mask_iou
+from samdeblur.storage import open_store
 
 
 def mask_quality(size: Size, out: Path) -> dict[str, tuple[float, float, float]]:
@@ -27,20 +24,9 @@ def mask_quality(size: Size, out: Path) -> dict[str, tuple[float, float, float]]
     for masks, path in stores.items():
         if path.exists():
             store = open_store(path)
-            best = np.concatenate([best_ious(truth.atoms(key), store.atoms(key)) for key in truth.ready_keys])
+            best = np.concatenate(
+                [mask_iou(store.atoms(key), truth.atoms(key)).max(axis=0, initial=0) for key in truth.ready_keys]
+            )
             count = np.mean([store.atoms(key).n_masks for key in truth.ready_keys])
             found[masks] = (float(count), float(best.mean()), float((best > 0.75).mean()))
     return found
-
-
-def best_ious(truth: AtomMap, found: AtomMap) -> Best:
-    """Of every true mask with the found one that fits it best; 0 where there is none."""
-    one, other = (_flat(atoms) for atoms in (truth, found))
-    shared = one @ other.T
-    union = one.sum(axis=1)[:, None] + other.sum(axis=1) - shared
-    return (shared / union).max(axis=1, initial=0.0).astype(float)
-
-
-def _flat(atoms: AtomMap) -> NDArray[np.float32]:
-    """Masks as rows, (M, H * W)."""
-    return atoms.to_masks().reshape(atoms.n_masks, math.prod(atoms.shape)).astype(np.float32)

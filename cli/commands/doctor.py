@@ -110,27 +110,17 @@ def _versions() -> Iterator[Line]:
 
 def _machine() -> Iterator[Line]:
     import psutil
+    from distributed.system import MEMORY_LIMIT
 
     cores, allowed = os.cpu_count() or 1, len(os.sched_getaffinity(0))
     yield Line(
         "processor", f"{counted(cores, 'core')}, {allowed} of them for this process; load {os.getloadavg()[0]:.1f}"
     )
     memory = psutil.virtual_memory()
-    limit = _group_limit()
     said = f"{memory.total >> 20} MiB, {memory.available >> 20} MiB free"
-    yield Line("memory", said + (f"; the container has {limit >> 20} MiB" if limit < memory.total else ""))
-
-
-def _group_limit() -> int:
-    """Bytes of memory that the container may take; very many where it is not limited."""
-    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            text = Path(file).read_text(encoding="ascii").strip()
-        except OSError:
-            continue
-        if text.isdecimal():
-            return int(text)
-    return sys.maxsize
+    yield Line(
+        "memory", said + (f"; the container has {MEMORY_LIMIT >> 20} MiB" if memory.total > MEMORY_LIMIT else "")
+    )
 
 
 def _limits() -> Iterator[Line]:

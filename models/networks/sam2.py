@@ -9,7 +9,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -41,10 +40,6 @@ PUBLIC: Mapping[tuple[int, tuple[int, ...]], tuple[str, Sam2Config]] = {
     (112, (2, 3, 16, 3)): ("base plus", Sam2Config(2, (12, 16, 20))),
     (144, (2, 6, 36, 4)): ("large", Sam2Config(2, (23, 33, 43), (8, 4, 16, 8))),
 }
-
-
-def is_sam2(state: Mapping[str, Any]) -> bool:
-    return f"{TRUNK}patch_embed.proj.weight" in state and "sam_mask_decoder.iou_token.weight" in state
 
 
 def sizes(state: Mapping[str, Tensor]) -> tuple[int, tuple[int, ...]]:

@@ -24,7 +24,7 @@ class Attendance:
         self._looked = time.monotonic()
 
     def look(self, workers: Mapping[str, Mapping[str, Any]]) -> list[str]:
-        """The addresses of those that are silent, of what `Client.scheduler_info` says of workers."""
+        """The addresses of those that are silent, of what a scheduler says of workers."""
         now = time.monotonic()
         seconds, self._looked = min(now - self._looked, LONGEST_LOOK), now
         before, self._seen = self._seen, {address: float(worker["last_seen"]) for address, worker in workers.items()}

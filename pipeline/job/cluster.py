@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import cloudpickle
+from dask.system import CPU_COUNT
 from distributed import Client, Future
 from distributed.client import ClosedClientError
 from distributed.scheduler import KilledWorker
 
 from samdeblur.pipeline.job.attendance import SILENT, Attendance
-from samdeblur.pipeline.job.local import cores, local_cluster, memory_of_each, most_workers, visible_gpus
+from samdeblur.pipeline.job.local import local_cluster, memory_of_each, most_workers, visible_gpus
 from samdeblur.storage.processes import Note
 
 Task = TypeVar("Task")
@@ -284,7 +285,7 @@ class OnDask:
             return
         self._looked_closely = time.monotonic()
         try:
-            workers = self._client.scheduler_info()["workers"]
+            workers = self._identity()["workers"]
             silent = {*self._attendance.look(workers)}
             for worker in silent - self._given_up:
                 self._say(
@@ -305,6 +306,11 @@ class OnDask:
             )
         if self._attendance.paused > SAY:
             self._say(f"{self._address}: all Dask workers are paused, over 80% of their memory; waiting for them")
+
+    def _identity(self) -> dict[str, Any]:
+        """What `Client.scheduler_info` says, but of all workers: that of some versions says it of five."""
+        found: dict[str, Any] = self._client.sync(self._client.scheduler.identity)
+        return found
 
     def _say(self, line: str) -> None:
         """A line, once."""
@@ -328,7 +334,8 @@ class OnDask:
         start = time.monotonic()
         while True:
             try:
-                return Client(_address(self._address), timeout=min(10, self._patience))
+                # Not the default client: what else the caller computes with Dask stays where it was.
+                return Client(_address(self._address), timeout=min(10, self._patience), set_as_default=False)
             except (OSError, TimeoutError) as error:
                 waited = time.monotonic() - start
                 if waited > self._patience:
@@ -395,7 +402,7 @@ class Workers(AbstractContextManager["Workers"]):
     @property
     def count(self) -> int:
         """Processes of our own that a job with enough to do gets."""
-        return self.resources.workers or len(self._gpus) or min(cores(), most_workers())
+        return self.resources.workers or len(self._gpus) or min(CPU_COUNT, most_workers())
 
     def runner(self, n_tasks: int) -> Runner:
         """Something to run so many tasks on; beside a GPU always another process, which can be replaced and writes one

@@ -72,11 +72,7 @@ def push_store(
     api = library.HfApi(library_name="samdeblur")
     where = {"repo_id": place.repository, "repo_type": place.kind}
     shown = f"hf://{_start(place)}{place.repository}{_revision(place)}/{name}"
-    kept = (
-        tempfile.TemporaryDirectory(dir=store.parent, prefix=f"{store.name}.push-")
-        if target is None
-        else nullcontext("")
-    )
+    kept = _beside(store) if target is None else nullcontext("")
     with kept as folder:
         file = target or Path(folder) / PurePosixPath(name).name
         try:

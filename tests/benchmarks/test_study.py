@@ -156,15 +156,6 @@ def test_a_column_is_the_mean_over_families_scene_by_scene(study):
     assert set(means["map"]) == {"worlds"}  # the other column would be of other families than the baseline's
 
 
-def test_the_quality_of_masks_is_the_best_iou_of_every_true_one(study):
-    truth, found = np.zeros((2, 8, 8), bool), np.zeros((3, 8, 8), bool)
-    truth[0, :4], truth[1, 4:, :4] = True, True
-    found[0, :4, :6], found[1, :4, 6:], found[2, 4:, :4] = True, True, True
-    atoms = [AtomMap.from_masks(masks) for masks in (truth, found)]
-    assert study.quality.best_ious(*atoms).tolist() == [0.75, 1.0]
-    assert study.quality.best_ious(atoms[0], AtomMap.from_masks([], (8, 8))).tolist() == [0, 0]
-
-
 def test_displaced_masks_are_the_true_ones_three_pixels_off(study):
     true = np.zeros((30, 24, 32), bool)
     true[:, 8:14, 10:20] = True

@@ -11,7 +11,7 @@ import torch
 
 from samdeblur.models import NAFNet, load_network
 from samdeblur.storage import open_store
-from samdeblur.train import loop
+from samdeblur.train import running
 
 
 def document(folder):
@@ -27,7 +27,7 @@ def stopped(samdeblur, store, tiny, tmp_path, monkeypatch):
     """stopped(name, step, *options) -> a run of four steps that was interrupted in the step after."""
 
     def call(name, step, *options):
-        take = loop._Run.take_step
+        take = running.Run.take_step
 
         def interrupted(run, number, batches):
             if number > step:
@@ -35,7 +35,7 @@ def stopped(samdeblur, store, tiny, tmp_path, monkeypatch):
             take(run, number, batches)
 
         with monkeypatch.context() as patch:
-            patch.setattr(loop._Run, "take_step", interrupted)
+            patch.setattr(running.Run, "take_step", interrupted)
             settings = ("--steps", 4, "--set", "save_every=1", "--set", "val_every=4", "--set", "keep_every=1")
             done = samdeblur("train", store, *tiny[:-2], *settings, *options, "--out", tmp_path / name)
         assert done.code == 130, done.err
@@ -82,12 +82,12 @@ def test_any_weights_of_a_run_can_be_asked_for_and_are_named(samdeblur, stopped,
 
 
 def test_a_finished_run_is_of_its_best_step_and_never_of_step_0(samdeblur, store, tiny, tmp_path, monkeypatch):
-    validate, worse = loop._Run.validate, iter(range(9))
+    validate, worse = running.Run.validate, iter(range(9))
 
     def ever_worse(run):
         return validate(run) | {"val_psnr": 30.0 - next(worse)}
 
-    monkeypatch.setattr(loop._Run, "validate", ever_worse)
+    monkeypatch.setattr(running.Run, "validate", ever_worse)
     options = ("--set", "val_every=1", "--out", tmp_path / "run")
     trained = samdeblur("train", store, *tiny, *options)
     assert trained.code == 0

@@ -239,7 +239,7 @@ def test_who_interrupts_is_told_how_to_go_on(samdeblur, pairs, store, tiny, tmp_
         stopped = samdeblur("prep", "run", pairs, tmp_path / "s.zarr", "--split", "test")
     else:
         monkeypatch.setattr(state, "save_state", interrupted)
-        monkeypatch.setattr("samdeblur.train.loop.save_state", interrupted)
+        monkeypatch.setattr("samdeblur.train.running.save_state", interrupted)
         stopped = samdeblur("train", store, *tiny, "--out", tmp_path / "run")
     assert stopped.code == 130
     (line,) = stopped.err.split("\n")[1:-1]  # below the ^C

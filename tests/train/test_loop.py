@@ -14,9 +14,20 @@ import yaml
 
 from samdeblur.models import load_network
 from samdeblur.storage import AtomMap, MaskStore, StoreError, open_store
-from samdeblur.train import ConfigError, Diverged, TrainConfig, build_network, loop, psnr, score_images, state, train
-from samdeblur.train.loop import learning_rate
+from samdeblur.train import (
+    ConfigError,
+    Diverged,
+    TrainConfig,
+    build_network,
+    loop,
+    psnr,
+    running,
+    score_images,
+    state,
+    train,
+)
 from samdeblur.train.losses import LOSSES, psnr_loss
+from samdeblur.train.schedules import learning_rate
 from samdeblur.train.start import split_images
 
 pytestmark = pytest.mark.usefixtures("quick_curves")
@@ -335,7 +346,7 @@ def test_best_weights_are_those_of_the_best_validation_the_last_of_equals(store,
         weights.append({name: tensor.clone() for name, tensor in network.state_dict().items()})
         return {"val_psnr": next(scores), "val_ssim": 0.5, "val_mcr": 0.0}
 
-    monkeypatch.setattr(loop._Run, "validate", lambda run: scripted(run.network, run.val))
+    monkeypatch.setattr(running.Run, "validate", lambda run: scripted(run.network, run.val))
     train(replace(small, steps=8, val_every=2), store, tmp_path)
     for name, place in (("initial", 0), ("best", 3), ("last", 4)):
         kept = load_network(tmp_path / f"{name}.safetensors").state_dict()

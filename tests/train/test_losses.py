@@ -226,9 +226,9 @@ def test_a_run_with_growing_crops_goes_on_bit_for_bit_and_sees_each_size(workers
         small, method="map-dropout", loader_workers=workers, save_every=1,
         progressive_steps=(3, 2), progressive_crops=(12, 16), progressive_batches=(4, 2),
     )  # fmt: skip
-    from samdeblur.train import loop
+    from samdeblur.train import running
 
-    seen, plain = [], loop._Run.loss
+    seen, plain = [], running.Run.loss
 
     def note(run, network, batch):
         if torch.is_grad_enabled():
@@ -243,7 +243,7 @@ def test_a_run_with_growing_crops_goes_on_bit_for_bit_and_sees_each_size(workers
             raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop._Run, "loss", note)
+        patch.setattr(running.Run, "loss", note)
         train(config, store, tmp_path / "whole")
     assert seen == [(4, 12)] * 3 + [(2, 16)] * 2 + [(2, 24)] * 5
     with pytest.raises(Killed):

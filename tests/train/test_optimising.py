@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from samdeblur.models import load_network
-from samdeblur.train import Stopped, build_network, loop, score_images, train
+from samdeblur.train import Stopped, build_network, running, score_images, train
 from samdeblur.train.losses import LOSSES
 
 pytestmark = pytest.mark.usefixtures("quick_curves")
@@ -22,13 +22,13 @@ pytestmark = pytest.mark.usefixtures("quick_curves")
 @pytest.fixture
 def steps(monkeypatch):
     """The state dict of the network after each step, and the runs they are of."""
-    take_step, found = loop._Run.take_step, []
+    take_step, found = running.Run.take_step, []
 
     def noted(run, *arguments):
         take_step(run, *arguments)
         found.append((run, {name: weight.clone() for name, weight in run.network.state_dict().items()}))
 
-    monkeypatch.setattr(loop._Run, "take_step", noted)
+    monkeypatch.setattr(running.Run, "take_step", noted)
     return found
 
 

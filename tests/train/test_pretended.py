@@ -47,7 +47,7 @@ def test_a_training_on_a_gpu_is_that_on_a_cpu(store, small, tmp_path, changes):
 
 @pytest.mark.parametrize(("local", "expected"), [("1", 8), ("4", 2), ("16", 1)])
 def test_the_cores_of_a_machine_are_shared_among_its_gpus(small, monkeypatch, local, expected):
-    monkeypatch.setattr(loop, "cores", lambda: 8)
+    monkeypatch.setattr(loop, "CPU_COUNT", 8)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", local)
     assert loop.loader_workers(small, Ranks(torch.device("cuda", 0))) == expected
     assert loop.loader_workers(small, Ranks(torch.device("cpu"))) == 0

@@ -15,9 +15,9 @@ import torch
 
 from samdeblur.models import load_network
 from samdeblur.storage import files
-from samdeblur.train import Diverged, loop, state, train
-from samdeblur.train.loop import MEMORY, WORSE, _Watch
+from samdeblur.train import Diverged, running, state, train
 from samdeblur.train.losses import LOSSES, charbonnier_loss, in_decibels, l1_loss, psnr_loss
+from samdeblur.train.running import MEMORY, WORSE, LossWatch
 
 pytestmark = pytest.mark.usefixtures("quick_curves")
 
@@ -106,7 +106,7 @@ def test_weights_that_are_kept_are_those_of_their_steps(store, small, tmp_path):
 
 
 def test_a_loss_that_falls_and_rises_a_little_is_no_divergence():
-    watch = _Watch()
+    watch = LossWatch()
     for step in range(1, 3000):
         loss = -20 - 10 * step / 3000 + 8 * (step % 2)
         assert watch.rise({"step": step, "loss": loss}, "psnr") < 6
@@ -116,7 +116,7 @@ def test_a_loss_that_falls_and_rises_a_little_is_no_divergence():
 @pytest.mark.parametrize("every", [1, 10, 100])
 def test_the_loss_is_judged_by_its_mean_over_some_hundred_steps_however_often_it_is_logged(every):
     """A step of height h is seen as h (1 - exp(-n / MEMORY)) after n steps."""
-    watch, height = _Watch(), 20.0
+    watch, height = LossWatch(), 20.0
     for step in range(every, 1001, every):
         assert watch.rise({"step": step, "loss": -30.0}, "psnr") == 0
     for step in range(1000 + every, 2001, every):
@@ -148,7 +148,7 @@ def test_a_loss_that_slowly_rises_ends_the_run_and_its_state_goes_on(store, smal
     config = replace(small, steps=40, save_every=3, val_every=100)
     train(config, store, tmp_path / "undisturbed")
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "MEMORY", 4)
+        patch.setattr(running, "MEMORY", 4)
         patch.setitem(LOSSES, "psnr", _rising_from(8, by=1.5))
         with pytest.raises(Diverged) as caught:
             train(config, store, tmp_path / "run")
@@ -200,10 +200,10 @@ def test_a_loss_that_is_no_number_between_rows_is_not_saved(store, small, tmp_pa
 
 def test_a_run_that_is_lost_before_its_first_state_says_so(store, small, tmp_path, monkeypatch):
     def gone(network, *_):
-        raise loop.NotFinite("the network gave values that are not finite")
+        raise running.NotFinite("the network gave values that are not finite")
         yield
 
-    monkeypatch.setattr(loop, "score_images", gone)
+    monkeypatch.setattr(running, "score_images", gone)
     with pytest.raises(Diverged, match=r"validation: .* at step 0; .*Nothing was saved yet"):
         train(small, store, tmp_path)
     assert not (tmp_path / "state.pt").exists()

@@ -13,7 +13,7 @@ import children
 import pytest
 import torch
 
-from samdeblur.train import Stopped, loop, train
+from samdeblur.train import Stopped, running, train
 from samdeblur.train.data.crops import CropDataset, Cutting, Share
 from samdeblur.train.data.loader import LoaderFailed, crop_loader
 from samdeblur.train.stopping import SIGNALS, StopRequest
@@ -51,7 +51,7 @@ def step_of(folder):
 
 def signal_at(monkeypatch, moment, number):
     """Raise a signal once: at ("step", n) amid that step, at ("validation", n) amid the validation after it."""
-    loss, validate, score = loop._Run.loss, loop._Run.validate, loop.score_images
+    loss, validate, score = running.Run.loss, running.Run.validate, running.score_images
     now, raised = [0], []
 
     def raise_once(kind):
@@ -74,9 +74,9 @@ def signal_at(monkeypatch, moment, number):
             raise_once("validation")
             yield one
 
-    monkeypatch.setattr(loop._Run, "loss", noted_loss)
-    monkeypatch.setattr(loop._Run, "validate", noted_validation)
-    monkeypatch.setattr(loop, "score_images", scored)
+    monkeypatch.setattr(running.Run, "loss", noted_loss)
+    monkeypatch.setattr(running.Run, "validate", noted_validation)
+    monkeypatch.setattr(running, "score_images", scored)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_workers_leave_signals_to_the_process_they_read_for(store):
 def test_a_signal_that_ends_workers_before_they_leave_it_alone_stops_the_run_after_its_last_whole_step(
     store, full, tmp_path, uninterrupted, monkeypatch, assert_same_run
 ):
-    wait, calls = loop._Waiting.next, []
+    wait, calls = running.Waiting.next, []
 
     def lost(batches):
         calls.append(batches)
@@ -155,7 +155,7 @@ def test_a_signal_that_ends_workers_before_they_leave_it_alone_stops_the_run_aft
         return wait(batches)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop._Waiting, "next", lost)
+        patch.setattr(running.Waiting, "next", lost)
         with pytest.raises(Stopped, match="stopped after step 5 of 10, which is saved"):
             train(full, store, tmp_path)
     train(full, store, tmp_path)
@@ -166,7 +166,7 @@ def test_a_worker_that_is_lost_without_a_signal_is_an_error(store, small, tmp_pa
     def lost(batches):
         raise LoaderFailed("worker 0 of 1 that read crops (process 7) was ended by signal 9")
 
-    monkeypatch.setattr(loop._Waiting, "next", lost)
+    monkeypatch.setattr(running.Waiting, "next", lost)
     with pytest.raises(LoaderFailed, match="signal 9"):
         train(small, store, tmp_path)
 

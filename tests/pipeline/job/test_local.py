@@ -53,7 +53,7 @@ def test_memory_is_shared_evenly_and_never_into_shares_too_small(monkeypatch):
     monkeypatch.setattr(local, "MEMORY_LIMIT", 100 * GB)
     assert memory_of_each(4, None) == 25 * GB
     most = local.most_workers()
-    monkeypatch.setattr("samdeblur.pipeline.job.cluster.cores", lambda: 4 * most)
+    monkeypatch.setattr("samdeblur.pipeline.job.cluster.CPU_COUNT", 4 * most)
     assert Workers(Resources(), "cpu").count == most
     with pytest.raises(MemoryTooSmall, match=rf"--workers {most} at most"):
         memory_of_each(2 * most, None)
