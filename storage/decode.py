@@ -23,6 +23,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.PpmImagePlugin import PpmImageFile
 from PIL.TiffImagePlugin import (
     BITSPERSAMPLE,
+    EXTRASAMPLES,
     IMAGELENGTH,
     IMAGEWIDTH,
     SAMPLEFORMAT,
@@ -53,7 +54,9 @@ FORMS = "PNG, JPEG, BMP, TIFF, WebP, GIF or PPM"
 HEADER_BYTES = 32
 PNG_BITS = 24  # where a PNG says its bits per channel
 ORIENTATION = 274  # a tag of TIFF and EXIF
-FLOATING = 3  # of SAMPLEFORMAT
+LONG = 4  # type of a value of EXIF; that of an orientation should be a SHORT
+SIGNED, FLOATING = 2, 3  # of SAMPLEFORMAT
+UNSPECIFIED = 0  # of EXTRASAMPLES
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -100,7 +103,9 @@ def opened(path: Path) -> Iterator[tuple[ImageFile, bytes]]:
         with open_regular(path) as file:
             header = file.read(HEADER_BYTES)
             file.seek(0)
-            yield _reader(file, header), header
+            image = _reader(file, header)
+            _scale_transparency(image)
+            yield image, header
     except BadImage as error:
         raise BadImage(f"{path}: {error}") from error
     except OSError as error:
@@ -119,7 +124,9 @@ def _reader(file: IO[bytes], header: bytes) -> ImageFile:
         raise
     except Exception as error:  # readers raise nearly anything on damaged files
         if reader is TiffImageFile:  # it may be one of floats, which Pillow knows for grey alone
-            _refuse_tiff_depth(_tiff_tags(file, header))
+            tags = _tiff_tags(file, header)
+            _refuse_tiff_depth(tags)
+            _refuse_tiff_channels(tags)
         file.seek(0)
         data = file.read(MAX_FILE)
         bare = without_metadata(data)
@@ -128,6 +135,13 @@ def _reader(file: IO[bytes], header: bytes) -> ImageFile:
         with suppress(Exception):
             return reader(io.BytesIO(bare))
         raise error
+
+
+def _scale_transparency(image: ImageFile) -> None:
+    """Give the transparent value of a grey PNG in 8 bits: of 2 and 4 bits Pillow scales the pixels alone."""
+    scale = {"L;2": 85, "L;4": 17}.get(str(image.tile[0].args)) if isinstance(image, PngImageFile) else None
+    if scale and "transparency" in image.info:
+        image.info["transparency"] *= scale
 
 
 def upright_shape(image: ImageFile) -> tuple[int, int]:
@@ -163,6 +177,14 @@ def _refuse_tiff_depth(tags: ImageFileDirectory_v2) -> None:
         raise BadImage(f"{bits} bits per channel; convert it to 8-bit RGB")
 
 
+def _refuse_tiff_channels(tags: ImageFileDirectory_v2) -> None:
+    """Raises BadImage for what Pillow takes for other numbers, or leaves out, without a word."""
+    if SIGNED in tags.get(SAMPLEFORMAT, ()):
+        raise BadImage("pixels of signed numbers; convert it to 8-bit RGB")
+    if UNSPECIFIED in tags.get(EXTRASAMPLES, ()):
+        raise BadImage("channels beside its colours, and not said of what; convert it to RGB without them")
+
+
 def _tiff_tags(file: IO[bytes], header: bytes) -> ImageFileDirectory_v2:
     tags = ImageFileDirectory_v2(header[: 16 if header[2:4] in (b"+\0", b"\0+") else 8])
     file.seek(tags.next)
@@ -184,12 +206,15 @@ def orientation_of(image: ImageFile) -> int:
     entries = number(4, 4) + 2
     for entry in range(entries, entries + 12 * number(entries - 2, 2), 12):
         if number(entry, 2) == ORIENTATION:
-            return number(entry + 8, 2) if number(entry + 8, 2) in UPRIGHT else 1
+            found = number(entry + 8, 4 if number(entry + 2, 2) == LONG else 2)
+            return found if found in UPRIGHT else 1
     return 1
 
 
 def upright(image: ImageFile) -> Image.Image:
-    """The decoded picture, turned as its orientation says."""
+    """The decoded picture, turned as its orientation says. Raises BadImage for channels that would be lost in it."""
+    if isinstance(image, TiffImageFile):
+        _refuse_tiff_channels(image.tag_v2)
     image.info.pop("xmp", None)  # where Pillow looks for another word on the orientation
     turn = UPRIGHT.get(orientation_of(image))
     image.load()

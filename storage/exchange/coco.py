@@ -98,47 +98,50 @@ def list_instances(path: Path, left_out: LeftOut | None = None, categories: Sequ
     listed = items(document.get("images"), "images")
     annotations = items(document.get("annotations"), "annotations")
     wanted = _categories(document.get("categories"), categories)
-    images: list[dict[str, Any]] = []
-    keys: list[str] = []
-    by_id: dict[int | str, list[dict[str, Any]]] = {}
+    images: dict[str, dict[str, Any]] = {}
+    ids = _Ids()
     for number, item in enumerate(listed, start=1):
         try:
             image = fields(item, "an image")
             image_id = _id(image, "id", left_out.strict)
-            key = _key(image, image_id, left_out.strict)
-            if image_id in by_id:
-                raise ExchangeError(f"two images have the id {brief(image_id)}")
-            if key in keys and not left_out.strict:
+            key = _key(image, _named(image["id"], image_id), left_out.strict)
+            if key in images:
                 raise ExchangeError(f"two images are named {key!r}")
         except ExchangeError as error:
             left_out.add(str(error) if left_out.strict else f"image {number} of {len(listed)}: {error}")
             continue
-        images.append(image)
-        keys.append(key)
-        by_id[image_id] = []
+        images[key] = image
+        ids.add(image["id"], image_id, key)
+    for image_id, shared in ids.shared():
+        reason = f"{' and '.join(map(repr, shared))} have the id {brief(image_id)}, which does not tell whose masks are"
+        left_out.add(reason)
+        for key in shared:
+            del images[key]
+    by_key: dict[str, list[dict[str, Any]]] = {key: [] for key in images}
     read = []
     for number, item in enumerate(annotations, start=1):
         try:
             annotation = fields(item, "an annotation")
             image_id = _id(annotation, "image_id", left_out.strict)
-            if image_id not in by_id:
+            found = ids.find(annotation["image_id"], image_id)
+            if found not in by_key:
                 raise ExchangeError(f"an annotation belongs to image {brief(image_id)}, which is not among its images")
         except ExchangeError as error:
             left_out.add(str(error) if left_out.strict else f"annotation {number} of {len(annotations)}: {error}")
             continue
         if wanted is None or annotation.get("category_id") in wanted:
-            by_id[image_id].append(annotation)
+            by_key[found].append(annotation)
             read.append(annotation)
 
     info = document.get("info")
     about = info.get("samdeblur") if isinstance(info, dict) else None
     about = about if isinstance(about, dict) else {}
-    digests = [_digest(image.get("digest")) for image in images]
+    digests = [_digest(image.get("digest")) for image in images.values()]
     known = about.get("digest") in ("pixels", "file") and all(digests)
-    by_image = list(by_id.values())
+    keys, described, by_image = list(images), list(images.values()), list(by_key.values())
     return Listing(
         keys,
-        *sizes_of(len(images), lambda position: _size(images[position], by_image[position], left_out.strict)),
+        *sizes_of(len(images), lambda position: _size(described[position], by_image[position], left_out.strict)),
         lambda position, shape: read_annotations(by_image[position], *shape, left_out, keys[position]),
         digest_kind=about["digest"] if known else "none",
         digest=digests.__getitem__ if known else lambda position: bytes(32),
@@ -162,6 +165,7 @@ def list_results(path: Path, left_out: LeftOut | None = None, categories: Sequen
         try:
             result = fields(item, "a result")
             image_id = _id(result, "image_id", left_out.strict)
+            image_id = image_id if left_out.strict else _named(result["image_id"], image_id)
             key = _key(result, image_id, left_out.strict)
             if names.setdefault(image_id, key) != key:
                 both = " and ".join(sorted((names[image_id], key)))
@@ -201,6 +205,27 @@ def refuse_others(document: dict[str, Any]) -> None:
             "COCO panoptic, whose masks lie in PNG files beside it; convert it to instances with panopticapi "
             "(panoptic2detection_coco_format) and import that"
         )
+
+
+class _Ids:
+    """Ids of images, which name one as they are written, or else by what they mean (1, 1.0, "1", "0001")."""
+
+    def __init__(self) -> None:
+        self._written: dict[Any, dict[str, None]] = {}
+        self._meant: dict[int | str, dict[str, None]] = {}
+
+    def add(self, written: Any, meant: int | str, key: str) -> None:
+        self._written.setdefault((type(written), written), {})[key] = None
+        self._meant.setdefault(meant, {})[key] = None
+
+    def find(self, written: Any, meant: int | str) -> str:
+        """The name of the image; "" for none, or several."""
+        names = self._written.get((type(written), written)) or self._meant.get(meant, {})
+        return next(iter(names)) if len(names) == 1 else ""
+
+    def shared(self) -> Iterator[tuple[Any, list[str]]]:
+        """Ids that more than one image has, and the names of these."""
+        return ((written, list(names)) for (_, written), names in self._written.items() if len(names) > 1)
 
 
 def _categories(listed: Any, wanted: Sequence[str]) -> set[Any] | None:
@@ -291,6 +316,11 @@ def _id(item: dict[str, Any], name: str, strict: bool) -> int | str:
     if not isinstance(value, int | str) or isinstance(value, bool):
         raise ExchangeError(f"{name} is {brief(value)}, neither a whole number nor a text")
     return value
+
+
+def _named(written: Any, meant: int | str) -> str:
+    """What an id calls an image that has no other name: 0001 where that is written, not 1."""
+    return written if isinstance(written, str) else str(meant)
 
 
 def _number(value: Any, strict: bool) -> Any:

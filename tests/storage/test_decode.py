@@ -12,10 +12,12 @@ import zlib
 import cv2
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from samdeblur.storage.decode import BadImage, image_shape, read_image
 from samdeblur.storage.format.layout import MAX_PIXELS, MAX_SIDE
+from samdeblur.storage.photos import read_photo
 
 SUFFIXES = [".png", ".jpg", ".bmp", ".tif", ".webp"]
 LOSSLESS = [".png", ".bmp", ".tif"]
@@ -108,6 +110,35 @@ def test_a_transparent_colour_matters_where_it_is_used(tmp_path, mode):
     assert np.array_equal(read_image(tmp_path / "unused.png"), np.asarray(image.convert("RGB")))
 
 
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_the_transparent_grey_of_a_png_is_one_of_its_own_bits(tmp_path, bits):
+    row = (1 << bits) - 1 - np.arange(8) % (1 << bits)
+    packed = np.packbits(np.unpackbits(row.astype(np.uint8)[:, None], axis=1)[:, 8 - bits :])
+    header = _chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 9, bits, 0, 0, 0, 0))
+    pixels = _chunk(b"IDAT", zlib.compress((b"\0" + packed.tobytes()) * 9)) + _chunk(b"IEND")
+    transparent = _chunk(b"tRNS", struct.pack(">H", (1 << bits) - 1))
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + transparent + pixels)
+    (tmp_path / "b.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + pixels)
+    assert "transparent pixels" in refusal(tmp_path / "a.png")
+    assert np.array_equal(read_image(tmp_path / "b.png")[0, :, 0], row * 255 // ((1 << bits) - 1))
+
+
+@pytest.mark.parametrize("read", [read_image, read_photo])
+@pytest.mark.parametrize(
+    ("pixels", "options", "said"),
+    [
+        (np.full((9, 8), -3, np.int8), {"photometric": "minisblack"}, "signed"),
+        (np.full((9, 8, 4), 3, np.uint8), {"photometric": "rgb", "extrasamples": [0]}, "channels beside its colours"),
+        (np.full((9, 8, 5), 3, np.uint8), {"photometric": "rgb", "extrasamples": [0, 0]}, "channels beside"),
+    ],
+    ids=["signed", "four channels", "five channels"],
+)
+def test_tiff_channels_that_would_be_misread_or_lost_are_refused(tmp_path, read, pixels, options, said):
+    tifffile.imwrite(tmp_path / "a.tif", pixels, **options)
+    with pytest.raises(BadImage, match=said):
+        read(tmp_path / "a.tif")
+
+
 @pytest.mark.parametrize("channels", [1, 3, 4])
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 def test_sixteen_bits_are_refused_and_not_cut_to_eight(tmp_path, suffix, channels):
@@ -180,12 +211,22 @@ def test_damaged_exif_turns_nothing(tmp_path, colours, exif):
     assert image_shape(tmp_path / "a.png") == (9, 8)
 
 
-def _png(width, height):
-    def chunk(name, data=b""):
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_an_orientation_written_as_a_long_turns_too(tmp_path, colours, order):
+    entry = struct.pack(f"{order}HHII", 0x0112, 4, 1, 6)
+    mark = b"II" if order == "<" else b"MM"
+    exif = mark + struct.pack(f"{order}HIH", 42, 8, 1) + entry + struct.pack(f"{order}I", 0)
+    Image.fromarray(colours).save(tmp_path / "a.png", exif=exif)
+    assert np.array_equal(read_image(tmp_path / "a.png"), _turned(colours, 6))
 
+
+def _chunk(name, data=b""):
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def _png(width, height):
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(99))) + chunk(b"IEND")
+    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", zlib.compress(bytes(99))) + _chunk(b"IEND")
 
 
 @pytest.mark.parametrize(

@@ -185,8 +185,8 @@ IMAGE = {"id": 1, "height": 3, "width": 4, "file_name": "a"}
         (instances(IMAGE, annotations=[None]), "an annotation is None"),
         (instances(IMAGE, annotations=[annotation(2)]), "belongs to image 2"),
         (instances(IMAGE, annotations=[annotation([])]), "image_id is a list"),
-        (instances(IMAGE, IMAGE), "two images have the id 1"),
-        (instances(IMAGE, IMAGE | {"id": 2}), "2 images are named 'a'"),
+        (instances(IMAGE, IMAGE | {"file_name": "b"}), "'a' and 'b' have the id 1"),
+        (instances(IMAGE, IMAGE | {"id": 2}), "two images are named 'a'"),
         (instances(IMAGE | {"file_name": ""}), "'' cannot be the name"),
         (instances(IMAGE | {"file_name": "a\0b"}), "cannot be the name"),
         (instances(IMAGE | {"file_name": "\ud800"}), "cannot be the name"),
@@ -209,6 +209,21 @@ def test_a_file_of_no_use_is_refused_in_one_line(document, reason, import_json, 
     assert reason in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "made.zarr").exists()
+
+
+def test_masks_are_never_given_to_another_image_of_a_like_id(import_json):
+    names = {"1": "a", "01": "b", 2: "c", 3: "d"}
+    images = [IMAGE | {"id": id, "file_name": name} for id, name in names.items()]
+    images.append(IMAGE | {"id": 2, "file_name": "e"})
+    listed = [1, "1", "01", "01", 2, 3, 3.0, "3"]
+    store, notes = import_json(instances(*images, annotations=[*map(annotation, listed)]), strict=False)
+    assert {key: int(n) for key, n in zip(store.keys, store.counts[:, 0], strict=True)} == {"a": 1, "b": 2, "d": 3}
+    assert any("left out: 3 of no use, the first: 'c' and 'e' have the id 2" in note for note in notes)
+
+
+def test_results_are_named_by_the_id_as_it_is_written(import_json):
+    store, _ = import_json([annotation("0001"), annotation("1"), annotation(1), annotation(2.0)], strict=False)
+    assert {key: int(n) for key, n in zip(store.keys, store.counts[:, 0], strict=True)} == {"0001": 1, "1": 2, "2": 1}
 
 
 @pytest.mark.parametrize(

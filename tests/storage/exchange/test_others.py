@@ -60,7 +60,6 @@ FAULTS = {
     "a score that is text": (IMAGES, [*MASKS, MASKS[0] | {"predicted_iou": "high"}], "predicted_iou"),
     "an annotation that is a number": (IMAGES, [*MASKS, 7], "annotation 4 of 4"),
     "an image without an id": ([*IMAGES, {"file_name": "c.png"}], MASKS, "image 3 of 3"),
-    "an id twice": ([*IMAGES, IMAGES[0] | {"file_name": "c.png"}], MASKS, "the id 1"),
     "a name twice": ([*IMAGES, IMAGES[0] | {"id": 3}], MASKS, "are named 'a.png'"),
 }
 
