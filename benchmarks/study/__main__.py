@@ -24,9 +24,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from axes import write_axes
 from figures import draw_curves, draw_differences
 from gallery import draw_gallery
-from plan import ORACLES, SIZES, Size, best_masks, cells, stores, variants
+from plan import SIZES, Size, best_masks, cells, crossed_sets, is_crossed, stores, variants
 from quality import mask_quality
 from summary import BASELINE, POOLED, pooled, read_scores, summarise, write_summary
 from work import end_with_parent, evaluate_in_practice, prepare, train_and_evaluate
@@ -50,13 +51,14 @@ def main(
     if only_summary:
         click.echo(report(size, out))
         return
-    known = [variant.name for variant in variants(size.masks)]
+    known = [variant.name for variant in variants(size)]
     if unknown := set(names) - set(known):
         raise click.UsageError(f"no row {unknown.pop()!r}, choose from {'; '.join(known)}")
     wanted = [cell for cell in cells(size) if not names or cell.variant.name in (BASELINE, *names)]
     wanted = [cell for cell in wanted if seeds is None or cell.seed < seeds]
     needed = {cell.variant.masks or size.masks[0] for cell in wanted}
-    needed |= {best_masks(size.masks)} if needed & set(ORACLES) else set()
+    of_oracles = [cell for cell in wanted if is_crossed(cell.variant, size)]
+    needed |= {store.masks for store in crossed_sets(size)} if of_oracles else set()
     to_prepare = [store for store in stores(size) if store.masks in needed]
     click.echo(f"{len(to_prepare)} stores: {', '.join(store.place for store in to_prepare)}")
     click.echo(f"{len(wanted)} trainings, up to {size.seeds} seeds of:")
@@ -66,7 +68,6 @@ def main(
         return
     out.mkdir(parents=True, exist_ok=True)
     do_all("stores", prepare, [(store, size, out) for store in to_prepare], processes)
-    of_oracles = [cell for cell in wanted if cell.variant.masks in ORACLES]
     for what, do, some in (("results", train_and_evaluate, wanted), ("in-practice", evaluate_in_practice, of_oracles)):
         left = [cell for cell in some if not (out / what / cell.place / RESULTS).exists()]
         click.echo(f"{what}: {len(some) - len(left)} of {len(some)} done before")
@@ -79,12 +80,14 @@ def report(size: Size, out: Path) -> str:
     found = read_scores(size, out)
     if BASELINE not in found:
         raise click.ClickException(f"{out}: no training of {BASELINE} is done")
+    if size.axes:
+        return write_axes(size, out, found, read_scores(size, out, "in-practice"))
     columns = summarise(pooled(found, POOLED))
     draw_differences(size, columns, out / "differences.png")
     draw_curves(size, out, out / "curves.png")
     over = {row.variant: row.over["psnr"].mean for row in columns if row.over}
     shown = {f"map-dropout, {best_masks(size.masks)}", *sorted(over, key=over.__getitem__)[-1:]}
-    for variant in variants(size.masks):
+    for variant in variants(size):
         if variant.name in shown & set(found):
             draw_gallery(size, out, found, variant, out / f"pictures-{variant.place}.jpg")
     return write_summary(size, out, found, read_scores(size, out, "in-practice"), mask_quality(size, out))

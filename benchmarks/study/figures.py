@@ -16,7 +16,7 @@ from summary import BASELINE, Row
 def draw_differences(size: Size, columns: Sequence[Row], path: Path) -> None:
     """A panel per column: the PSNR of every variant over none, its interval, and a point for each seed."""
     names = list(dict.fromkeys(row.images for row in columns))
-    order = [v.name for v in variants(size.masks) if any(v.name == row.variant for row in columns)][1:]
+    order = [v.name for v in variants(size) if any(v.name == row.variant for row in columns)][1:]
     figure = Figure(figsize=(3.0 + 2.4 * len(names), 1.0 + 0.24 * len(order)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
@@ -42,7 +42,7 @@ def draw_differences(size: Size, columns: Sequence[Row], path: Path) -> None:
 def draw_curves(size: Size, out: Path, path: Path) -> None:
     """PSNR over none of the same seed on held out training images, by step: the mean and the range over seeds."""
     groups: dict[str, list[str]] = {}
-    for variant in variants(size.masks)[1:]:
+    for variant in variants(size)[1:]:
         method = variant.name.split(", ")[0]
         plain = method in ("cat", "map", "map-dropout")
         groups.setdefault(variant.masks if plain else f"{variant.masks}: others", []).append(variant.name)
@@ -75,7 +75,7 @@ def draw_curves(size: Size, out: Path, path: Path) -> None:
 
 def _courses(size: Size, out: Path, name: str) -> dict[int, dict[int, float]]:
     """Seed -> step -> PSNR, of the trainings that are done."""
-    (variant,) = (variant for variant in variants(size.masks) if variant.name == name)
+    (variant,) = (variant for variant in variants(size) if variant.name == name)
     courses = {}
     for seed in range(variant.seeds):
         cell = Cell(variant, seed)

@@ -55,7 +55,7 @@ def _row(size: Size, out: Path, variant: Variant, gain: float, family: str, key:
         Restorer(load_network(out / "runs" / Cell(v, 0).place / "last.safetensors"), Inference())(
             blurred, atoms
         ).picture
-        for v in (variants(size.masks)[0], variant)
+        for v in (variants(size)[0], variant)
     )
     changed = np.clip(128 + 8 * (ours.astype(int) - plain), 0, 255).astype(np.uint8)
     pictures = (blurred, paint_masks(blurred, atoms), plain, ours, changed, sharp)

@@ -1,4 +1,4 @@
-"""Masks that nobody has in practice: those that SAM finds in the sharp pictures, and true ones a little off."""
+"""Masks that nobody has in practice: those that SAM finds in the sharp images, and true ones that were made worse."""
 
 from __future__ import annotations
 
@@ -7,20 +7,17 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-import numpy as np
+from degrade import degraded
 
 from samdeblur.models import load_sam
 from samdeblur.pipeline import BUNDLED_SETTINGS, MaskGenerator, PrepSettings, Source, open_source
 from samdeblur.pipeline.job.coordinator import prepare
 from samdeblur.pipeline.sources.base import ImagePair
-from samdeblur.storage import AtomMap
-
-DISPLACED = 3.0  # pixels, each mask in a direction of its own
 
 
 @dataclass(frozen=True)
 class OracleSource:
-    """A source whose true masks are those of an oracle, of ORACLES."""
+    """A source whose true masks are those of an oracle."""
 
     source: Source
     oracle: str
@@ -53,7 +50,7 @@ class OracleSource:
         if self.oracle == "sam-of-sharp":
             return replace(pair, masks=_generator().generate(pair.sharp)[0])
         assert pair.masks is not None
-        return replace(pair, masks=displaced(pair.masks, np.random.default_rng(int(key))))
+        return replace(pair, masks=degraded(pair.masks, self.oracle, int(key)))
 
     def subset(self, keys: Iterable[str]) -> OracleSource:
         return replace(self, source=self.source.subset(keys))
@@ -62,19 +59,6 @@ class OracleSource:
 @cache
 def _generator() -> MaskGenerator:
     return MaskGenerator(load_sam("bundled"), **BUNDLED_SETTINGS)
-
-
-def displaced(masks: AtomMap, rng: np.random.Generator, pixels: float = DISPLACED) -> AtomMap:
-    """Every mask moved by so many pixels in a direction of its own; what leaves the image is lost."""
-    height, width = masks.shape
-    angles = rng.uniform(0, 2 * np.pi, masks.n_masks)
-    moved = np.zeros((masks.n_masks, height, width), bool)
-    for mask, angle, target in zip(masks.to_masks(), angles, moved, strict=True):
-        down, right = (round(pixels * part) for part in (np.sin(angle), np.cos(angle)))
-        to = np.s_[max(0, down) : height + min(0, down), max(0, right) : width + min(0, right)]
-        of = np.s_[max(0, -down) : height + min(0, -down), max(0, -right) : width + min(0, -right)]
-        target[to] = mask[of]
-    return AtomMap.from_masks(moved[moved.any(axis=(1, 2))], masks.shape)
 
 
 def prepare_oracle(location: str, split: str, oracle: str, path: Path) -> None:

@@ -17,9 +17,72 @@ MASKS: dict[str, tuple[str, ...] | None] = {
     "true-displaced": None,
     "true": ("--segmenter", "true-masks"),
 }
+USUAL = tuple(MASKS)
 
-# Those that know the sharp pictures: what a prior could be worth, and not what it is.
-ORACLES = ("sam-of-sharp", "true-displaced", "true")
+
+@dataclass(frozen=True)
+class Axis:
+    """One way in which masks get worse.
+
+    Attributes:
+        label: of the levels.
+        levels: kind of masks -> how far it is from the true ones, or a name where there is no such figure.
+    """
+
+    label: str
+    levels: dict[str, float | str]
+
+
+# What each of these is: degrade.py.
+AXES = {
+    "borders moved": Axis(
+        "px, each mask in a direction of its own",
+        {
+            "true": 0.0,
+            "true-moved-0.5": 0.5,
+            "true-moved-1": 1.0,
+            "true-moved-1.5": 1.5,
+            "true-moved-2": 2.0,
+            "true-displaced": 3.0,
+        },
+    ),
+    "borders of another shape": Axis(
+        "what became of each mask",
+        {
+            "true": "true",
+            "true-eroded-1": "eroded 1 px",
+            "true-dilated-1": "dilated 1 px",
+            "true-smoothed-2": "smoothed 2 px",
+            "true-drawn-half": "drawn at 1/2",
+            "true-drawn-quarter": "drawn at 1/4",
+        },
+    ),
+    "masks left out": Axis(
+        "share of the masks",
+        {"true": 0.0, "true-without-0.25": 0.25, "true-without-0.5": 0.5, "true-without-0.75": 0.75},
+    ),
+    "over- and under-segmented": Axis(
+        "what became of each mask",
+        {
+            "true-joined-4": "4 joined",
+            "true-joined-2": "2 joined",
+            "true": "true",
+            "true-cut-2": "cut in 2",
+            "true-cut-4": "cut in 4",
+        },
+    ),
+}
+BORDERS = AXES["borders moved"].levels
+# Those of the axes, and true masks of which each is moved by 0 to 3 px: noise to train with.
+AXES_MASKS = (*dict.fromkeys(kind for axis in AXES.values() for kind in axis.levels), "true-moved-any")
+MASKS |= dict.fromkeys(AXES_MASKS)
+MASKS["true"] = ("--segmenter", "true-masks")
+
+
+def is_oracle(masks: str) -> bool:
+    """Whether they know the sharp images: what a prior could be worth, and not what it is."""
+    return masks.startswith("true") or masks == "sam-of-sharp"
+
 
 # Sources of samdeblur-prep run. The first is in distribution; photographs know no true masks.
 WORLDS = ("worlds", "worlds-long", "worlds-local", "worlds-noisy", "worlds-bright", "worlds-tone", "worlds-jpeg")
@@ -39,6 +102,7 @@ class Size:
         masks: of MASKS.
         families: of WORLDS and PHOTOGRAPHS, to test on.
         settings: of every training.
+        axes: whether the rows are those of AXES, and not those of Table 1.
     """
 
     train: int
@@ -48,7 +112,14 @@ class Size:
     masks: tuple[str, ...]
     families: tuple[str, ...]
     settings: dict[str, Any] = field(default_factory=dict)
+    axes: bool = False
 
+
+SMALL: dict[str, Any] = {
+    "width": 12, "enc_blk_nums": [0, 1, 2], "middle_blk_num": 2, "dec_blk_nums": [1, 1, 0], "steps": 800,
+    "batch_size": 4, "crop_size": 64, "learning_rate": 4e-3, "min_learning_rate": 1e-5, "weight_decay": 1e-4,
+    "grad_clip": 1.0, "log_every": 20, "val_every": 200, "val_images": 6,
+}  # fmt: skip
 
 SIZES = {
     "smoke": Size(
@@ -56,14 +127,15 @@ SIZES = {
         {"width": 4, "enc_blk_nums": [1, 1], "middle_blk_num": 1, "dec_blk_nums": [1, 1], "steps": 3, "batch_size": 2,
          "crop_size": 32, "log_every": 1, "val_images": 1},
     ),
-    "small": Size(
-        240, 24, 160, SEEDS, tuple(MASKS), (*WORLDS, *PHOTOGRAPHS),
-        {"width": 12, "enc_blk_nums": [0, 1, 2], "middle_blk_num": 2, "dec_blk_nums": [1, 1, 0], "steps": 800,
-         "batch_size": 4, "crop_size": 64, "learning_rate": 4e-3, "min_learning_rate": 1e-5, "weight_decay": 1e-4,
-         "grad_clip": 1.0, "log_every": 20, "val_every": 200, "val_images": 6},
+    "small": Size(240, 24, 160, SEEDS, USUAL, (*WORLDS, *PHOTOGRAPHS), SMALL),
+    "axes-smoke": Size(
+        4, 2, 48, 2, ("true", "true-displaced", "superpixels"), WORLDS[:1],
+        {"width": 4, "enc_blk_nums": [1, 1], "middle_blk_num": 1, "dec_blk_nums": [1, 1], "steps": 3, "batch_size": 2,
+         "crop_size": 32, "log_every": 1, "val_images": 1}, axes=True,
     ),
+    "axes": Size(240, 24, 160, SEEDS, (*AXES_MASKS, "superpixels", "sam"), WORLDS[:1], SMALL, axes=True),
     "full": Size(
-        2400, 100, 384, SEEDS, tuple(MASKS), (*WORLDS, *PHOTOGRAPHS),
+        2400, 100, 384, SEEDS, USUAL, (*WORLDS, *PHOTOGRAPHS),
         {"enc_blk_nums": [1, 2, 4], "middle_blk_num": 4, "dec_blk_nums": [2, 1, 1], "width": 32, "steps": 50_000,
          "batch_size": 32, "crop_size": 128, "val_images": 50},
     ),
@@ -116,9 +188,14 @@ def best_masks(masks: Sequence[str]) -> str:
     return "sam" if "sam" in masks else masks[0]
 
 
-def variants(masks: Sequence[str]) -> list[Variant]:
-    """All rows for these masks: the four of Table 1, CHANGES, ABLATIONS."""
-    found = [Variant("none", "", {"method": "none"}, SEEDS)]
+def variants(size: Size) -> list[Variant]:
+    """All rows of a size: the four of Table 1, CHANGES, ABLATIONS; or MAP with the masks of AXES, and two others."""
+    masks, found = size.masks, [Variant("none", "", {"method": "none"}, SEEDS)]
+    if size.axes:
+        found += [Variant(f"map, {name}", name, {"method": "map"}, SEEDS) for name in masks]
+        for what, settings in (("map-dropout", DROPOUT), ("map smallest", {"method": "map", "aggregate": "smallest"})):
+            found += [Variant(f"{what}, {name}", name, settings, FEWER) for name in masks if name in BORDERS]
+        return found
     for name in masks:
         rows = ("map", "map-dropout") if name == "true-displaced" else ("cat", "map", "map-dropout")
         seeds = FEWER if name == "true-displaced" else SEEDS
@@ -145,7 +222,7 @@ class Cell:
 def cells(size: Size) -> Iterator[Cell]:
     """Every training, seed by seed, so that what is there early is comparable."""
     for seed in range(size.seeds):
-        for variant in variants(size.masks):
+        for variant in variants(size):
             if seed < variant.seeds:
                 yield Cell(variant, seed)
 
@@ -174,6 +251,19 @@ def test_sets(size: Size, masks: str) -> list[Store]:
     """The sets that a network is tested on; without masks those of the first kind, which it does not look at."""
     masks = masks or size.masks[0]
     return [Store(name, masks) for name in size.families if not masks.startswith("true") or name in WORLDS]
+
+
+def crossed_sets(size: Size) -> list[Store]:
+    """What networks trained with masks that know the sharp images are tested on with other masks."""
+    if size.axes:
+        others = [masks for masks in size.masks if masks in BORDERS or not is_oracle(masks)]
+        return [Store(size.families[0], masks) for masks in others]
+    return test_sets(size, best_masks(size.masks))
+
+
+def is_crossed(variant: Variant, size: Size) -> bool:
+    """Whether a network is tested on `crossed_sets` too."""
+    return is_oracle(variant.masks) and (not size.axes or variant.masks in (*BORDERS, "true-moved-any"))
 
 
 def stores(size: Size) -> list[Store]:

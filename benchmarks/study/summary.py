@@ -108,6 +108,12 @@ def differences(one: Scores, other: Scores) -> dict[str, Values]:
     return {metric: getattr(one, metric)[mine] - getattr(other, metric)[theirs] for metric in METRICS} if both else {}
 
 
+def over_baseline(scores: Scores, base: Scores) -> Interval | None:
+    """PSNR of one over another, of the same seeds and images."""
+    compared = differences(scores, base)
+    return of_means(compared["psnr"]) if compared else None
+
+
 def summarise(found: Found, baseline: str = BASELINE) -> list[Row]:
     """A row per variant and set, with its difference from a baseline."""
     rows = []
@@ -141,14 +147,14 @@ def _corrected(rows: Sequence[Row]) -> list[float]:
     return corrected
 
 
-def as_markdown(size: Size, found: Found, in_practice: Found, quality: Mapping[str, Sequence[float]]) -> str:
+def asmarkdown(size: Size, found: Found, in_practice: Found, quality: Mapping[str, Sequence[float]]) -> str:
     """All tables: a row per variant, a column per set.
 
     Args:
         quality: of masks, see `mask_quality`.
         in_practice: of networks trained with masks of an oracle, tested with masks found in blurred pictures.
     """
-    order = [variant.name for variant in variants(size.masks)]
+    order = [variant.name for variant in variants(size)]
     controls = [f"{size.families[0]}-{control}" for control in CONTROLS]
     sets, columns = summarise(found), summarise(pooled(found, POOLED))
     families = [row for row in sets if row.images not in controls]
@@ -170,7 +176,7 @@ def as_markdown(size: Size, found: Found, in_practice: Found, quality: Mapping[s
         "Trained with masks that know the sharp pictures, tested with SAM's of the blurred: PSNR over `none`": _table(
             order, summarise(pooled({BASELINE: found[BASELINE]} | in_practice, POOLED)), _over
         ),
-        "Masks: how many per image, mean IoU of the best for each true mask, share of those above 0.75": _markdown(
+        "Masks: how many per image, mean IoU of the best for each true mask, share of those above 0.75": markdown(
             ["", "masks", "IoU", "found"],
             [[name, f"{count:.0f}", f"{iou:.2f}", f"{share:.0%}"] for name, (count, iou, share) in quality.items()],
         ),
@@ -191,34 +197,34 @@ def _worth(found: Found, order: Sequence[str], name: str, controls: Sequence[str
         sets = found.get(variant, {})
         if all(control in sets for control in controls):
             told = (differences(sets[name], sets[control])["psnr"] for control in controls)
-            body.append([variant, *(_signed(of_means(values), 3) for values in told)])
-    return _markdown(["", *controls], body)
+            body.append([variant, *(signed(of_means(values), 3) for values in told)])
+    return markdown(["", *controls], body)
 
 
 def _table(order: Sequence[str], rows: Sequence[Row], text: Callable[[Row], str]) -> str:
     by_place = {(row.variant, row.images): text(row) for row in rows}
     names = list(dict.fromkeys(row.images for row in rows))
     body = [[variant, *(by_place.get((variant, name), "-") for name in names)] for variant in order]
-    return _markdown(["", *names], [line for line in body if set(line[1:]) != {"-"}])
+    return markdown(["", *names], [line for line in body if set(line[1:]) != {"-"}])
 
 
 def _over(row: Row) -> str:
     """Bold where it is not chance, for all that so many variants were tried."""
     if not row.over:
         return f"({row.psnr.mean:.2f})"
-    text = _signed(row.over["psnr"])
+    text = signed(row.over["psnr"])
     return f"**{text}**" if row.p < 0.05 else text
 
 
 def _ssim(row: Row) -> str:
-    return _signed(row.over["ssim"], 4) if row.over else f"({row.ssim.mean:.4f})"
+    return signed(row.over["ssim"], 4) if row.over else f"({row.ssim.mean:.4f})"
 
 
 def _mcr(row: Row) -> str:
     return f"{row.mcr.mean:.1%} [{row.mcr.low:.1%}, {row.mcr.high:.1%}]"
 
 
-def _signed(interval: Interval, digits: int = 2) -> str:
+def signed(interval: Interval, digits: int = 2) -> str:
     mean, low, high, _ = interval
     return f"{mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
 
@@ -240,10 +246,10 @@ def _beside_paper(size: Size, sets: Sequence[Row]) -> str:
             mine = ours.get((row.method if row is base else f"{row.method}, {masks}", name))
             line.append("-" if mine is None else f"{_over(mine)} / {_mcr(mine)}")
         body.append(line)
-    return _markdown(["", *(f"paper: {dataset}" for dataset, _ in base.scores), *(f"here: {n}" for n in names)], body)
+    return markdown(["", *(f"paper: {dataset}" for dataset, _ in base.scores), *(f"here: {n}" for n in names)], body)
 
 
-def _markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+def markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *body))
 
 
@@ -255,7 +261,7 @@ def write_summary(
     rows = [*summarise(found), *summarise(pooled(found, means))]
     kept = [{name: _plain(value) for name, value in vars(row).items()} for row in rows]
     (out / "summary.json").write_text("[\n" + ",\n".join(map(json.dumps, kept)) + "\n]\n")
-    text = as_markdown(size, found, in_practice, quality)
+    text = asmarkdown(size, found, in_practice, quality)
     (out / "summary.md").write_text(text + "\n")
     return text
 

@@ -14,10 +14,9 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from oracle import displaced
+from degrade import degraded
+from plan import AXES_MASKS
 
 from benchmarks.common.figures import RESULTS
 from samdeblur.evaluation.masks.quality import Quality, mean, quality_of
@@ -42,17 +41,15 @@ def kinds() -> dict[str, Callable[[str, ImagePair], AtomMap]]:
         assert pair.masks is not None
         return pair.masks
 
-    def moved(pixels: float) -> Callable[[str, ImagePair], AtomMap]:
-        return lambda key, pair: displaced(true(pair), np.random.default_rng(int(key)), pixels)
+    def made_worse(kind: str) -> Callable[[str, ImagePair], AtomMap]:
+        return lambda key, pair: degraded(true(pair), kind, int(key))
 
     return {
         "sam-coarse": lambda key, pair: coarse.generate(pair.blurred)[0],
         "sam": lambda key, pair: fine.generate(pair.blurred)[0],
         "sam-of-sharp": lambda key, pair: fine.generate(pair.sharp)[0],
         "superpixels": lambda key, pair: superpixels.segment(pair.blurred)[0],
-        "true-displaced": moved(3),
-        "true, 2 px off": moved(2),
-        "true, 1 px off": moved(1),
+        **{kind: made_worse(kind) for kind in AXES_MASKS if kind != "true"},
         "true": lambda key, pair: true(pair),
     }
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from oracle import prepare_oracle
-from plan import CONTROLS, MASKS, Cell, Size, Store, best_masks, test_sets
+from plan import CONTROLS, MASKS, Cell, Size, Store, crossed_sets, test_sets
 
 from samdeblur.evaluation.evaluate import Evaluation, evaluate
 from samdeblur.evaluation.ranks import Ranks
@@ -87,10 +87,12 @@ def train_and_evaluate(cell: Cell, size: Size, out: Path) -> None:
 
 
 def evaluate_in_practice(cell: Cell, size: Size, out: Path) -> None:
-    """A network that was trained with masks of an oracle, scored with those that SAM finds in the blurred pictures."""
+    """A network that was trained with masks of an oracle, scored with others, which SAM finds in the blurred images."""
     torch.set_num_threads(1)
-    tested = test_sets(size, best_masks(size.masks))
-    score(cell, [Named(out / "stores" / store.place, store.images) for store in tested], out, "in-practice")
+    tested = [
+        Named(out / "stores" / store.place, store.masks if size.axes else store.images) for store in crossed_sets(size)
+    ]
+    score(cell, tested, out, "in-practice")
 
 
 def score(cell: Cell, images: Sequence[StoreSet], out: Path, kind: str) -> None:

@@ -45,11 +45,11 @@ def command():
 @pytest.mark.parametrize("size", ["small", "full"])
 def test_the_plan_has_every_row_and_every_family(study, size):
     plan, size = study.plan, study.plan.SIZES[size]
-    names = [variant.name for variant in plan.variants(size.masks)]
-    assert len(set(names)) == len({variant.place for variant in plan.variants(size.masks)}) == len(names)
+    names = [variant.name for variant in plan.variants(size)]
+    assert len(set(names)) == len({variant.place for variant in plan.variants(size)}) == len(names)
     assert {f"{method}, {masks}" for method in ("map", "map-dropout") for masks in plan.MASKS} < set(names)
     assert {f"cat, {masks}" for masks in plan.MASKS if masks != "true-displaced"} < set(names)
-    settings = [variant.settings for variant in plan.variants(size.masks)]
+    settings = [variant.settings for variant in plan.variants(size)]
     assert {given["semantics"] for given in settings if "semantics" in given} == {"released"}
     assert {given["aggregate"] for given in settings if "aggregate" in given} == {"mean", "smallest"}
     assert len({given["mask_dropout"] for given in settings if "mask_dropout" in given}) > 1
@@ -57,7 +57,7 @@ def test_the_plan_has_every_row_and_every_family(study, size):
     assert size.seeds >= 5
     assert size.families[0] == "worlds"
     assert len(size.families) > 3
-    assert len(list(plan.cells(size))) == sum(variant.seeds for variant in plan.variants(size.masks))
+    assert len(list(plan.cells(size))) == sum(variant.seeds for variant in plan.variants(size))
     tested = {store.images for store in plan.test_sets(size, "true")}
     assert tested == set(plan.WORLDS)  # photographs have no true masks
     assert {store.masks for store in plan.stores(size)} == set(plan.MASKS)
@@ -179,12 +179,12 @@ def smoke(tmp_path_factory):
 def test_the_smallest_study_ends_with_tables_figures_and_pictures(study, smoke):
     out, said = smoke
     size = study.plan.SIZES["smoke"]
-    names = {variant.name for variant in study.plan.variants(size.masks)}
+    names = {variant.name for variant in study.plan.variants(size)}
     rows = json.loads((out / "summary.json").read_text())
     assert {row["variant"] for row in rows} == names
     assert {row["images"] for row in rows} >= {*size.families, "worlds-no-masks", "worlds-other-masks"}
     assert {path.parents[1].name for path in (out / "in-practice").glob("*/*/results.json")} == {
-        variant.place for variant in study.plan.variants(size.masks) if variant.masks == "true"
+        variant.place for variant in study.plan.variants(size) if variant.masks == "true"
     }
     assert {row["seeds"] for row in rows} == {size.seeds}
     assert all(row["psnr"]["low"] <= row["psnr"]["mean"] <= row["psnr"]["high"] for row in rows)
