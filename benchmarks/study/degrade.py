@@ -62,10 +62,8 @@ def dilated(masks: Masks, rng: np.random.Generator, amount: str) -> Masks:
 
 def smoothed(masks: Masks, rng: np.random.Generator, amount: str) -> Masks:
     """Where a Gaussian blur of so many pixels (its standard deviation) leaves at least a half."""
-    sigma = (float(amount),) * 2
-    return _each(
-        masks, lambda mask: cv2.GaussianBlur(255 * mask, (0, 0), *sigma, borderType=cv2.BORDER_REPLICATE) >= 128
-    )
+    sigma, edge = float(amount), cv2.BORDER_REPLICATE
+    return _each(masks, lambda mask: cv2.GaussianBlur(255 * mask, (0, 0), sigma, borderType=edge) > 127)
 
 
 def drawn(masks: Masks, rng: np.random.Generator, amount: str) -> Masks:
