@@ -26,7 +26,7 @@ def study():
     """The modules of the study."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(STUDY))
-        names = ("plan", "intervals", "summary", "quality", "oracle")
+        names = ("plan", "intervals", "summary", "quality", "degrade", "axes")
         yield SimpleNamespace(**{name: importlib.import_module(name) for name in names})
 
 
@@ -47,8 +47,8 @@ def test_the_plan_has_every_row_and_every_family(study, size):
     plan, size = study.plan, study.plan.SIZES[size]
     names = [variant.name for variant in plan.variants(size)]
     assert len(set(names)) == len({variant.place for variant in plan.variants(size)}) == len(names)
-    assert {f"{method}, {masks}" for method in ("map", "map-dropout") for masks in plan.MASKS} < set(names)
-    assert {f"cat, {masks}" for masks in plan.MASKS if masks != "true-displaced"} < set(names)
+    assert {f"{method}, {masks}" for method in ("map", "map-dropout") for masks in size.masks} < set(names)
+    assert {f"cat, {masks}" for masks in size.masks if masks != "true-displaced"} < set(names)
     settings = [variant.settings for variant in plan.variants(size)]
     assert {given["semantics"] for given in settings if "semantics" in given} == {"released"}
     assert {given["aggregate"] for given in settings if "aggregate" in given} == {"mean", "smallest"}
@@ -60,7 +60,7 @@ def test_the_plan_has_every_row_and_every_family(study, size):
     assert len(list(plan.cells(size))) == sum(variant.seeds for variant in plan.variants(size))
     tested = {store.images for store in plan.test_sets(size, "true")}
     assert tested == set(plan.WORLDS)  # photographs have no true masks
-    assert {store.masks for store in plan.stores(size)} == set(plan.MASKS)
+    assert {store.masks for store in plan.stores(size)} == set(size.masks)
 
 
 def test_the_plan_is_printed_and_nothing_else_is_done(command, tmp_path):
@@ -156,15 +156,91 @@ def test_a_column_is_the_mean_over_families_scene_by_scene(study):
     assert set(means["map"]) == {"worlds"}  # the other column would be of other families than the baseline's
 
 
+def shifts(masks, corner):
+    return np.array([np.argwhere(mask)[0] for mask in masks]) - corner
+
+
 def test_displaced_masks_are_the_true_ones_three_pixels_off(study):
     true = np.zeros((30, 24, 32), bool)
     true[:, 8:14, 10:20] = True
-    moved = study.oracle.displaced(AtomMap.from_masks(true), np.random.default_rng(0)).to_masks()
+    moved = study.degrade.degraded(AtomMap.from_masks(true), "true-displaced", 0).to_masks()
     assert len(moved) == 30
-    corners = np.array([np.argwhere(mask)[0] for mask in moved]) - (8, 10)
+    corners = shifts(moved, (8, 10))
     assert (moved.sum(axis=(1, 2)) == 60).all()
     assert np.abs(np.hypot(*corners.T) - 3).max() < 0.8
     assert len({tuple(corner) for corner in corners}) > 8
+
+
+@pytest.mark.parametrize("amount", ["0.5", "1.5", "2"])
+def test_masks_move_by_fractions_of_a_pixel_on_average(study, amount):
+    true = np.zeros((2000, 16, 18), bool)
+    true[:, 6:10, 6:12] = True
+    rng = np.random.default_rng(1)
+    moved = study.degrade.moved(true, rng, amount)
+    assert (moved.sum(axis=(1, 2)) == 24).all()
+    mean_along_axes = np.abs(shifts(moved, (6, 6))).mean()
+    expected = float(amount) * 2 / np.pi  # of |cos| over a circle
+    assert expected * 0.95 < mean_along_axes < expected * 1.05 + 0.01 or float(amount) > 1
+    assert np.abs(shifts(moved, (6, 6))).max() <= np.ceil(float(amount))
+
+
+def test_each_way_makes_masks_worse_as_it_says(study):
+    square = np.zeros((1, 20, 20), bool)
+    square[0, 5:15, 4:16] = True
+
+    def way(kind, masks=square):
+        return study.degrade.degraded(AtomMap.from_masks(masks), kind, 3).to_masks()
+
+    inner, outer = way("true-eroded-1")[0], way("true-dilated-1")[0]
+    assert inner[6:14, 5:15].all()
+    assert inner.sum() == 80
+    assert outer[4:16, 4:16].all()
+    assert outer.sum() == 120 + 2 * (10 + 12)  # a cross of radius 1 leaves the corners
+    assert (inner <= square[0]).all()
+    assert (square[0] <= outer).all()
+    smooth = way("true-smoothed-2")[0]
+    assert not smooth[5, 4]
+    assert smooth[10, 10]
+    quarter = way("true-drawn-quarter")[0]
+    assert (quarter.reshape(5, 4, 5, 4).any(axis=(1, 3)) == quarter.reshape(5, 4, 5, 4).all(axis=(1, 3))).all()
+    parts = way("true-cut-4")
+    assert len(parts) == 4
+    assert (parts.sum(axis=0) == square[0]).all()
+    assert parts.sum(axis=(1, 2)).max() <= 1.4 * parts.sum(axis=(1, 2)).min()
+
+
+def test_masks_are_left_out_and_joined(study):
+    many = np.zeros((400, 21, 21), bool)
+    many[np.arange(400), np.arange(400) // 20, np.arange(400) % 20] = True
+    masks = AtomMap.from_masks(many)
+    assert 270 < study.degrade.degraded(masks, "true-without-0.25", 0).n_masks < 330
+    joined = study.degrade.degraded(masks, "true-joined-4", 0).to_masks()
+    assert len(joined) == 100
+    assert (joined.sum(axis=0) == many.sum(axis=0)).all()
+    assert study.degrade.degraded(masks, "true-without-0.25", 0) == study.degrade.degraded(
+        masks, "true-without-0.25", 0
+    )
+
+
+def test_half_of_the_gain_lies_between_two_levels(study):
+    def course(*gains):
+        return [study.axes.Point("", float(level), (gain, gain, gain)) for level, gain in enumerate(gains)]
+
+    assert study.axes.half(course(1.0, 0.75, 0.25, 0.0)) == 1.5
+    assert study.axes.half(course(1.0, 0.9, 0.8)) is None
+    named = [study.axes.Point("", name, (1.0, 1.0, 1.0)) for name in ("true", "worse")]
+    assert study.axes.half(named) is None
+
+
+def test_the_axes_end_with_tables_and_a_figure(study, tmp_path):
+    done = run("--size", "axes-smoke", "--out", tmp_path, "--row", "map, true", "--row", "map, true-displaced")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "axes.json").read_text())
+    assert set(found["gains"]) == {"map, true", "map, true-displaced"}
+    text = (tmp_path / "axes.md").read_text()
+    assert text.strip() in done.stdout
+    assert "| trained with | true | true-displaced | superpixels |" in text
+    assert min(cv2.imread(str(tmp_path / "axes.png")).shape[:2]) > 100
 
 
 @pytest.fixture(scope="module")
