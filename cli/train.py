@@ -214,7 +214,10 @@ class _Shown:
             if 0 < step < self.bar.total and is_first():
                 click.echo(f"going on from step {step} of {self.bar.total}", err=True)
             if step < self.bar.total and is_first():
-                click.echo(f"{self.what}: {row['images']:,} images, {row['crops_per_epoch']:,} crops per epoch")
+                held_out = f"{row['validation_images']:,} more for validation"
+                click.echo(
+                    f"{self.what}: {row['images']:,} images ({held_out}), {row['crops_per_epoch']:,} crops per epoch"
+                )
         self._tell_time(step)
         if "loss" in row:
             self.said["loss"] = f"loss {row['loss']:.4g}"

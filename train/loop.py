@@ -111,7 +111,8 @@ def train(
         stack.callback(loader.close)
         batches = Waiting(loader)
         images = sum(len(part.keys) for part in parts)
-        progress({"step": run.step, "images": images, "crops_per_epoch": images * config.crops_per_image})
+        counts = {"images": images, "validation_images": len(val.keys)}
+        progress({"step": run.step, **counts, "crops_per_epoch": images * config.crops_per_image})
         run.look()  # the network before its first step, or a step that was saved and not validated
         for step in range(run.step + 1, config.steps + 1):
             try:

@@ -153,9 +153,9 @@ def run(context: click.Context, **options: Any) -> int:
     if options["job"]:
         jobs = [_job(values) for values in read_job(options["job"], context.command, context)]
     else:
-        for name in ("source", "store", "split"):
-            if not options[name]:
-                raise click.UsageError("give SOURCE, STORE and --split, or --job FILE")
+        missing = [shown for shown in ("SOURCE", "STORE", "--split") if not options[shown.strip("-").lower()]]
+        if missing:
+            raise click.UsageError(f"{' and '.join(missing)} missing: give SOURCE, STORE and --split, or --job FILE")
         jobs = [_job(options)]
     for job in jobs:
         for note in job.source.notes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,7 +54,10 @@ def detect_layout(root: Path, split: str) -> str:
         if splits:
             return name
     trees = "; ".join(f"{name}: {layout.expected.format(split=split)}" for name, layout in LAYOUTS.items())
-    raise SourceError(f"{root}: no known layout; expected one of {trees}; name the folder that holds one of these")
+    raise SourceError(
+        f"{root}: no known layout; two folders named blur and sharp, with the same file names in both, are enough "
+        f"(links will do), or name the folder that holds one of {trees}"
+    )
 
 
 def has_layout(root: Path) -> bool:
@@ -70,15 +74,15 @@ def list_split(root: Path, split: str, layout: str) -> Pairs:
     if place is not None:
         return LAYOUTS[layout].list(place, split)
     if splits:
-        there = " or ".join(f"--split {name}" for name in sorted(splits)[:NAMED])
+        there = " or ".join(f"--split {shlex.quote(name)}" for name in sorted(splits)[:NAMED])
         raise SourceError(f"{root}: no split {split!r} there ({expected}); name one that is, {there}")
     raise SourceError(f"{root}: no {expected}; name the folder that holds them, or choose another --layout")
 
 
 def _folders(root: Path) -> list[Path]:
     """The folders in a folder that may hold a dataset or a split; lost+found of a disk cannot be looked into."""
-    pictures = {*BLURRED_FOLDERS, *SHARP_FOLDERS}
-    inner = (folder for folder in folders_in(root) if folder.name not in pictures)
+    sides = {*BLURRED_FOLDERS, *SHARP_FOLDERS}
+    inner = (folder for folder in folders_in(root) if folder.name.lower() not in sides)
     return [folder for folder in inner if os.access(folder, os.R_OK | os.X_OK)]
 
 
@@ -92,8 +96,10 @@ def _split_folders(root: Path) -> dict[str, Path]:
 
 
 def _pair_folders(folder: Path) -> tuple[Path, Path] | None:
-    blurred = next((folder / name for name in BLURRED_FOLDERS if (folder / name).is_dir()), None)
-    sharp = next((folder / name for name in SHARP_FOLDERS if (folder / name).is_dir()), None)
+    """The folder of blurred images and that of sharp ones; their case does not matter."""
+    inner = {path.name.lower(): path for path in reversed(folders_in(folder))}
+    blurred = next((inner[name] for name in BLURRED_FOLDERS if name in inner), None)
+    sharp = next((inner[name] for name in SHARP_FOLDERS if name in inner), None)
     return (blurred, sharp) if blurred and sharp else None
 
 
@@ -157,18 +163,18 @@ def _realblur_splits(root: Path) -> dict[str, Path]:
 def _list_realblur(root: Path, split: str) -> Pairs:
     scenes = _realblur_scenes(root)
     if scenes is None:
-        raise SourceError(f"{root}: no folder RealBlur-J_ECC_... of pictures there; put it beside the lists")
+        raise SourceError(f"{root}: no folder RealBlur-J_ECC_... of images there; put it beside the lists")
     table = _realblur_list(root, scenes, split)
     if table is None:
         missing = f"RealBlur_J_{split}_list.txt"
         raise SourceError(f"{root}: {missing} is missing, which says what the split is; put it beside {scenes.name}")
-    pictures = images_in(scenes)
+    images = images_in(scenes)
     pairs: Pairs = {}
     for number, line in enumerate(table.read_text("utf-8-sig", errors="replace").splitlines(), 1):
         if line.strip():
             scene, index = _realblur_line(nfc(line), f"{table}: line {number}")
             blurred, sharp = f"{scene}/blur/blur_{index}", f"{scene}/gt/gt_{index}"
-            pairs[f"{scene}/blur_{index}"] = (pictures.get(blurred), pictures.get(sharp))
+            pairs[f"{scene}/blur_{index}"] = (images.get(blurred), images.get(sharp))
     return dict(sorted(pairs.items()))
 
 
@@ -193,7 +199,7 @@ def _reds_side(root: Path, split: str, kind: str) -> Path | None:
 
 
 def _reds_layout(dataset: str, blurred: str, sibling: str = "") -> Layout:
-    """The layout of one kind of blurred pictures. A split without any is taken for it, unless it has the sibling."""
+    """The layout of one kind of blurred images. A split without any is taken for it, unless it has the sibling."""
 
     def is_split(root: Path, name: str) -> bool:
         without = _reds_side(root, name, "sharp") and not (sibling and _reds_side(root, name, sibling))
@@ -219,7 +225,7 @@ def _reds_layout(dataset: str, blurred: str, sibling: str = "") -> Layout:
 
 def _reloblur_splits(root: Path) -> dict[str, Path]:
     def holds_scenes(folder: Path) -> bool:
-        """Judged by the first folder of pictures."""
+        """Judged by the first folder of images."""
         for take in (take for scene in _folders(folder) for take in _folders(scene)):
             if names := [os.path.splitext(name)[0] for name in os.listdir(take) if is_image(name)]:
                 return any(name.endswith(("_blur", "_sharp")) for name in names)

@@ -44,8 +44,8 @@ def complete_pairs(pairs: Pairs, where: Path, skip_unpaired: bool) -> tuple[File
         lines.append(f"{_count(unpaired)} left out without a counterpart: {_named(unpaired)}")
         if not skip_unpaired:
             raise SourceError(
-                f"{where}: {_count(unpaired)} without a counterpart: {_named(unpaired)}; complete the folder or leave "
-                "them out with --skip-unpaired"
+                f"{where}: {_count(unpaired)} without a counterpart: {_named(unpaired)}; pairs are matched by "
+                "name: complete the folder, rename files, or leave these out with --skip-unpaired"
             )
     if unread:
         lines.append(f"{_count(unread)} left out in forms that are not read: {unread_forms(unread.values())}")

@@ -34,7 +34,7 @@ def run(samdeblur, prep_run, pairs, tmp_path):
 
 def test_the_first_line_says_what_is_trained_on(run):
     done = run("a")
-    assert done.out.splitlines()[0] == "none on cpu: 4 images, 4 crops per epoch"
+    assert done.out.splitlines()[0] == "none on cpu: 4 images (1 more for validation), 4 crops per epoch"
 
 
 class _Bar:
@@ -53,7 +53,7 @@ def test_the_line_of_progress_fits_80_columns_whatever_the_numbers(total):
     bar = _Bar()
     bar.total = total
     shown = _Shown(bar, "map on cuda")
-    shown({"step": 0, "images": 2103, "crops_per_epoch": 2103})
+    shown({"step": 0, "images": 2103, "validation_images": 21, "crops_per_epoch": 2103})
     for loss, rate in ((-23.123456, 12.3456), (-123.456, 123456.789), (1e-12, 1e-7), (1e22, 1e9)):
         shown({"step": 3, "loss": loss, "samples_per_second": rate, "loader_wait": 1.0})
         shown({"step": 3, "val_psnr": 33.123456})

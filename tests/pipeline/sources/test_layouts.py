@@ -1,23 +1,51 @@
-"""Miniature trees of the datasets, written by hand: keys, pairs and messages."""
+"""Miniature trees of the datasets, written by hand: keys, pairs and messages.
+
+A new layout needs an entry in TREES: `every_layout` runs on it. The last entry is the recipe of docs/contributing.md.
+"""
 
 from __future__ import annotations
 
 import os
 import pickle
 import shutil
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from pages import blocks
+from places import ROOT
 
 from samdeblur.pipeline import BadImage, SourceError, open_source
+from samdeblur.pipeline.sources.layouts import LAYOUTS
 
 INNER = "RealBlur-J_ECC_IMCORR_centroid_itensity_ref"
-# layout -> name of the dataset, its digest, split, {key: (blurred file, sharp file)}
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A dataset in miniature.
+
+    Attributes:
+        digest: "pixels", or "file" where blurred images are lossy files.
+        expected: that of the layout.
+        files: key -> (blurred file, sharp file).
+        published: pairs that the split has in full.
+    """
+
+    dataset: str
+    digest: str
+    split: str
+    expected: str
+    files: dict[str, tuple[str, str]]
+    published: int | None = None
+
+
 TREES = {
-    "gopro": (
+    "gopro": Tree(
         "GoPro",
         "pixels",
         "train",
+        "folders {split}/GOPR.../blur and sharp",
         {
             "GOPR0372_07_00/000047": (
                 "train/GOPR0372_07_00/blur/000047.png",
@@ -32,51 +60,61 @@ TREES = {
                 "train/GOPR0884_11_00/sharp/000047.png",
             ),
         },
+        2103,
     ),
-    "realblur-j": (
+    "realblur-j": Tree(
         "RealBlur-J",
         "pixels",
         "train",
+        "RealBlur_J_{split}_list.txt beside the folder RealBlur-J_ECC_...",
         {
             "scene001/blur_1": (f"{INNER}/scene001/blur/blur_1.png", f"{INNER}/scene001/gt/gt_1.png"),
             "scene001/blur_12": (f"{INNER}/scene001/blur/blur_12.png", f"{INNER}/scene001/gt/gt_12.png"),
             "scene230/blur_1": (f"{INNER}/scene230/blur/blur_1.png", f"{INNER}/scene230/gt/gt_1.png"),
         },
+        3758,
     ),
-    "reds": (
+    "reds": Tree(
         "REDS",
         "pixels",
         "val",
+        "folders {split}_sharp and {split}_blur, here or in {split}/",
         {
             "000/00000000": ("val/val_blur/000/00000000.png", "val/val_sharp/000/00000000.png"),
             "000/00000099": ("val/val_blur/000/00000099.png", "val/val_sharp/000/00000099.png"),
             "029/00000000": ("val/val_blur/029/00000000.png", "val/val_sharp/029/00000000.png"),
         },
+        3000,
     ),
-    "reds-jpeg": (
+    "reds-jpeg": Tree(
         "REDS-JPEG",
         "file",
         "val",
+        "folders {split}_sharp and {split}_blur_jpeg, here or in {split}/",
         {
             "000/00000000": ("val/val_blur_jpeg/000/00000000.jpg", "val/val_sharp/000/00000000.png"),
             "000/00000099": ("val/val_blur_jpeg/000/00000099.jpg", "val/val_sharp/000/00000099.png"),
             "029/00000000": ("val/val_blur_jpeg/029/00000000.jpg", "val/val_sharp/029/00000000.png"),
         },
+        3000,
     ),
-    "reloblur": (
+    "reloblur": Tree(
         "ReLoBlur",
         "pixels",
         "test",
+        "files {split}/s01/00/00_blur.png and 00_sharp.png",
         {
             "s01/00/00": ("test/s01/00/00_blur.png", "test/s01/00/00_sharp.png"),
             "s01/00/01": ("test/s01/00/01_blur.png", "test/s01/00/01_sharp.png"),
             "scene2/07/00": ("test/scene2/07/00_blur.png", "test/scene2/07/00_sharp.png"),
         },
+        395,
     ),
-    "pairs": (
+    "pairs": Tree(
         "data",
         "pixels",
         "test",
+        "folders blur|blurred|input|lq and sharp|target|gt with the same names, here or in {split}/",
         {
             "GOPR0384_11_00-000001": (
                 "test/input/GOPR0384_11_00-000001.png",
@@ -89,8 +127,27 @@ TREES = {
             "night/0": ("test/input/night/0.png", "test/target/night/0.png"),
         },
     ),
+    "scenes": Tree(
+        "Scenes",
+        "pixels",
+        "test",
+        "folders {split}/SCENE with input.png and truth.png",
+        {
+            "bridge": ("test/bridge/input.png", "test/bridge/truth.png"),
+            "market": ("test/market/input.png", "test/market/truth.png"),
+            "station": ("test/station/input.png", "test/station/truth.png"),
+        },
+    ),
 }
 every_layout = pytest.mark.parametrize("layout", TREES)
+
+
+@pytest.fixture(autouse=True)
+def recipe(monkeypatch):
+    """The layout that docs/contributing.md tells people to write."""
+    monkeypatch.setitem(LAYOUTS, "scenes", None)  # which takes the recipe's away afterwards
+    _, text = next(blocks(ROOT / "docs/contributing.md", "python"))
+    exec(compile(text, "contributing.md", "exec"), {})
 
 
 @pytest.fixture
@@ -99,7 +156,7 @@ def tree(tmp_path, save, picture):
 
     def write(layout, change=lambda name: name):
         root = tmp_path / "data"
-        for number, names in enumerate(TREES[layout][3].values()):
+        for number, names in enumerate(TREES[layout].files.values()):
             for side, name in enumerate(names):
                 save(root / change(name), picture(2 * number + side, 9 + number, 8))
         if layout == "realblur-j":
@@ -117,19 +174,17 @@ def write_list(file, prefix=f"{INNER}/"):
 
 def assert_whole(source, layout, picture):
     """Every pair of TREES, pixels and all."""
-    assert list(source.keys) == sorted(TREES[layout][3])
-    for number, key in enumerate(TREES[layout][3]):
+    assert list(source.keys) == sorted(TREES[layout].files)
+    for number, key in enumerate(TREES[layout].files):
         pair = source.read(key)
         assert source.shape(key) == pair.sharp.shape[:2] == (9 + number, 8)
-        assert np.array_equal(pair.sharp, picture(2 * number + 1, 9 + number, 8))
-        if layout == "reds-jpeg":
-            assert np.abs(pair.blurred.astype(int) - picture(2 * number, 9 + number, 8)).mean() < 30
-        else:
-            assert np.array_equal(pair.blurred, picture(2 * number, 9 + number, 8))
+        for side, pixels, name in zip((0, 1), (pair.blurred, pair.sharp), TREES[layout].files[key], strict=True):
+            difference = np.abs(pixels.astype(int) - picture(2 * number + side, 9 + number, 8)).mean()
+            assert difference < 30 if name.endswith(".jpg") else difference == 0
 
 
 def open_tree(root, layout, named="auto", **arguments):
-    return open_source(str(root), TREES[layout][2], named, **arguments)
+    return open_source(str(root), TREES[layout].split, named, **arguments)
 
 
 def refusal(root, split, layout="auto"):
@@ -145,7 +200,11 @@ def refusal(root, split, layout="auto"):
 @pytest.mark.parametrize("named", [True, False], ids=["by name", "auto"])
 def test_a_split_is_listed_under_its_keys_and_pairs_belong_together(tree, picture, layout, named):
     source = open_tree(tree(layout), layout, layout if named else "auto")
-    assert (source.dataset, source.digest, source.split) == TREES[layout][:3]
+    assert (source.dataset, source.digest, source.split) == (
+        TREES[layout].dataset,
+        TREES[layout].digest,
+        TREES[layout].split,
+    )
     assert_whole(source, layout, picture)
 
 
@@ -190,29 +249,29 @@ def test_loops_of_folder_links_are_not_followed(tree, picture, layout):
 @every_layout
 def test_missing_files_are_named_and_refused_or_left_out_with_a_note(tree, picture, layout):
     root = tree(layout)
-    (first, last) = (sorted(TREES[layout][3])[position] for position in (0, -1))
-    (root / TREES[layout][3][first][0]).unlink()
-    (root / TREES[layout][3][last][1]).unlink()
-    message = refusal(root, TREES[layout][2])
+    (first, last) = (sorted(TREES[layout].files)[position] for position in (0, -1))
+    (root / TREES[layout].files[first][0]).unlink()
+    (root / TREES[layout].files[last][1]).unlink()
+    message = refusal(root, TREES[layout].split)
     assert f"2 images without a counterpart: {first} (no blurred), {last} (no sharp);" in message
     assert "--skip-unpaired" in message
 
     source = open_tree(root, layout, skip_unpaired=True)
-    (kept,) = TREES[layout][3].keys() - {first, last}
+    (kept,) = TREES[layout].files.keys() - {first, last}
     assert source.keys == [kept]
-    number = list(TREES[layout][3]).index(kept)
+    number = list(TREES[layout].files).index(kept)
     assert np.array_equal(source.read(kept).sharp, picture(2 * number + 1, 9 + number, 8))
-    dataset, _, split, _ = TREES[layout]
     assert source.notes[0] == (
-        f"{dataset} {split}: 2 images left out without a counterpart: {first} (no blurred), {last} (no sharp)"
+        f"{TREES[layout].dataset} {TREES[layout].split}: 2 images left out without a counterpart: "
+        f"{first} (no blurred), {last} (no sharp)"
     )
 
 
 @every_layout
 def test_a_truncated_file_spoils_its_own_pair_alone(tree, picture, layout):
     root = tree(layout)
-    spoilt, *sound = TREES[layout][3]
-    file = root / TREES[layout][3][spoilt][0]
+    spoilt, *sound = TREES[layout].files
+    file = root / TREES[layout].files[spoilt][0]
     file.write_bytes(file.read_bytes()[:20])
     source = open_tree(root, layout)
     with pytest.raises(BadImage, match=file.name):
@@ -222,12 +281,11 @@ def test_a_truncated_file_spoils_its_own_pair_alone(tree, picture, layout):
         assert np.array_equal(source.read(key).sharp, picture(2 * number + 1, 9 + number, 8))
 
 
-@pytest.mark.parametrize("layout", ["gopro", "realblur-j", "reds", "reds-jpeg", "reloblur"])
+@pytest.mark.parametrize("layout", [name for name, tree in TREES.items() if tree.published])
 def test_another_number_of_pairs_than_was_published_is_noted(tree, layout):
-    dataset, _, split, _ = TREES[layout]
-    published = {"GoPro": "2,103", "RealBlur-J": "3,758", "REDS": "3,000", "REDS-JPEG": "3,000", "ReLoBlur": "395"}
+    dataset, split, published = TREES[layout].dataset, TREES[layout].split, TREES[layout].published
     assert open_tree(tree(layout), layout).notes == (
-        f"{dataset} {split}: 3 pairs found, the published split has {published[dataset]}",
+        f"{dataset} {split}: 3 pairs found, the published split has {published:,}",
     )
 
 
@@ -261,7 +319,7 @@ def test_paths_are_absolute_so_that_any_working_directory_will_do(tree, tmp_path
 @pytest.mark.parametrize("layout", ["gopro", "realblur-j", "reds", "reds-jpeg", "reloblur"])
 @pytest.mark.parametrize("named", [True, False], ids=["by name", "auto"])
 def test_a_split_that_is_not_there_is_refused_naming_those_that_are(tree, layout, named):
-    root, there = tree(layout), TREES[layout][2]
+    root, there = tree(layout), TREES[layout].split
     message = refusal(root, "tests", layout if named else "auto")
     assert "no split 'tests' there" in message
     assert message.endswith(
@@ -269,20 +327,16 @@ def test_a_split_that_is_not_there_is_refused_naming_those_that_are(tree, layout
     )
 
 
-@pytest.mark.parametrize("layout", TREES)
+@every_layout
 def test_another_tree_than_the_named_layout_is_refused_with_what_was_expected(tmp_path, layout):
     (tmp_path / "pictures").mkdir()
-    expected = {
-        "gopro": "no folders val/GOPR.../blur and sharp;",
-        "realblur-j": "no RealBlur_J_val_list.txt beside the folder RealBlur-J_ECC_...;",
-        "reds": "no folders val_sharp and val_blur, here or in val/;",
-        "reds-jpeg": "no folders val_sharp and val_blur_jpeg, here or in val/;",
-        "reloblur": "no files val/s01/00/00_blur.png and 00_sharp.png;",
-        "pairs": "no folders blur|blurred|input|lq and sharp|target|gt with the same names, here or in val/;",
-    }
-    assert expected[layout] in refusal(tmp_path, "val", layout)
-    auto = refusal(tmp_path, "val")
-    assert all(f"{name}: {text[3:-1]}" in auto for name, text in expected.items())
+    expected = TREES[layout].expected.format(split="val")
+    assert f"no {expected};" in refusal(tmp_path, "val", layout)
+    assert f"{layout}: {expected}" in refusal(tmp_path, "val")
+
+
+def test_every_layout_has_a_tree():
+    assert TREES.keys() == LAYOUTS.keys()
 
 
 # The root: the folder of the split itself, or one further up.
@@ -290,7 +344,7 @@ def test_another_tree_than_the_named_layout_is_refused_with_what_was_expected(tm
 
 @pytest.mark.parametrize("layout", ["gopro", "reds", "reloblur"])
 def test_the_folder_of_the_split_will_do(tree, picture, layout):
-    assert_whole(open_tree(tree(layout) / TREES[layout][2], layout), layout, picture)
+    assert_whole(open_tree(tree(layout) / TREES[layout].split, layout), layout, picture)
 
 
 @pytest.mark.parametrize("layout", ["reds", "reds-jpeg"])
@@ -391,7 +445,7 @@ def test_a_missing_list_or_folder_of_realblur_is_named(tree):
         root, "test"
     )
     shutil.rmtree(root / INNER)
-    assert "no folder RealBlur-J_ECC_... of pictures there; put it beside the lists" in refusal(root, "train")
+    assert "no folder RealBlur-J_ECC_... of images there; put it beside the lists" in refusal(root, "train")
 
 
 # REDS, and what is found where several layouts lie together.
@@ -434,6 +488,12 @@ def test_other_files_of_reloblur_are_left_alone(tree, save, picture):
 
 
 # Two folders with the same names.
+
+
+@pytest.mark.parametrize("change", [str.upper, str.title])
+def test_the_case_of_the_two_folders_does_not_matter(tree, picture, change):
+    root = tree("pairs", lambda name: name.replace("input", change("input")).replace("target", change("gt")))
+    assert_whole(open_tree(root, "pairs"), "pairs", picture)
 
 
 def test_a_plain_root_of_two_folders_takes_any_split(tree):

@@ -132,8 +132,18 @@ def test_two_images_of_one_name_are_ambiguous(tmp_path, write_pairs, save, pictu
     [
         ([], {}, SourceError, "an empty folder; mount the disk"),
         ([], {"layout": "gopro"}, SourceError, "an empty folder; mount the disk"),
-        (["pictures"], {}, SourceError, "no known layout; expected one of gopro: .*; pairs: folders blur"),
-        (["blur"], {}, SourceError, "no known layout; expected one of gopro: .*; pairs: folders blur"),
+        (
+            ["pictures"],
+            {},
+            SourceError,
+            "no known layout; two folders named blur and sharp.* one of gopro: .*; pairs: folders blur",
+        ),
+        (
+            ["blur"],
+            {},
+            SourceError,
+            "no known layout; two folders named blur and sharp.* one of gopro: .*; pairs: folders blur",
+        ),
         (["blur", "sharp"], {}, SourceError, r"no images \(\.bmp"),
         (["test/a/sharp"], {}, SourceError, r"no images \(\.bmp.* gopro layout"),
         (["blur", "sharp"], {"layout": "red"}, SourceError, "choose from auto, sample, worlds, gopro, realblur-j"),
