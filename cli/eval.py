@@ -1,4 +1,4 @@
-"""samdeblur-eval: pictures restored, scores, tables and reports."""
+"""samdeblur-eval: images restored, scores, tables and reports."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="samdeblur")
 def cli() -> None:
-    """Restore pictures, and evaluate networks: PSNR, SSIM, mode collapse rate, tables, reports to look at.
+    """Restore images, and evaluate networks: PSNR, SSIM, mode collapse rate, tables, reports to look at.
 
     Exit codes: 0 done, 1 failed, 2 wrong usage, 3 finished with images left out. --debug shows tracebacks.
     """
@@ -67,7 +67,7 @@ cli.add_command(restore)
               help="Beside PSNR and SSIM: lpips, dists, ms-ssim (pip install samdeblur[perceptual]), niqe and others "
                    "of pyiqa; may be repeated.")  # fmt: skip
 @click.option("--align", type=click.Choice(["none", "ecc"]), default="none", show_default=True,
-              help="ecc: align results with the sharp pictures before they are compared, as RealBlur's own evaluation; "
+              help="ecc: align results with the sharp images before they are compared, as RealBlur's own evaluation; "
                    "the paper does not.")  # fmt: skip
 @click.option("--collapse-db", type=click.FloatRange(0), default=COLLAPSE_DB, show_default=True,
               help="Loss of PSNR above which an image counts as collapsed, for MCR.")  # fmt: skip
@@ -76,7 +76,7 @@ def run(network: str, sets: tuple[str, ...], out: Path, **options: Any) -> int:
     """Score RUN (the folder of a run, or a checkpoint) on sets of images; writes results.json, .csv and report.html.
 
     A set is a mask store, or a folder of pairs in any layout that samdeblur-prep takes, whose masks are found on the
-    spot, with --sam. Blurred pictures alone are for `restore`.
+    spot, with --sam. Blurred images alone are for `restore`.
 
     Run the same command again to go on with an evaluation that was interrupted. Several GPUs:
     torchrun --nproc_per_node=N -m samdeblur.cli.eval run ...
@@ -168,7 +168,7 @@ def run(network: str, sets: tuple[str, ...], out: Path, **options: Any) -> int:
         click.echo(f"note: {line}")
     click.echo(f"report: {page}")
     if options["save_images"]:
-        click.echo(f"restored pictures: {out / 'restored'}")
+        click.echo(f"restored images: {out / 'restored'}")
     unusable = sum(result.unready for result in found)
     if unusable:
         click.echo(f"{counted(unusable, 'image')} could not be used, left out as said above", err=True)

@@ -1,4 +1,4 @@
-"""Restoring people's pictures: a file for each, under its own name, and each only once.
+"""Restoring people's images: a file for each, under its own name, and each only once.
 
 Below the folder OUT lie the results, `compare.html` where it is asked for, and in `.samdeblur` the journal that tells
 what was restored from which file, how.
@@ -61,7 +61,7 @@ Named = tuple[Picture, PurePosixPath]  # with the name of its result
 
 @dataclass(frozen=True)
 class Way:
-    """How pictures are restored and written.
+    """How images are restored and written.
 
     Attributes:
         weights: SHA-256 of the network's.
@@ -108,10 +108,10 @@ def restore_pictures(
     say: Callable[[str], None] = print,
     bar: Callable[[Sequence[Named]], Iterable[Named]] = iter,
 ) -> Album:
-    """Restore pictures into a folder of ours; those that are there already, made of the same in the same way, stay.
+    """Restore images into a folder of ours; those that are there already, made of the same in the same way, stay.
 
     Args:
-        restorer: makes the network ready; asked when the first picture needs it.
+        restorer: makes the network ready; asked when the first image needs it.
         segment: finds masks; None for a network that looks at none.
         compare: write a page with all results beside what they were made of.
         say: takes one line for a person.
@@ -213,7 +213,7 @@ def _named(
     way: Way,
     say: Callable[[str], None],
 ) -> Iterator[Named]:
-    """Each picture with the name of its result: no two alike, on any file system, and none too long."""
+    """Each image with the name of its result: no two alike, on any file system, and none too long."""
     room = _name_bytes(folder) - len(PARTIAL) - len(suffix) - len(PREVIEW)
     taken = {_folded(parent) for picture in pictures for parent in picture.name.parents}
     for picture in pictures:
@@ -264,7 +264,7 @@ def _before(folder: Path, name: PurePosixPath) -> Path:
 
 
 def _write_page(folder: Path, album: Album) -> None:
-    """A slider for each picture."""
+    """A slider for each image."""
     shown = [
         {
             "name": str(target.relative_to(folder)).encode(errors="replace").decode(),

@@ -60,11 +60,11 @@ class Evaluation:
     """What is done with every set.
 
     Attributes:
-        folder: where results, pictures and journals go.
+        folder: where results, images and journals go.
         sha256: hex digest of the weights.
         conventions: what numbers mean.
         extra: metrics beside PSNR and SSIM.
-        pictures: images of each set that the report shows in full, the worst ones; 0 keeps no pictures at all.
+        pictures: images of each set that the report shows in full, the worst ones; 0 keeps none at all.
         save_images: whether all results are written as PNG files.
         say: takes one line for a person.
         bar: shows how far it is with some items of work.
@@ -230,7 +230,7 @@ class _Scoring:
             keep_pictures(folder, self.name, key, sample.blurred, restored.picture, sample.sharp, atoms, records)
 
     def complete(self, scores: Sequence[Score]) -> None:
-        """Take away what the report does not show, and make what it lacks: where more pictures are asked for now."""
+        """Take away what the report does not show, and make what it lacks: where more images are asked for now."""
         folder, shown = self.task.folder, self.task.pictures
         worst = worst_first(scores)[:shown]
         if self.ranks.first:
@@ -245,7 +245,7 @@ class _Scoring:
             if read_thumbnail(folder, self.name, score.key) is None
             or (score.key in in_full and not kept_pictures(folder, self.name, score.key))
         ]
-        for score in self.task.bar(self.ranks.share(lacking), f"{self.name}: pictures of the report"):
+        for score in self.task.bar(self.ranks.share(lacking), f"{self.name}: images of the report"):
             sample = self.read(score.key).sample
             _, restored, masks = self.score(score.key, sample)
             self.keep(score, sample, restored, masks, score.key in in_full)
@@ -310,10 +310,10 @@ def measure(
     extra: PerceptualMetrics | None = None,
     device: torch.device = CPU,
 ) -> Score:
-    """The score of a result; without a sharp picture it has those metrics alone that need none.
+    """The score of a result; without a sharp image it has those metrics alone that need none.
 
     Args:
-        aligned: bring blurred and result to the place and gain of the sharp picture first, as `align` does; the flag
+        aligned: bring blurred and result to the place and gain of the sharp image first, as `align` does; the flag
             "unaligned" says where that failed.
         extra: metrics beside PSNR and SSIM, of the result as it is.
         device: where PSNR and SSIM are computed.
@@ -344,7 +344,7 @@ def restored_path(folder: Path, name: str, key: str) -> Path:
 
 
 def write_png(path: Path, picture: Picture) -> None:
-    """An (H, W, 3) uint8 RGB picture, whole or not there."""
+    """An (H, W, 3) uint8 RGB image, whole or not there."""
     done, data = cv2.imencode(".png", picture[..., ::-1])
     if not done:
         raise OSError(f"{path}: cannot be encoded as PNG")
@@ -352,7 +352,7 @@ def write_png(path: Path, picture: Picture) -> None:
 
 
 def _read_ahead(read_one: Callable[[str], Found], keys: Sequence[str]) -> Iterator[tuple[str, Found | UnusableImage]]:
-    """The pictures of each key, or why there are none; the next are read meanwhile."""
+    """The images of each key, or why there are none; the next are read meanwhile."""
 
     def read(key: str) -> Found | UnusableImage:
         try:

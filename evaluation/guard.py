@@ -1,4 +1,4 @@
-"""The guard: telling collapsed results without a sharp picture, and what stands in their place.
+"""The guard: telling collapsed results without a sharp image, and what stands in their place.
 
 A result has collapsed when its PSNR is more than 3 dB below that of the blurred input (arXiv 2309.02270, section 3),
 that is, when its squared error is more than twice that of the input. What an image and the result tell about that is
@@ -30,7 +30,7 @@ class Findings:
     """What was measured of one result; infinite where the network gave values that are not finite.
 
     Attributes:
-        range: root mean square of what lies outside [0, 1], in the worst of the 8 x 8 parts of the picture.
+        range: root mean square of what lies outside [0, 1], in the worst of the 8 x 8 parts of the image.
         detail: how much detail changed, as a share of the detail of the input. Detail is the standard deviation within
             cells of 16 x 16 pixels.
         colour: how much the means of cells of 32 x 32 pixels changed, root mean square in the worst of 4 x 4 parts, as
@@ -72,7 +72,7 @@ class Guarded:
 
 @torch.no_grad()
 def inspect(image: Tensor, output: Tensor) -> list[Findings]:
-    """Measure results; the same for a picture that is mirrored or transposed, and whatever else is in the batch.
+    """Measure results; the same for an image that is mirrored or transposed, and whatever else is in the batch.
 
     Args:
         image: (B, 3, H, W) in [0, 1], what the network was given.
@@ -105,18 +105,18 @@ def inspect(image: Tensor, output: Tensor) -> list[Findings]:
 
 
 def _cells(x: Tensor, side: int) -> Tensor:
-    """Means of cells of about a side, in pixels, that fill the picture: (B, C, H, W) -> (B, C, h, w)."""
+    """Means of cells of about a side, in pixels, that fill the image: (B, C, H, W) -> (B, C, h, w)."""
     height, width = x.shape[-2:]
     return F.adaptive_avg_pool2d(x, (math.ceil(height / side), math.ceil(width / side)))
 
 
 def _detail(x: Tensor) -> Tensor:
-    """Mean variance within cells of a picture: (B, C, H, W) -> (B,)."""
+    """Mean variance within cells of an image: (B, C, H, W) -> (B,)."""
     return (_cells(x.square(), FINE) - _cells(x, FINE).square()).clamp(min=0).mean(dim=(1, 2, 3))
 
 
 def _worst(energy: Tensor, parts: int) -> Tensor:
-    """Mean over the channels and over the worst of parts x parts parts of a picture: (B, C, h, w) -> (B,)."""
+    """Mean over the channels and over the worst of parts x parts parts of an image: (B, C, h, w) -> (B,)."""
     return F.adaptive_avg_pool2d(energy.mean(dim=1, keepdim=True), parts).amax(dim=(1, 2, 3))
 
 
@@ -132,7 +132,7 @@ def rescue(
     alternatives: Iterable[tuple[str, Callable[[], Tensor]]] = (),
     limits: Limits = LIMITS,
 ) -> Guarded:
-    """The result of one picture if it is not suspicious, else the first alternative that is not.
+    """The result of one image if it is not suspicious, else the first alternative that is not.
 
     Args:
         image: (1, 3, H, W) in [0, 1].

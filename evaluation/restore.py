@@ -1,4 +1,4 @@
-"""Restoring pictures the way an evaluation asks for: local means, tiles, precision, and the guard."""
+"""Restoring images the way an evaluation asks for: local means, tiles, precision, and the guard."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FALLBACKS = ("tlc-off", "tiled", "input")
 
 
 class Restored(NamedTuple):
-    """A result, (H, W, 3), typed as its picture, what the guard found suspicious, and what stands in its place."""
+    """A result, (H, W, 3), typed as its image, what the guard found suspicious, and what stands in its place."""
 
     picture: NDArray[Any]
     flags: tuple[str, ...] = ()
@@ -36,7 +36,7 @@ class Restorer:
     Args:
         network: as it was loaded; used, not changed.
         inference: its `guard` is None, "flag", or what to fall back to, in order: "tlc-off" (means over the whole
-            picture), "tiled" (tiles of 512), "input", joined by commas.
+            image), "tiled" (tiles of 512), "input", joined by commas.
         say: takes one line about what local means do not reach.
     """
 
@@ -58,10 +58,10 @@ class Restorer:
     def __call__(
         self, blurred: NDArray[np.uint8] | NDArray[np.uint16], atoms: AtomMap | None, tile: int | None = None
     ) -> Restored:
-        """Restore an (H, W, 3) uint8 or uint16 picture.
+        """Restore an (H, W, 3) uint8 or uint16 image.
 
         Args:
-            tile: side of tiles for this picture, where the inference names none.
+            tile: side of tiles for this image, where the inference names none.
 
         Raises:
             NotFinite, OutOfMemory, TileError: as `deblur`.

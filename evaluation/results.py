@@ -31,11 +31,11 @@ class Score:
 
     Attributes:
         metrics: name -> value, in order: psnr_blurred and psnr in dB, and ssim_wang_blurred, ssim_wang,
-            ssim_nafnet_blurred, ssim_nafnet, of the blurred input and of the result against the sharp picture; then
-            others that were asked for. Empty where there is no sharp picture.
+            ssim_nafnet_blurred, ssim_nafnet, of the blurred input and of the result against the sharp image; then
+            others that were asked for. Empty where there is no sharp image.
         flags: what the guard found suspicious in the result.
         fallback: what stands in place of a suspicious result; empty for the result itself.
-        pixels: start of a digest of the pictures it is of, decoded; empty where nobody looked.
+        pixels: start of a digest of the images it is of, decoded; empty where nobody looked.
     """
 
     key: str
@@ -46,13 +46,13 @@ class Score:
 
     @property
     def gain(self) -> float:
-        """dB won over the blurred input; 0 for two perfect images, and without a sharp picture."""
+        """dB won over the blurred input; 0 for two perfect images, and without a sharp image."""
         before, after = self.metrics.get("psnr_blurred", 0.0), self.metrics.get("psnr", 0.0)
         return after - before if after != before else 0.0  # infinity less infinity is not a number
 
 
 def worst_first(scores: Sequence[Score]) -> list[Score]:
-    """By dB won over the blurred input, the least first; as they come where there is no sharp picture."""
+    """By dB won over the blurred input, the least first; as they come where there is no sharp image."""
     return sorted(scores, key=lambda score: score.gain)
 
 
@@ -68,7 +68,7 @@ def examples(scores: Sequence[Score]) -> list[tuple[str, Score]]:
 
 
 def summarise(scores: Sequence[Score], collapse_db: float = COLLAPSE_DB) -> dict[str, float]:
-    """Number of images, the mode collapse rate, and means over images; no rate without sharp pictures."""
+    """Number of images, the mode collapse rate, and means over images; no rate without sharp images."""
     names = scores[0].metrics if scores else ()
     means = {name: float(np.mean([score.metrics[name] for score in scores])) for name in names}
     if "psnr" not in means:
@@ -103,7 +103,7 @@ class Conventions:
     psnr: str = "uint8, RGB, peak 255, mean of dB over images"
     ssim: str = "wang and nafnet"
     collapse_db: float = COLLAPSE_DB  # loss above which an image counts as collapsed
-    align: str = "none"  # "ecc": results are aligned with the sharp pictures before they are compared
+    align: str = "none"  # "ecc": results are aligned with the sharp images before they are compared
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from samdeblur.storage.format.layout import mask_kind
 
 
 class Sample(NamedTuple):
-    """One image: (H, W, 3) uint8 RGB pictures, the sharp one where there is one."""
+    """One image: blurred and sharp, (H, W, 3) uint8 RGB; the sharp one where there is one."""
 
     blurred: NDArray[np.uint8]
     sharp: NDArray[np.uint8] | None
@@ -110,9 +110,9 @@ class LooseSet:
 
     Args:
         recipe: fingerprint of what `segment` finds.
-        read: gives the pictures of a key; raises UnusableImage.
-        segment: finds the masks of a blurred picture, as at test time in the paper; None where masks are not wanted.
-        files: key -> the files its pictures are read from.
+        read: key -> its images; raises UnusableImage.
+        segment: finds the masks of a blurred image, as at test time in the paper; None where masks are not wanted.
+        files: key -> the files its images are read from.
         source: what else they depend on: where they come from if it is no file.
         segmenter: as of `ImageSet`.
     """

@@ -1,6 +1,6 @@
-"""Picture files to pixels: what an 8-bit PNG, JPEG, BMP, TIFF, WebP, GIF or PPM file shows, as 8-bit RGB.
+"""Image files to pixels: what an 8-bit PNG, JPEG, BMP, TIFF, WebP, GIF or PPM file shows, as 8-bit RGB.
 
-Nothing is lost silently: other forms, more than 8 bits, transparency and further pictures in the file are refused. Size
+Nothing is lost silently: other forms, more than 8 bits, transparency and further images in the file are refused. Size
 and form are judged by the header, before anything is decoded.
 """
 
@@ -81,24 +81,24 @@ class BadImage(ValueError):
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
-    """Decode a picture to (H, W, 3) uint8 RGB, upright. Raises BadImage, from the OSError when the disk gave one."""
+    """Decode an image to (H, W, 3) uint8 RGB, upright. Raises BadImage, from the OSError when the disk gave one."""
     with opened(path) as (image, header):
         upright_shape(image)
         _refuse_depth(image, header)
         if (pictures := getattr(image, "n_frames", 1)) > 1:
-            raise BadImage(f"{pictures} pictures in one file, animated or of several pages; keep one of them")
+            raise BadImage(f"{pictures} images in one file, animated or of several pages; keep one of them")
         return np.array(opaque(upright(image)))
 
 
 def image_shape(path: Path) -> tuple[int, int]:
-    """Height and width of a picture, upright, from its header alone. Raises BadImage as `read_image` does."""
+    """Height and width of an image, upright, from its header alone. Raises BadImage as `read_image` does."""
     with opened(path) as (image, _):
         return upright_shape(image)
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[tuple[ImageFile, bytes]]:
-    """A picture whose header was read, and its first bytes. What goes wrong until it is closed is said of its file."""
+    """An image whose header was read, and its first bytes. What goes wrong until it is closed is said of its file."""
     try:
         with open_regular(path) as file:
             header = file.read(HEADER_BYTES)
@@ -212,7 +212,7 @@ def orientation_of(image: ImageFile) -> int:
 
 
 def upright(image: ImageFile) -> Image.Image:
-    """The decoded picture, turned as its orientation says. Raises BadImage for channels that would be lost in it."""
+    """The decoded image, turned as its orientation says. Raises BadImage for channels that would be lost in it."""
     if isinstance(image, TiffImageFile):
         _refuse_tiff_channels(image.tag_v2)
     image.info.pop("xmp", None)  # where Pillow looks for another word on the orientation
@@ -222,7 +222,7 @@ def upright(image: ImageFile) -> Image.Image:
 
 
 def opaque(image: Image.Image) -> Image.Image:
-    """The picture in RGB, without its alpha. Raises BadImage where that would lose something."""
+    """The image in RGB, without its alpha. Raises BadImage where that would lose something."""
     if image.mode == "RGBa":  # colours multiplied by alpha
         image = image.convert("RGBA")
     if image.mode in ("RGB", "L", "P", "1") and "transparency" in image.info:

@@ -19,7 +19,7 @@ WORDS = {
     RUN: "a training run",
     EVALUATION: "an evaluation",
     TABLE: "a comparison of evaluations",
-    RESTORED: "restored pictures",
+    RESTORED: "restored images",
     STORE: "a mask store",
 }
 _SIGNS = {

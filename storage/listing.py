@@ -1,4 +1,4 @@
-"""Which files in a folder count, for everyone who lists one: sources, imports, pictures beside masks, evaluation.
+"""Which files in a folder count, for everyone who lists one: sources, imports, images beside masks, evaluation.
 
 Links are followed. Hidden files, and what operating systems and notebooks leave behind, never count.
 """
@@ -25,7 +25,7 @@ class ListingError(ValueError):
 
 
 def image_files(folder: Path) -> dict[str, Path]:
-    """Picture files below a folder by their relative name in NFC without suffix, sorted.
+    """Image files below a folder by their relative name in NFC without suffix, sorted.
 
     Files in forms that are not read (`is_unread`) are among them, unless another has their name.
 
@@ -50,12 +50,12 @@ def image_files(folder: Path) -> dict[str, Path]:
 
 
 def is_image(name: str) -> bool:
-    """Whether a file counts and is a picture, by its name."""
+    """Whether a file counts and is an image, by its name."""
     return counts(name) and name.lower().endswith((*SUFFIXES, *UNREAD_SUFFIXES))
 
 
 def is_unread(path: Path) -> bool:
-    """Whether a file is a picture in a form that is not read."""
+    """Whether a file is an image in a form that is not read."""
     return path.suffix.lower() in UNREAD_SUFFIXES
 
 

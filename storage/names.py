@@ -34,7 +34,7 @@ def in_unicode(name: str) -> str:
 
 
 def stem(name: str) -> str:
-    """The name in NFC without the suffix of a picture."""
+    """The name in NFC without the suffix of an image."""
     name = nfc(name)
     ending = name[name.rfind(".") :].lower()
     return name[: -len(ending)] if ending in SUFFIXES or ending in UNREAD_SUFFIXES else name

@@ -1,6 +1,6 @@
 """Photographs as people have them, and files of them: 8 or 16 bits, upright, with their colour profile and EXIF.
 
-Where `decode` refuses what a dataset must not hold, this takes what a camera writes: pictures of 16 bits, and the first
+Where `decode` refuses what a dataset must not hold, this takes what a camera writes: images of 16 bits, and the first
 of several in a file.
 """
 
@@ -66,7 +66,7 @@ def read_photo(path: Path) -> Photo:
         upright_shape(image)
         pictures = getattr(image, "n_frames", 1)
         several = pictures > 1 and image.format != "MPO"  # a JPEG with a preview or a depth map behind it
-        notes = (f"the first of {pictures} pictures in the file",) if several else ()
+        notes = (f"the first of {pictures} images in the file",) if several else ()
         profile, exif = _profile(image), _exif(image)
         if _bits(image, header) > 8:
             return Photo(_deep(path, orientation_of(image)), profile, exif, notes)
@@ -88,7 +88,7 @@ def encode_photo(photo: Photo, form: str, quality: int = 95) -> bytes:
         quality: of jpg and webp, 1 to 100.
 
     Raises:
-        BadImage: a picture that is too large for the form.
+        BadImage: an image that is too large for the form.
     """
     if form == "png":
         done, data = cv2.imencode(".png", photo.pixels[..., ::-1])
@@ -124,7 +124,7 @@ def _bits(image: ImageFile, header: bytes) -> int:
 
 
 def _deep(path: Path, orientation: int) -> Pixels:
-    """A picture of more than 8 bits, which Pillow would cut to 8."""
+    """An image of more than 8 bits, which Pillow would cut to 8."""
     found = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
     if found is None or found.dtype != np.uint16:
         raise BadImage("more than 8 bits per channel, of a kind that is not read; convert it to a PNG of 16 bits")
@@ -145,13 +145,13 @@ def _deep(path: Path, orientation: int) -> Pixels:
 
 
 def _profile(image: ImageFile) -> bytes:
-    """The profile, if it is one of RGB: that of a grey picture does not fit the result."""
+    """The profile, if it is one of RGB: that of a grey image does not fit the result."""
     profile = image.info.get("icc_profile") or b""
     return profile if profile[COLOUR_SPACE] == b"RGB " else b""
 
 
 def _exif(image: ImageFile) -> bytes:
-    with suppress(Exception):  # damaged EXIF raises nearly anything, and is no reason to do without the picture
+    with suppress(Exception):  # damaged EXIF raises nearly anything, and is no reason to do without the image
         exif = image.getexif() if not isinstance(image, TiffImageFile) else None  # whose tags describe the file itself
         if exif:
             exif.pop(ORIENTATION, None)

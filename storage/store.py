@@ -52,26 +52,26 @@ class StoreDamaged(StoreError):
 
 
 class PictureError(StoreError):
-    """A picture that lies elsewhere than its masks is missing, cannot be read, or is another one."""
+    """An image that lies elsewhere than its masks is missing, cannot be read, or is another one."""
 
 
 class Pictures(Protocol):
-    """Pictures that lie elsewhere than the masks; names join the two. Sent to other processes along with the store."""
+    """Images that lie elsewhere than the masks; names join the two. Sent to other processes along with the store."""
 
     def __contains__(self, key: object, /) -> bool: ...
 
     def files(self, key: str) -> Sequence[Path]:
-        """The files that the pictures of an image are read from."""
+        """The files that an image is read from, blurred and sharp."""
         ...
 
     def image(self, store: MaskStore, name: str, key: str) -> NDArray[np.uint8]:
-        """The `blurred` or `sharp` picture that the masks of an image are of, whole; it is not written to.
+        """The `blurred` or `sharp` side of an image, whole; it is not written to.
 
         Returns:
             (H, W, 3) uint8 RGB, of the size that the store says.
 
         Raises:
-            PictureError: there is no such picture.
+            PictureError: there is no such image.
         """
         ...
 
@@ -118,7 +118,7 @@ class MaskStore:
         return MaskStore, (place,), {"_pictures": self._pictures}
 
     def with_pictures(self, pictures: Pictures) -> MaskStore:
-        """This store with pictures that lie elsewhere, in place of any of its own: `image` and `ready_keys` go by them.
+        """This store with images that lie elsewhere, in place of any of its own: `image` and `ready_keys` go by them.
 
         Nothing is read anew, and this one stays as it is.
         """
@@ -162,7 +162,7 @@ class MaskStore:
 
     @property
     def ready_keys(self) -> list[str]:
-        """Names of the images whose masks can be read, and whose pictures are there when they lie elsewhere."""
+        """Names of the images whose masks can be read, and whose images are there when they lie elsewhere."""
         done = [self.keys[i] for i in np.flatnonzero(self.states == DONE).tolist()]
         return done if self._pictures is None else [key for key in done if key in self._pictures]
 
@@ -187,7 +187,7 @@ class MaskStore:
         state = self.states[self.position(key)]
         if state == PENDING:
             return "not prepared yet"
-        return "its picture is not there" if state == DONE else f"quarantined: {self.error(key)}"
+        return "its file is not there" if state == DONE else f"quarantined: {self.error(key)}"
 
     def digest(self, key: str) -> bytes:
         """SHA-256 of the blurred source; the attribute `digest` says of what."""
@@ -221,7 +221,7 @@ class MaskStore:
         return {name: rows[:, column].copy() for column, name in enumerate(RECORD_COLUMNS)}
 
     def image(self, name: str, key: str, window: Window | None = None) -> NDArray[np.uint8]:
-        """The `blurred` or `sharp` picture, (h, w, 3) uint8 RGB.
+        """The `blurred` or `sharp` image, (h, w, 3) uint8 RGB.
 
         Raises as `atoms`, StoreError without images, and PictureError for one that lies elsewhere and cannot be used.
         """
@@ -235,7 +235,7 @@ class MaskStore:
         return self._pictures.image(self, name, key)[top : top + height, left : left + width].copy()
 
     def content(self, key: str) -> str:
-        """Of what an image's masks, records and own pictures are, SHA-256 (hex): the same as long as no byte changes.
+        """Of what an image's masks, records and own images are, SHA-256 (hex): the same as long as no byte changes.
 
         Raises UnknownImage.
         """
@@ -251,7 +251,7 @@ class MaskStore:
         return digest.hexdigest()
 
     def picture_files(self, key: str) -> Sequence[Path]:
-        """The files that the pictures of an image are read from, where they lie elsewhere than the masks."""
+        """The files that an image is read from, blurred and sharp, where they lie elsewhere than the masks."""
         return () if self._pictures is None else self._pictures.files(key)
 
     def require_images(self) -> None:

@@ -252,7 +252,7 @@ def _picture(seed: int, height: int, width: int) -> Picture:
 
 @pytest.fixture(scope="session")
 def save() -> Callable[[Path, Picture], Path]:
-    """(path, picture) -> path: an image file of the kind its suffix says, in folders made for it."""
+    """(path, image) -> path: an image file of the kind its suffix says, in folders made for it."""
     return _save
 
 

@@ -142,7 +142,7 @@ class TrainConfig:
     loader_workers: int = setting(
         -1, "processes that read crops; -1: beside a GPU its share of the cores, at most 16; none on a CPU", low=-1
     )
-    cache_mb: int = setting(0, "memory for decoded pictures: [reading](#reading)", low=0)
+    cache_mb: int = setting(0, "memory for decoded images: [reading](#reading)", low=0)
     device: str = setting("auto", "where it computes", choices=("auto", "cpu", "cuda"))
 
     def __post_init__(self) -> None:

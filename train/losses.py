@@ -52,7 +52,7 @@ def edge_loss(output: Tensor, sharp: Tensor) -> Tensor:
 
 
 def _finest_level(image: Tensor) -> Tensor:
-    """An image without what a picture of half its size has of it."""
+    """What an image of half its size lacks of it."""
     small = _smooth(image)[..., ::2, ::2]
     spread = torch.zeros_like(image)
     spread[..., ::2, ::2] = 4 * small

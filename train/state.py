@@ -112,10 +112,10 @@ def draw_curves(history: list[Row]) -> bytes:
 
 
 def read_curves(folder: Path) -> bytes:
-    """The picture of a run's curves, PNG. Raises FileNotFoundError."""
+    """The image of a run's curves, PNG. Raises FileNotFoundError."""
     path = folder / CURVES
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such picture; is {folder} the folder of a training run?")
+        raise FileNotFoundError(f"{path}: no such image; is {folder} the folder of a training run?")
     return path.read_bytes()
 
 

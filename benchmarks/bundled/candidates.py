@@ -23,7 +23,7 @@ AT_ONCE = 32  # points
 
 @dataclass(frozen=True)
 class Candidates:
-    """The C candidates of a picture with M true masks.
+    """The C candidates of an image with M true masks.
 
     Attributes:
         predicted: (C,) IoU. ious: (C, M) with the true masks. boxes: (C, 4) x0 y0 x1 y1.
@@ -52,7 +52,7 @@ class Candidates:
 def candidates(
     sam: Sam, image: NDArray[np.uint8], truth: AtomMap, side: int, factors: tuple[float, ...] = (1.0,)
 ) -> Candidates:
-    """Those of a grid of side x side points of an (H, W, 3) uint8 RGB picture."""
+    """Those of a grid of side x side points of an (H, W, 3) uint8 RGB image."""
     predictor = SamPredictor(sam)
     predictor.set_image(image)
     points = build_point_grid(side) * np.array(image.shape[1::-1])

@@ -1,4 +1,4 @@
-"""A store of pictures of several sources and stores, without masks: what the bundled NAFNet learns from.
+"""A store of images of several sources and stores, without masks: what the bundled NAFNet learns from.
 
 python -m benchmarks.bundled.mixture OUT.zarr worlds.zarr wide.zarr sample-wide      # run again, it goes on
 """
@@ -20,7 +20,7 @@ from samdeblur.storage.writing.commits import ImageContent
 
 
 class Part(NamedTuple):
-    """Pictures of one place: names, heights and widths, and what gives (blurred, sharp) of a name."""
+    """Images of one place: names, heights and widths, and what gives (blurred, sharp) of a name."""
 
     keys: Sequence[str]
     shapes: Sequence[tuple[int, int]]
@@ -28,7 +28,7 @@ class Part(NamedTuple):
 
 
 def part(location: str) -> Part:
-    """The training pictures of a store, those that are done, or of a source."""
+    """The training images of a store, those that are done, or of a source."""
     if Path(location).is_dir():
         store = open_store(location)
         keys = store.ready_keys
@@ -47,7 +47,7 @@ def part(location: str) -> Part:
 @click.command()
 @click.argument("out", type=click.Path(path_type=Path))
 @click.argument("locations", nargs=-1, required=True)
-@click.option("--most", default=0, help="At most so many pictures of each.")
+@click.option("--most", default=0, help="At most so many images of each.")
 @click.option("--sharp-every", default=12, show_default=True, help="One in so many is sharp in both.")
 def main(out: Path, locations: tuple[str, ...], most: int, sharp_every: int) -> None:
     """Write OUT."""

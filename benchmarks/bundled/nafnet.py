@@ -27,11 +27,11 @@ HELD_OUT = {
     "photographs, test": ("sample", "test"),
     "photographs, test-ood": ("sample", "test-ood"),
 }
-KEPT = ("worlds, test", "photographs, test")  # whose sharp pictures go in as well
+KEPT = ("worlds, test", "photographs, test")  # whose sharp images go in as well
 
 
 def measure(network: Deblurrer, source: Source, sharp: bool = False) -> dict[str, float]:
-    """Mean PSNR and SSIM of a split before and after, and how many images got worse; of its sharp pictures if asked."""
+    """Mean PSNR and SSIM of a split before and after, and how many images got worse; of its sharp images if asked."""
     rows = []
     start = time.perf_counter()
     for key in source.keys:

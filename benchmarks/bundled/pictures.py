@@ -1,4 +1,4 @@
-"""The pictures of the docs: worlds, families, and the bundled Segment Anything model on photographs.
+"""The images of the docs: worlds, families, and the bundled Segment Anything model on photographs.
 
 python -m benchmarks.bundled.pictures      # -> worlds.jpg, families.jpg and sam.jpg in docs/images
 """

@@ -1,6 +1,6 @@
 """Dense scenes of nested masks, as Segment Anything gives them: parts in objects in groups, each with its own border.
 
-python -m benchmarks.common.dense_masks [dense.png]    # counts of one, and a picture of it
+python -m benchmarks.common.dense_masks [dense.png]    # counts of one, and an image of it
 """
 
 from __future__ import annotations

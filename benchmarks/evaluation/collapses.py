@@ -1,6 +1,6 @@
-"""Networks and pictures that make deblurring collapse, and others beside them: what guard.py measures on.
+"""Networks and images that make deblurring collapse, and others beside them: what guard.py measures on.
 
-Two sides that share no network, no sharp picture and no way of going wrong: limits are fixed on "fit", and "test" says
+Two sides that share no network, no sharp image and no way of going wrong: limits are fixed on "fit", and "test" says
 how good they are.
 """
 
@@ -34,7 +34,7 @@ Pair = tuple[Picture, Picture]  # blurred, sharp
 SIDE = 256
 
 
-# Pictures
+# Images
 
 
 @cache
@@ -47,7 +47,7 @@ def worlds(split: str, first: int, count: int) -> tuple[Pair, ...]:
 
 @cache
 def fit_pictures() -> tuple[Picture, ...]:
-    """Sharp pictures that the thresholds are fixed on: the photographs of the sample's training split, and worlds."""
+    """Sharp images that the thresholds are fixed on: the photographs of the sample's training split, and worlds."""
     source = SampleSource.of("sample", "train")
     photos = [source.read(key).sharp for key in source.keys]
     return tuple(photo[:SIDE, :SIDE] for photo in photos) + tuple(sharp for _, sharp in worlds("val", 0, 7))
@@ -55,7 +55,7 @@ def fit_pictures() -> tuple[Picture, ...]:
 
 @cache
 def test_pictures() -> tuple[Picture, ...]:
-    """Sharp pictures that nothing was fixed on: other photographs, micrographs, pages, and other worlds."""
+    """Sharp images that nothing was fixed on: other photographs, micrographs, pages, and other worlds."""
     hopper = cv2.imread(str(cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)))[..., ::-1]
     windows = [
         (data.chelsea(), 20, 60), (data.chelsea(), 40, 190), (data.coffee(), 20, 60), (data.coffee(), 130, 300),
@@ -73,12 +73,12 @@ def test_pictures() -> tuple[Picture, ...]:
 
 @cache
 def long_blur(number: int) -> Pair:
-    """A test picture under long paths, clipped highlights, JPEG."""
+    """A test image under long paths, clipped highlights, JPEG."""
     return OOD_MODEL.render(test_pictures()[number], 1000 + number)
 
 
 def convolved(picture: Picture, kernel: NDArray[np.float32], noise: float = 0.0, seed: int = 0) -> Pair:
-    """A picture under a kernel, in linear light, rounded to 8 bits."""
+    """An image under a kernel, in linear light, rounded to 8 bits."""
     light = cv2.filter2D(decode(picture), -1, kernel / kernel.sum(), borderType=cv2.BORDER_REFLECT_101)
     return Sensor(0.0, noise).expose(light, np.random.default_rng(seed)), picture
 
@@ -166,7 +166,7 @@ TRAININGS: dict[str, Training] = {
 
 
 def training_pairs(training: Training) -> tuple[Pair, ...]:
-    """What a network is trained on: worlds that no picture of either side shows, and for the test side photographs."""
+    """What a network is trained on: worlds that no image of either side shows, and for the test side photographs."""
     rng = np.random.default_rng(training.seed)
     if training.blur == "worlds":
         return worlds("train", 0, 40)
@@ -210,16 +210,16 @@ def to_tensor(picture: Picture) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)[None].float() / 255
 
 
-# What is done to pictures and networks
+# What is done to images and networks
 
 
 @dataclass(frozen=True)
 class Case:
-    """A network's answer to a picture.
+    """A network's answer to an image.
 
     Attributes:
         network, condition: its families.
-        picture: number of the sharp picture.
+        picture: number of the sharp image.
         blurred, sharp: the pair.
         output: what the network gives, (1, 3, H, W), not clamped.
         run: the network as it is here; None for ideal results.
@@ -246,7 +246,7 @@ def noisy(pair: Pair, rng: np.random.Generator) -> Pair:
 
 
 def toned(pair: Pair, rng: np.random.Generator) -> Pair:
-    """Another gamma, of picture and sharp picture alike."""
+    """Another gamma, of image and sharp image alike."""
     gamma = math.exp(rng.uniform(-1, 1))
     return to_picture((pair[0] / 255) ** gamma), to_picture((pair[1] / 255) ** gamma)
 
@@ -273,7 +273,7 @@ def hot(pair: Pair, rng: np.random.Generator) -> Pair:
 
 
 def hazy(pair: Pair, rng: np.random.Generator) -> Pair:
-    """Little contrast, of picture and sharp picture alike."""
+    """Little contrast, of image and sharp image alike."""
     share, veil = rng.uniform(0.15, 0.6), rng.uniform(0.3, 0.8)
     blurred, sharp = (to_picture(share * image / 255 + (1 - share) * veil) for image in pair)
     return blurred, sharp
@@ -289,7 +289,7 @@ def local(pair: Pair, rng: np.random.Generator) -> Pair:
 
 
 def enlarged(pair: Pair, rng: np.random.Generator) -> Pair:
-    """A picture that was blown up, with or without blur before: no detail in the finest scale."""
+    """An image that was blown up, with or without blur before: no detail in the finest scale."""
     size = pair[0].shape[1::-1]
     factor = rng.uniform(1.3, 2.5)
     small = cv2.resize(pair[int(rng.integers(2))], None, fx=1 / factor, fy=1 / factor, interpolation=cv2.INTER_AREA)
@@ -340,7 +340,7 @@ def stuck(network: nn.Module, rng: np.random.Generator) -> nn.Module:
 
 
 def attacked(network: nn.Module, pair: Pair, rng: np.random.Generator) -> Pair:
-    """The picture that is worst for a network within 1 to 4 codes of 255: projected gradients, 6 steps."""
+    """The image that is worst for a network within 1 to 4 codes of 255: projected gradients, 6 steps."""
     bound = float(rng.choice([1, 2, 4])) / 255
     image, sharp = to_tensor(pair[0]), to_tensor(pair[1])
     change = torch.zeros_like(image)
@@ -354,7 +354,7 @@ def attacked(network: nn.Module, pair: Pair, rng: np.random.Generator) -> Pair:
 
 
 def mirrored(pair: Pair, size: int) -> Pair:
-    """A picture continued by reflection to a larger one."""
+    """An image continued by reflection to a larger one."""
     grow = [size - side for side in pair[0].shape[:2]]
     blurred, sharp = (cv2.copyMakeBorder(image, 0, grow[0], 0, grow[1], cv2.BORDER_REFLECT) for image in pair)
     return blurred, sharp
@@ -376,7 +376,7 @@ IDEAL = "ideal"
 
 
 def ideal(side: str, number: int, picture: Picture) -> Iterator[Case]:
-    """What better networks than ours would give: 40 to 100% of the way to the sharp picture, and a little noise."""
+    """What better networks than ours would give: 40 to 100% of the way to the sharp image, and a little noise."""
     rng = np.random.default_rng((2, side == "test", number))
     kinds = ("gaussian", "line", "motion") if side == "fit" else ("disc", "lines", "long", "local")
     for kind in kinds:
@@ -394,7 +394,7 @@ def ideal(side: str, number: int, picture: Picture) -> Iterator[Case]:
 
 @torch.no_grad()
 def cases(side: str, folder: Path, thin: int = 1) -> Iterator[Case]:
-    """All cases of a side, the same ones each time; `thin`: only every so many pictures."""
+    """All cases of a side, the same ones each time; `thin`: only every so many images."""
     networks = {name: trained(name, folder) for name, training in TRAININGS.items() if training.side == side}
     if side == "test":
         networks["bundled"] = load_network("bundled")

@@ -10,7 +10,7 @@ one image.
 `whole`: the bundled network on pairs of PNG files at 1280x720, with scores, report and journal, against a plain script
 that reads, restores and scores the same files with scikit-image alone (PSNR, and SSIM in one convention).
 
-`memory`: the network of the paper (width 32, random weights) with MAP on a picture of 2152x1436, as a whole
+`memory`: the network of the paper (width 32, random weights) with MAP on an image of 2152x1436, as a whole
 and in tiles of 512: what the process takes beside weights and libraries. Each in a process of its own.
 
 A part that is not run keeps what the file has of it.
@@ -241,7 +241,7 @@ MEMORY = {"whole": Inference(), "tiles 512/64": Inference(512, 64)}
 
 
 def memory() -> dict[str, Any]:
-    """Highest resident size of an evaluation of one large picture, less what was there before."""
+    """Highest resident size of an evaluation of one large image, less what was there before."""
     rows = {}
     for name in MEMORY:
         command = [sys.executable, "-m", "benchmarks.evaluation.evaluate", "--child", name]

@@ -35,7 +35,7 @@ from samdeblur.models import NAFNet, forward_in_tiles, local_pooling
 
 @dataclass(frozen=True)
 class Row:
-    """A case in figures; PSNR in dB against the sharp picture."""
+    """A case in figures; PSNR in dB against the sharp image."""
 
     side: str
     network: str
@@ -247,7 +247,7 @@ def figures(rows: Sequence[Row], limits: Limits) -> dict[str, Any]:
 
 @click.command()
 @click.option("--cache", "folder", required=True, type=click.Path(path_type=Path), help="Where trained networks stay.")
-@click.option("--thin", default=1, show_default=True, help="Only every so many pictures, for a quick look.")
+@click.option("--thin", default=1, show_default=True, help="Only every so many images, for a quick look.")
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS / "guard.json")
 def main(folder: Path, thin: int, out: Path) -> None:
     """Fix limits on one side, measure on the other."""

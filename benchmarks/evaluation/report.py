@@ -1,4 +1,4 @@
-"""How long the report of many images takes to open in a browser, and how large it is. And a picture of one for docs.
+"""How long the report of many images takes to open in a browser, and how large it is. And a screenshot of one for docs.
 
 python -m benchmarks.evaluation.report             # -> benchmarks/results/report.json; two minutes
 python -m benchmarks.evaluation.report --picture   # -> docs/images/report.png; some six minutes
@@ -185,7 +185,7 @@ def take_picture(page: Path) -> bytes:
 
 @click.command()
 @click.option("--images", type=int, multiple=True, default=(100, 1000, 3000), show_default=True)
-@click.option("--picture", is_flag=True, help="Make the picture for the docs instead.")
+@click.option("--picture", is_flag=True, help="Make the image for the docs instead.")
 def main(images: Sequence[int], picture: bool) -> None:
     """Time how reports open."""
     if PROGRAM is None:

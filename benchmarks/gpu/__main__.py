@@ -105,7 +105,7 @@ def table(results: dict[str, Any]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
-    parser.add_argument("--small", action="store_true", help="small pictures and networks: to try it without a GPU")
+    parser.add_argument("--small", action="store_true", help="small images and networks: to try it without a GPU")
     parser.add_argument("--out", type=Path, default=RESULTS / "gpu.json")
     parser.add_argument("--only", default="", help="those alone whose name contains this")
     options = parser.parse_args()

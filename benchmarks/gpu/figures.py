@@ -153,7 +153,7 @@ def loader(device: torch.device, size: Size) -> Row:
 
 
 def pooling(device: torch.device, size: Size) -> Row:
-    """Milliseconds of one 720p picture, two channels, forward and backward, against the loop of the released code."""
+    """Milliseconds of one 720p image, two channels, forward and backward, against the loop of the released code."""
     planes = scenes.masks(size)
     batch = AtomBatch.collate([AtomMap.from_masks(planes)]).to(device)
     there = [torch.from_numpy(plane).float().to(device) for plane in planes]

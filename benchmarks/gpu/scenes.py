@@ -1,4 +1,4 @@
-"""What the measurements are made on: pictures, masks, networks and Segment Anything models of any size."""
+"""What the measurements are made on: images, masks, networks and Segment Anything models of any size."""
 
 from __future__ import annotations
 

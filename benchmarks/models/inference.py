@@ -1,4 +1,4 @@
-"""Whole pictures, local means (TLC) and tiles: time, memory, and how far the results differ.
+"""Whole images, local means (TLC) and tiles: time, memory, and how far the results differ.
 
 python -m benchmarks.models.inference      # -> benchmarks/results/inference.json; some ten minutes on two cores
 python -m benchmarks.models.inference --weights RUN --train-size 256 --picture PATH
@@ -60,7 +60,7 @@ def masks() -> np.ndarray:
 
 
 def measure_row(name: str, weights: str, train_size: int, path: str | None, out: Path) -> dict[str, float]:
-    """One way to deblur a picture, with a MAP prior so that its share is counted; saves the result."""
+    """One way to deblur an image, with a MAP prior so that its share is counted; saves the result."""
     tile, overlap, tlc = ROWS[name]
     network = load_network(weights)
     if network.prior is None:
@@ -148,11 +148,11 @@ def in_own_process(*arguments: object) -> dict[str, float]:
 @click.command()
 @click.option("--weights", default="bundled", show_default=True)
 @click.option("--train-size", default=96, show_default=True, help="Side of the crops they were trained on.")
-@click.option("--picture", "path", type=click.Path(exists=True), help="A picture of yours.")
+@click.option("--picture", "path", type=click.Path(exists=True), help="An image of yours.")
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS / "inference.json")
 @click.option("--child", hidden=True)
 def main(weights: str, train_size: int, path: str | None, out: Path, child: str | None) -> None:
-    """Measure inference on a whole picture, with local means, and in tiles."""
+    """Measure inference on a whole image, with local means, and in tiles."""
     if child is not None:
         torch.set_num_threads(1)
         kind, *arguments = json.loads(child)

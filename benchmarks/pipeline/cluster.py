@@ -93,7 +93,7 @@ def scaling(folder: Path, images: int) -> list[dict[str, Any]]:
 
 
 def overlap(folder: Path) -> dict[str, Any]:
-    """Large pictures, whose writing takes long; one worker process of one or two threads, started by hand."""
+    """Large images, whose writing takes long; one worker process of one or two threads, started by hand."""
     source = open_source(str(write_pairs(folder / "large", 24, 720)), "test")
     coordinator.run_block = simulated_device
     seconds = {}

@@ -400,7 +400,7 @@ class Spoiled:
 
     @staticmethod
     def reads(seed: int, code: int) -> Callable[[], None]:
-        """A picture cannot be read, once."""
+        """An image cannot be read, once."""
 
         def spoil() -> None:
             count, at, open_image = iter(range(10**6)), Spoiled.at_random(seed, IMAGES), Image.open

@@ -1,11 +1,11 @@
-"""How pictures are best kept in a store: codecs and chunks of Zarr by bytes, writing time and random crops per second.
+"""How images are best kept in a store: codecs and chunks of Zarr by bytes, writing time and random crops per second.
 
 python -m benchmarks.storage.image_codecs [--pairs FOLDER]
 
 Each way is an array as the format has it (sharded, blocks of 8 images, crc32c last) with other codecs or chunks. It is
-written by zarr-python as a worker does and read by the package's own reader, both on one core. The pictures: those of
-the embedded sample that have colours, side by side in one picture of 1024x512, and with --pairs the pairs of a folder,
-such as one of GoPro. Pictures and shards repeat until there are 2048 images, so that hardly a chunk is found in the
+written by zarr-python as a worker does and read by the package's own reader, both on one core. The images: those of
+the embedded sample that have colours, side by side in one image of 1024x512, and with --pairs the pairs of a folder,
+such as one of GoPro. Images and shards repeat until there are 2048 images, so that hardly a chunk is found in the
 reader's cache; the files lie in the page cache. The ways take turns, times are those of the processor, and reads
 during which another program had the core do not count. Prints tables, writes benchmarks/results/image_codecs.json.
 """
@@ -47,7 +47,7 @@ WRITES = 3
 DISTURBED = 1.15  # seconds over those of the processor from which a read does not count
 
 Pair = tuple[NDArray[np.uint8], NDArray[np.uint8]]  # blurred and sharp, (H, W, 3)
-Files = list[tuple[Path, Path]]  # of blurred and sharp pictures
+Files = list[tuple[Path, Path]]  # of blurred and sharp images
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class PictureArray(ArraySpec):
 
 
 def array_of(way: Way, shapes: Sequence[tuple[int, int]]) -> PictureArray:
-    """For pictures of these heights and widths; sides are whole chunks, and at least multiples of 256."""
+    """For images of these heights and widths; sides are whole chunks, and at least multiples of 256."""
     extent = [round_up(max(shape[axis] for shape in shapes), max(CHUNK, way.chunk[axis])) for axis in range(2)]
     return PictureArray(
         (IMAGES, *extent, 3),
@@ -126,7 +126,7 @@ def array_of(way: Way, shapes: Sequence[tuple[int, int]]) -> PictureArray:
 
 
 class Stored:
-    """Both pictures of all pairs, kept in one way."""
+    """Both images of all pairs, kept in one way."""
 
     def __init__(self, way: Way, folder: Path, pairs: list[Pair]) -> None:
         self.way, self._folder, self._pairs = way, folder, pairs
@@ -141,7 +141,7 @@ class Stored:
                 (folder / name / "c" / str(part)).symlink_to("0")
 
     def _block(self, kind: int) -> NDArray[np.uint8]:
-        """(BLOCK, H, W, 3): the blurred or the sharp pictures of a block, with zeros after them."""
+        """(BLOCK, H, W, 3): the blurred or the sharp images of a block, with zeros after them."""
         block = np.zeros(self._spec.shards or (), np.uint8)
         for number in range(BLOCK):
             picture = self._pairs[number % len(self._pairs)][kind]
@@ -150,7 +150,7 @@ class Stored:
 
     @property
     def pixels(self) -> int:
-        """Of one picture of each pair of a block."""
+        """Of one image of each pair of a block."""
         return sum(int(np.prod(self._shapes[number % len(self._shapes)])) for number in range(BLOCK))
 
     def write(self) -> float:
@@ -211,7 +211,7 @@ def rate(work: Callable[[], Any], disturbed: float = DISTURBED) -> float:
 
 
 class Png:
-    """Files of whole pictures, which a crop decodes whole: for orientation only."""
+    """Files of whole images, which a crop decodes whole: for orientation only."""
 
     def __init__(self, name: str, files: Files) -> None:
         self.name, self._files = name, files

@@ -2,7 +2,7 @@
 
     python -m benchmarks.storage.servers STORE [--write] [--train]
 
-STORE is a store with pictures, a folder. Servers that are not installed are left out, and said to be.
+STORE is a store with images, a folder. Servers that are not installed are left out, and said to be.
 """
 
 from __future__ import annotations

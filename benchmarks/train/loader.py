@@ -2,13 +2,13 @@
 
 python -m benchmarks.train.loader [--pairs FOLDER] [--data FOLDER]
 
-A sample is a random 256 px crop of a blurred and a sharp picture and of all masks, turned at random and joined into
+A sample is a random 256 px crop of a blurred and a sharp image and of all masks, turned at random and joined into
 batches of 8 that are float32 in [0, 1]; the store's come from the trainer's own loader. The released recipe keeps
 crops of 512 px, 256 apart, the last ones flush with the border: two PNG files, and one compressed npz of the groups
 of a grey image that the masks are summed up in. Its loader, written here from that description, decodes both PNG files
 with OpenCV, loads the npz, and cuts before anything becomes floating point.
 
-Both read the same pictures and masks: photographs of scikit-image brought to 1280x720 and blurred by a path of the
+Both read the same images and masks: photographs of scikit-image brought to 1280x720 and blurred by a path of the
 camera, and with --pairs also those of a folder such as one of GoPro; 24 of them, with the masks of dense_masks.py, all
 or every fourth. The store holds each four times, so that hardly a chunk is found in the 64 MiB that its reader keeps.
 All files lie in the page cache. The process is bound to one core, TensorStore's threads too; ways take turns, and a
@@ -149,7 +149,7 @@ def ways_of(folder: Path) -> dict[str, tuple[Iterator[Any], int]]:
     }
     if not (folder / "pictures").exists():
         return ways
-    ways["store, pictures left as bytes"] = our_batches(open_store(path)), 4
+    ways["store, images left as bytes"] = our_batches(open_store(path)), 4
     kept, readers.CACHE_BYTES = readers.CACHE_BYTES, 1 << 20  # the indices of the shards, and hardly a chunk
     uncached = as_float(our_batches(open_store(path)))
     next(uncached)
@@ -170,7 +170,7 @@ def ways_of(folder: Path) -> dict[str, tuple[Iterator[Any], int]]:
     else:
         for _ in range(DISTINCT * COPIES // BATCH):  # the first epoch decodes
             next(cached)
-        ways["store, pictures cached, second epoch on"] = cached, 4
+        ways["store, images cached, second epoch on"] = cached, 4
     return ways
 
 

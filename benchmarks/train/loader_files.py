@@ -1,4 +1,4 @@
-"""The files that loader.py reads: the same pictures and masks as stores, and as the released recipe keeps them.
+"""The files that loader.py reads: the same images and masks as stores, and as the released recipe keeps them.
 
 python -m benchmarks.train.loader_files FOLDER [--pairs FOLDER]     # write them ahead, for loader.py --data FOLDER
 """
@@ -35,14 +35,14 @@ from samdeblur.train.data.crops import orient
 HEIGHT, WIDTH = 720, 1280
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket", "hubble_deep_field", "retina", "motorcycle", "ihc")
 SCENES = 8
-DISTINCT = 24  # pictures with masks
+DISTINCT = 24  # images with masks
 COPIES = 4  # of each in the store
 TILE, STEP = 512, 256  # of the released recipe
 OURS, THEIRS = "store", "released recipe"
 
 
 class Content(NamedTuple):
-    """An image: pictures (H, W, 3) uint8 RGB and masks."""
+    """An image: its sides, (H, W, 3) uint8 RGB, and its masks."""
 
     blurred: NDArray[np.uint8]
     sharp: NDArray[np.uint8]
@@ -79,7 +79,7 @@ def pairs_of(folder: Path) -> list[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
     source = open_source(str(folder), "train", "pairs")
     read = [source.read(key) for key in source.keys[:DISTINCT]]
     if any(pair.blurred.shape != (HEIGHT, WIDTH, 3) for pair in read):
-        raise SystemExit(f"{folder}: give pictures of {WIDTH}x{HEIGHT}")
+        raise SystemExit(f"{folder}: give images of {WIDTH}x{HEIGHT}")
     return [(pair.blurred, pair.sharp) for pair in read]
 
 
@@ -122,7 +122,7 @@ def write_store(path: Path, contents: list[Content], copies: int) -> None:
 
 
 def write_pictures(folder: Path, contents: list[Content], copies: int) -> None:
-    """Whole pictures as PNG files; copies are links."""
+    """Whole images as PNG files; copies are links."""
     for name, kind in (("blur", "blurred"), ("sharp", "sharp")):
         (folder / name).mkdir(parents=True)
         for number, content in enumerate(contents):
@@ -212,7 +212,7 @@ def bytes_per_image(folder: Path) -> dict[str, dict[str, int]]:
         files = size_of(folder / "pictures") // COPIES
         found["PNG folder"] = of({"pictures": files, "masks and index": rest // COPIES}, DISTINCT)
         for name in ("zip", "h5"):
-            found[name] = of({"pictures and masks": (folder / f"small.{name}").stat().st_size}, DISTINCT)
+            found[name] = of({"images and masks": (folder / f"small.{name}").stat().st_size}, DISTINCT)
     return found
 
 

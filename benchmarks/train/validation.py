@@ -1,6 +1,6 @@
 """Validation beside a device: seconds per image, one after the other with scores on the host, and as it is done.
 
-python -m benchmarks.train.validation. The device is simulated: it takes 0.1 s of sleep for a picture of 1280x720 (what
+python -m benchmarks.train.validation. The device is simulated: it takes 0.1 s of sleep for an image of 1280x720 (what
 NAFNet-32 may take on a GPU), and 0.02 s for its scores; reading, and scores on the host, are real. Ways take turns;
 medians of three. Prints a table and writes results/validation.json.
 """

@@ -1,4 +1,4 @@
-"""samdeblur-eval restore: people's own pictures, one or many, under their own names."""
+"""samdeblur-eval restore: people's own images, one or many, under their own names."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ if TYPE_CHECKING:
 @click.option("--format", "form", type=click.Choice(PICTURES), default="png", show_default=True,
               help="Of the results. png keeps 16 bits.")  # fmt: skip
 @click.option("--quality", type=click.IntRange(1, 100), default=95, show_default=True, help="Of jpg and webp.")
-@click.option("--compare", is_flag=True, help=f"Write OUT/{ALBUM}, a slider between before and after for each picture.")
+@click.option("--compare", is_flag=True, help=f"Write OUT/{ALBUM}, a slider between before and after for each image.")
 @weights_option
 @click.option("--sam", default="bundled", show_default=True, metavar="bundled|NAME|PATH",
               help="Segment Anything weights that find the masks, for a network that looks at masks.")  # fmt: skip
 @inference_options
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 def restore(network: str, places: tuple[str, ...], out: Path, **options: Any) -> int:
-    """Restore pictures with MODEL: bundled, the folder of a run, or a checkpoint.
+    """Restore images with MODEL: bundled, the folder of a run, or a checkpoint.
 
-    OUT/photo.png for each, folders below FOLDER kept; upright, with its colour profile and EXIF. Large pictures go
+    OUT/photo.png for each, folders below FOLDER kept; upright, with its colour profile and EXIF. Large images go
     through the network in tiles where memory asks for it. Run the same command again to go on; what is there stays.
     """
 
@@ -89,7 +89,7 @@ def restore(network: str, places: tuple[str, ...], out: Path, **options: Any) ->
         _say(f"{source}: looks collapsed ({found})")
     there = f", {album.kept} of them there before" if album.kept else ""
     count = len(album.written)
-    click.echo(f"{out}: {counted(count, 'picture')} restored{there}")
+    click.echo(f"{out}: {counted(count, 'image')} restored{there}")
     if options["compare"] and album.written:
         click.echo(f"to look at: {out / ALBUM}")
     if album.left_out:
@@ -98,7 +98,7 @@ def restore(network: str, places: tuple[str, ...], out: Path, **options: Any) ->
 
 
 def find_pictures(places: Sequence[str]) -> list[Picture]:
-    """The pictures at some places, with the names of their results; each file once. Raises UsageError."""
+    """The images at some places, with the names of their results; each file once. Raises UsageError."""
 
     from samdeblur.evaluation.album import Picture
 
@@ -107,7 +107,7 @@ def find_pictures(places: Sequence[str]) -> list[Picture]:
     for place in places:
         path = Path(place)
         if not path.exists():
-            raise click.UsageError(f"{place}: no such picture or folder")
+            raise click.UsageError(f"{place}: no such image or folder")
         for name, file in sorted(_files(path)) if path.is_dir() else [(path.name, path)]:
             parts = (Path(os.path.abspath(path)).name, name) if several and path.is_dir() else (name,)
             found.setdefault(os.path.realpath(file), Picture(file, PurePosixPath(*parts)))
@@ -115,14 +115,14 @@ def find_pictures(places: Sequence[str]) -> list[Picture]:
 
 
 def _files(folder: Path) -> list[tuple[str, Path]]:
-    """Pictures below a folder, but for those that commands of this package wrote. Raises UsageError for none."""
+    """Images below a folder, but for those that commands of this package wrote. Raises UsageError for none."""
 
     from samdeblur.storage import folders
 
     kind = folders.kind_of(folder)
     if kind is not None:
         swapped = "; swapped? It is samdeblur-eval restore MODEL PICTURE|FOLDER..." if kind == folders.RUN else ""
-        raise click.UsageError(f"{folder}: holds {folders.WORDS[kind]}, not pictures to restore{swapped}")
+        raise click.UsageError(f"{folder}: holds {folders.WORDS[kind]}, not images to restore{swapped}")
     ours: dict[Path, bool] = {folder: False}
 
     def is_ours(place: Path) -> bool:
@@ -136,12 +136,12 @@ def _files(folder: Path) -> list[tuple[str, Path]]:
         places = sorted({str(place) for place in ours if ours[place] and not ours[place.parent]})
         _say(f"note: {', '.join(places)}: written by this package, and not restored again")
     if not found:
-        raise click.UsageError(f"{folder}: no pictures there")
+        raise click.UsageError(f"{folder}: no images there")
     return found
 
 
 def _bar(pictures: Sequence[Named]) -> Iterable[Named]:
-    bar = progress_bar(pictures, unit="picture", desc="restored")
+    bar = progress_bar(pictures, unit="image", desc="restored")
     for picture, name in bar:
         bar.set_postfix_str(harmless(picture.source.name), refresh=False)
         yield picture, name

@@ -124,7 +124,7 @@ def size_in_bytes(context: click.Context, parameter: click.Parameter, value: str
 @click.option("--encoder-batch", type=click.IntRange(1), default=1, show_default=True,
               help="Images per call of the image encoder; more than one is not exact.")  # fmt: skip
 @click.option("--with-images/--without-images", default=True, show_default=True,
-              help="Store the pictures beside the masks.")  # fmt: skip
+              help="Store the images beside the masks.")  # fmt: skip
 @click.option("--block-size", type=click.IntRange(1, 4096), help="Images per block, the unit of work.  [default: 8]")
 @click.option("--retry-quarantined", is_flag=True, help="Try quarantined images again, with the files as they are now.")
 @click.option("--dry-run", is_flag=True, help="Say what there is to do, and what it will take; write nothing.")
@@ -196,7 +196,7 @@ def _job(options: Mapping[str, Any]) -> Job:
     if predeblur == "auto":
         predeblur = "bundled" if split.startswith("train") and segmenter != "true-masks" else "none"
     if segmenter == "true-masks" and predeblur != "none":
-        raise click.UsageError("--predeblur needs a segmenter; true masks are not found in the pictures")
+        raise click.UsageError("--predeblur needs a segmenter; true masks are not found in the images")
     sam_settings = {name: options[name] for name in SAM_SETTINGS | FAMILY_SETTINGS}
     given, together = segmenter_settings(options["set_segmenter"]), options["encoder_batch"] > 1
     ours = segmenter in ("superpixels", "true-masks")

@@ -39,9 +39,9 @@ def status(runs: tuple[str, ...], as_json: bool) -> None:
 
 @click.command(cls=Command, context_settings=HELP)
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=PLACE)
-@click.option("--out", default="curves.png", show_default=True, type=FILE, help="The picture, a PNG.")
+@click.option("--out", default="curves.png", show_default=True, type=FILE, help="The image, a PNG.")
 def plot(runs: tuple[str, ...], out: Path) -> None:
-    """Draw the curves of every RUN, training loss and validation PSNR, in one picture."""
+    """Draw the curves of every RUN, training loss and validation PSNR, in one image."""
 
     from samdeblur.storage.files import write_durably
     from samdeblur.train.config import TrainConfig, read_config

@@ -56,7 +56,7 @@ def image_bar(total: int | None, name: str) -> Iterator[Callable[[int], None]]:
 
 @click.command(cls=Command)
 @click.argument("store", type=PLACE)
-@click.option("--deep", metavar="SOURCE", help="Also compare the digests with the pictures of this dataset.")
+@click.option("--deep", metavar="SOURCE", help="Also compare the digests with the images of this dataset.")
 @click.option("--layout", default="auto", show_default=True, help="Of SOURCE; as in run.")
 @click.option("--skip-unpaired", is_flag=True, help="As in run, for SOURCE.")
 def verify(store: str, deep: str | None, layout: str, skip_unpaired: bool) -> int:
@@ -97,10 +97,10 @@ def verify(store: str, deep: str | None, layout: str, skip_unpaired: bool) -> in
 @click.option("--push", metavar="hf://...", help="zip: publish it there on the Hugging Face Hub, with a dataset card.")
 @click.option("--private", is_flag=True, help="--push: a repository that is made is private.")
 @click.option("--format", "form", type=click.Choice(["zip", "hdf5", *EXPORTS]), help="By default TARGET's name says.")
-@click.option("--with-images", is_flag=True, help="zip, hdf5: let the pictures go along; masks alone by default.")
+@click.option("--with-images", is_flag=True, help="zip, hdf5: let the images go along; masks alone by default.")
 @click.option("--licence", default="not stated", help="zip, hdf5, coco-instances: licence of the masks.")
-@click.option("--images", type=READ, help="coco-instances: folder of the pictures, for the names of their files.")
-@click.option("--suffix", default="", metavar=".png", help="coco-instances: what the names of the pictures end in.")
+@click.option("--images", type=READ, help="coco-instances: folder of the images, for the names of their files.")
+@click.option("--suffix", default="", metavar=".png", help="coco-instances: what the names of the images end in.")
 @click.option("--ome", is_flag=True, help="The same as --format ome-zarr.")
 @click.option("--codec", type=click.Choice(["gzip", "zstd"]), help="hdf5: zstd needs hdf5plugin.  [default: gzip]")
 def export(
@@ -182,7 +182,7 @@ def export(
 @click.option("--format", "form", type=click.Choice(IMPORTS), help="By default that of what SOURCE holds.")
 @click.option("--split", required=True, help="Split the masks are of: train, test, ...")
 @click.option("--dataset", help="Name written into the store.  [default: SOURCE's]")
-@click.option("--images", type=READ, help="Folder of the pictures, for sizes and digests.")
+@click.option("--images", type=READ, help="Folder of the images, for sizes and digests.")
 @click.option("--categories", metavar="NAME,...", help="COCO: read the annotations of these alone, by name or id.")
 @click.option("--strict", is_flag=True, help="Refuse a file with anything of no use in it, rather than leave it out.")
 def import_command(
@@ -291,7 +291,7 @@ def append_command(store: str, more: str, target: Path) -> int:
 @click.command("diff", cls=Command)
 @click.argument("first", type=PLACE)
 @click.argument("second", type=PLACE)
-@click.option("--with-images/--without-images", default=True, show_default=True, help="Compare the pictures too.")
+@click.option("--with-images/--without-images", default=True, show_default=True, help="Compare the images too.")
 def diff_command(first: str, second: str, with_images: bool) -> int:
     """Say what two stores differ in, however their files lie. Exit code 1 if anything."""
 
@@ -349,7 +349,7 @@ def info_command(store: str, as_json: bool) -> int:
 @overwrite_option
 @click.option("--keys", metavar="GLOB", help="Images to show, by name.")
 @click.option("--count", type=click.IntRange(1), default=48, show_default=True, help="Images to show, spread evenly.")
-@click.option("--images", type=READ, help="Folder of the pictures, for a store without.")
+@click.option("--images", type=READ, help="Folder of the images, for a store without.")
 @click.option("--width", type=click.IntRange(32, 4096), default=480, show_default=True, help="Pixels of a card.")
 def view_command(
     store: str, target: Path, overwrite: bool, keys: str | None, count: int, images: Path | None, width: int
@@ -375,10 +375,10 @@ def view_command(
 @click.option("--layout", default="auto", show_default=True, help="Of SOURCE; as in run.")
 @click.option("--skip-unpaired", is_flag=True, help="As in run, for SOURCE.")
 def add_pictures_command(store: str, source: str, target: Path, layout: str, skip_unpaired: bool) -> int:
-    """Write the masks of STORE, a share without pictures, with those of your copy of the dataset, SOURCE, into TARGET.
+    """Write the masks of STORE, a share without images, with those of your copy of the dataset, SOURCE, into TARGET.
 
-    TARGET is then as good to train on as if you had made the masks. Pictures are compared by their digests; an image
-    whose picture is missing or another one is quarantined.
+    TARGET is then as good to train on as if you had made the masks. Images are compared by their digests; an image
+    that is missing or another one is quarantined.
     """
 
     from samdeblur.pipeline import open_source

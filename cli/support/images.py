@@ -1,4 +1,4 @@
-"""--images: pictures from the folder of a dataset, for stores that hold masks alone."""
+"""--images: a dataset's own images, for stores that hold masks alone."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def images_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """--images and --images-layout, as the parameters `images`, a tuple of folders, and `images_layout`."""
     images = click.option(
         "--images", multiple=True, type=PLACE, metavar="FOLDER",
-        help="Dataset to take the pictures from, for a store without; one for each STORE, in their order.",
+        help="Dataset to take the images from, for a store without; one for each STORE, in their order.",
     )  # fmt: skip
     layout = click.option(
         "--images-layout", metavar="LAYOUT", help="Of --images, as --layout of samdeblur-prep run.  [default: auto]"
@@ -30,7 +30,7 @@ def images_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def with_all_images(stores: Sequence[MaskStore], folders: Sequence[str], layout: str | None = None) -> list[MaskStore]:
-    """Each store with the pictures of the folder at its place; the stores as they are when there are no folders.
+    """Each store with the images of the folder at its place; the stores as they are when there are no folders.
 
     Raises:
         UsageError: other than one folder per store, or a layout of no folder.
@@ -48,7 +48,7 @@ def with_all_images(stores: Sequence[MaskStore], folders: Sequence[str], layout:
 
 
 def with_images(store: MaskStore, folder: str, layout: str = "auto") -> MaskStore:
-    """The store with the pictures of a dataset in place of any of its own; says on stderr which are not there.
+    """The store with the images of a dataset in place of any of its own; says on stderr which are not there.
 
     Args:
         folder: anything that `samdeblur-prep run` takes as SOURCE; of it the split that the store is of.

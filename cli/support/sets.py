@@ -1,4 +1,4 @@
-"""What `samdeblur-eval run` is given to evaluate on: stores, folders of pairs, folders of blurred pictures."""
+"""What `samdeblur-eval run` is given to evaluate on: stores, folders of pairs, folders of blurred images."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ class Loose:
     sam: str | None
     with_masks: bool  # whether the network looks at masks
     device: torch.device  # of this process
-    unscored: bool = False  # whether pictures without sharp ones are of use
+    unscored: bool = False  # whether images without sharp ones are of use
 
 
 def open_sets(
     locations: Sequence[str], loose: Loose, images: Sequence[str], images_layout: str | None
 ) -> list[ImageSet]:
-    """The sets at some places, each with a name of its own; `images` are the folders of pictures for the stores.
+    """The sets at some places, each with a name of its own; `images` are the stores' image folders.
 
     Raises:
         UsageError: masks are needed and no segmenter is named, or one is named and nothing needs it; a set twice;
-            pictures that have nothing to be scored by; folders that hold something else.
+            images that have nothing to be scored by; folders that hold something else.
         FileNotFoundError, StoreError, SourceError: nothing there that can be evaluated.
     """
 
@@ -62,7 +62,7 @@ def open_sets(
     is_store = [_is_store(location) for location in locations]
     stores = [open_store(location) for location, known in zip(locations, is_store, strict=True) if known]
     if loose.sam is not None and all(is_store):
-        raise click.UsageError("--sam is for folders of pictures; the masks of a store are in it")
+        raise click.UsageError("--sam is for folders of images; the masks of a store are in it")
     ready = iter(with_all_images(stores, images, images_layout))
     sources = [None if known else _open_source(place, loose) for place, known in zip(locations, is_store, strict=True)]
     segmenter = Segmenter(loose) if loose.with_masks and not all(is_store) else None
@@ -76,14 +76,14 @@ def open_sets(
 
 
 def _refuse_others(location: str) -> None:
-    """Raise UsageError for what is no set: a run, results, a picture."""
+    """Raise UsageError for what is no set: a run, results, an image."""
 
     from samdeblur.storage import folders
 
     path = Path(location)
     if path.is_file() and is_image(path.name):
         raise click.UsageError(
-            f"{location}: one picture, with nothing to score it by; restore it with samdeblur-eval restore RUN "
+            f"{location}: one image, with nothing to score it by; restore it with samdeblur-eval restore RUN "
             f"{location} --out FOLDER"
         )
     kind = folders.kind_of(path) if path.is_dir() else None
@@ -153,14 +153,14 @@ def _is_store(location: str) -> bool:
 
 
 class Segmenter:
-    """Segment Anything for blurred pictures; loaded when the first comes."""
+    """Segment Anything for blurred images; loaded when the first comes."""
 
     def __init__(self, loose: Loose) -> None:
         from samdeblur.pipeline import BUNDLED_SETTINGS, PrepSettings, Weights
 
         if loose.sam is None:
             raise click.UsageError(
-                "the network looks at masks, and a folder of pictures has none: give --sam bundled (or a checkpoint), "
+                "the network looks at masks, and a folder of images has none: give --sam bundled (or a checkpoint), "
                 "or prepare a store with samdeblur-prep run"
             )
         settings = BUNDLED_SETTINGS if loose.sam == "bundled" else {}
@@ -185,7 +185,7 @@ class _Pictures:
     """The images of a folder, or of a source of this package.
 
     Attributes:
-        files: key -> the files that its pictures are read from.
+        files: key -> the files that it is read from.
         made_by: what makes them, where no files do.
     """
 
@@ -206,7 +206,7 @@ class _Pictures:
 
 
 def _open_source(location: str, loose: Loose) -> _Pictures:
-    """Pairs in a known layout, else blurred pictures alone."""
+    """Pairs in a known layout, else blurred images alone."""
 
     from samdeblur.pipeline import open_source
     from samdeblur.pipeline.sources.base import SourceError
@@ -218,8 +218,8 @@ def _open_source(location: str, loose: Loose) -> _Pictures:
     if not asked and not embedded(location) and root.is_dir() and not has_layout(root) and image_files(root):
         if not loose.unscored:
             raise click.UsageError(
-                f"{location}: pictures without sharp ones, which cannot be scored; restore them with samdeblur-eval "
-                f"restore RUN {location} --out FOLDER. (--metric niqe and others of pyiqa need no sharp pictures)"
+                f"{location}: images without sharp ones, which cannot be scored; restore them with samdeblur-eval "
+                f"restore RUN {location} --out FOLDER. (--metric niqe and others of pyiqa need no sharp images)"
             )
         alone = _readable(root)
         files = {key: (path,) for key, path in alone.items()}
@@ -227,7 +227,7 @@ def _open_source(location: str, loose: Loose) -> _Pictures:
     try:
         source = open_source(location, loose.split or "test", loose.layout or "auto")
     except SourceError as error:
-        raise SourceError(f"{location}: not a mask store, and not pictures: {error}") from error
+        raise SourceError(f"{location}: not a mask store, and not images: {error}") from error
     for note in source.notes:
         click.echo(f"note: {note}", err=True)
     if root.is_dir() and not embedded(location) and (strays := list(filter(is_image, os.listdir(root)))):
@@ -244,7 +244,7 @@ def _open_source(location: str, loose: Loose) -> _Pictures:
 
 
 def _readable(folder: Path) -> dict[str, Path]:
-    """The pictures of a folder; says which are in forms that are not read. Raises SourceError when all are."""
+    """The images of a folder; says which are in forms that are not read. Raises SourceError when all are."""
 
     from samdeblur.pipeline.sources.base import SourceError
     from samdeblur.pipeline.sources.listing import images_in, unread_forms
@@ -254,7 +254,7 @@ def _readable(folder: Path) -> dict[str, Path]:
     if len(files) < len(found):
         line = f"left out in forms that are not read: {unread_forms([found.values()])}"
         if not files:
-            raise SourceError(f"{folder}: no picture that can be read, {line}")
+            raise SourceError(f"{folder}: no image that can be read, {line}")
         click.echo(f"note: {folder}: {line}", err=True)
     return files
 

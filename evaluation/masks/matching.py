@@ -71,7 +71,7 @@ def boundary_recall(found: NDArray[np.bool_], truth: NDArray[np.bool_], toleranc
 
 
 def distinct(masks: AtomMap, low: float = 0.001, high: float = 0.5, overlap: float = 0.8) -> list[int]:
-    """Masks that cover a share of the picture in [low, high], and no earlier one with an IoU of `overlap` or more."""
+    """Masks that cover a share of the image in [low, high], and no earlier one with an IoU of `overlap` or more."""
     shares = masks.mask_areas() / masks.atoms.size
     iou = mask_iou(masks, masks)
     kept: list[int] = []

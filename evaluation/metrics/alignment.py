@@ -1,6 +1,6 @@
 """Aligning a result with its sharp image before they are compared: `--align ecc`, for RealBlur.
 
-Blurred and sharp pictures of RealBlur come from two cameras and do not quite match in place and gain, so results on it
+Blurred and sharp images of RealBlur come from two cameras and do not quite match in place and gain, so results on it
 are compared after a homography and a gain were taken out of them. What is done here, in this order:
 
 1. One gain for all channels, by least squares over all pixels of the images as they are: sum(sharp * result) /

@@ -45,9 +45,9 @@ class PerceptualMetric:
 
     Attributes:
         lower_is_better: its direction.
-        needs_sharp: whether it compares with the sharp picture; else it looks at the result alone.
+        needs_sharp: whether it compares with the sharp image; else it looks at the result alone.
         library: what computes it, with its version.
-        measure: takes the result and the sharp picture, (1, 3, H, W) float32 in [0, 1], and gives one value; the sharp
+        measure: takes the result and the sharp image, (1, 3, H, W) float32 in [0, 1], and gives one value; the sharp
             one may be missing where the metric needs none.
     """
 
@@ -60,7 +60,7 @@ class PerceptualMetric:
 
 @dataclass(frozen=True)
 class PerceptualMetrics:
-    """Several metrics on one device; call them with pictures."""
+    """Several metrics on one device; call them with images."""
 
     metrics: tuple[PerceptualMetric, ...]
     device: torch.device
@@ -72,13 +72,13 @@ class PerceptualMetrics:
 
     @torch.inference_mode()
     def __call__(self, result: Picture, sharp: Picture | None) -> dict[str, float]:
-        """Values by name for two (H, W, 3) uint8 RGB pictures; nan where a metric finds none.
+        """Values by name for two (H, W, 3) uint8 RGB images; nan where a metric finds none.
 
-        Without a sharp picture the metrics that need one are left out.
+        Without a sharp image the metrics that need one are left out.
 
         Raises:
-            ValueError: the pictures differ in shape, or are not (H, W, 3) uint8.
-            PerceptualError: a metric refuses them; some need pictures of a certain size.
+            ValueError: the images differ in shape, or are not (H, W, 3) uint8.
+            PerceptualError: a metric refuses them; some need images of a certain size.
         """
         check_pictures(result, result if sharp is None else sharp)
         result_tensor = self._tensor(result)
@@ -93,7 +93,7 @@ class PerceptualMetrics:
                 raise
             except (ValueError, RuntimeError, AssertionError) as error:
                 size = f"{result.shape[1]}x{result.shape[0]}"
-                raise PerceptualError(f"metric {metric.name} of a picture of {size}: {_first_line(error)}") from error
+                raise PerceptualError(f"metric {metric.name} of an image of {size}: {_first_line(error)}") from error
         return values
 
     def _tensor(self, picture: Picture) -> Tensor:
@@ -102,7 +102,7 @@ class PerceptualMetrics:
 
 def perceptual_metrics(names: Sequence[str], device: torch.device) -> PerceptualMetrics:
     """Metrics by name: "lpips" (AlexNet, as papers report it), "lpips-vgg", "lpips-squeeze", "dists", "ms-ssim" of
-    torchmetrics, and all metrics of single pictures that pyiqa has under its own names, "niqe" for instance.
+    torchmetrics, and all metrics of single images that pyiqa has under its own names, "niqe" for instance.
 
     Weights that are not in torch's cache yet are fetched from the internet by the library.
 
@@ -130,7 +130,7 @@ def _from_torchmetrics(name: str, device: torch.device) -> PerceptualMetric:
     except ImportError as error:
         advice = "pip install samdeblur[perceptual]"
         raise PerceptualError(f"metric {name} needs torchmetrics, which is not installed; {advice}") from error
-    # Values are those of one picture; by default the processes of a run would average them in `compute`.
+    # Values are those of one image; by default the processes of a run would average them in `compute`.
     metric = getattr(image, kind)(**options, sync_on_compute=False).to(device)
 
     def measure(result: Tensor, sharp: Tensor | None) -> Tensor:
@@ -154,7 +154,7 @@ def _from_pyiqa(name: str, device: torch.device) -> PerceptualMetric:
         raise PerceptualError(f"metric {name} needs pyiqa, which is not installed; {advice}") from error
     known = set(pyiqa.list_models()) - NOT_OF_A_PICTURE
     if name not in known:
-        raise _unknown(name, sorted(known), "those of pyiqa.list_models() that are of single pictures")
+        raise _unknown(name, sorted(known), "those of pyiqa.list_models() that are of single images")
     metric = pyiqa.create_metric(name, device=device)
     needs_sharp = metric.metric_mode == "FR"
 

@@ -18,7 +18,7 @@ Picture: TypeAlias = NDArray[np.uint8]
 Convention: TypeAlias = Literal["wang", "nafnet"]
 
 FIDELITY = ("psnr", "ssim_wang", "ssim_nafnet")
-SMALLEST = 2 * max(BORDERS.values()) + 1  # pixels: the window of SSIM, which a smaller picture has no place for
+SMALLEST = 2 * max(BORDERS.values()) + 1  # pixels: the window of SSIM, which a smaller image has no place for
 
 
 def psnr(image: Picture, reference: Picture) -> float:

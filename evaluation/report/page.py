@@ -1,4 +1,4 @@
-"""The page of a report: one HTML file with everything in it but the originals of pictures, which lie beside it."""
+"""The page of a report: one HTML file with everything in it but the originals of images, which lie beside it."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Example:
     Attributes:
         title: which one it is.
         words: its numbers.
-        strip: JPEG bytes, its pictures beside each other.
+        strip: JPEG bytes, its images beside each other.
         labels: what they are.
         place: of the image in the page: number of its set, key.
     """

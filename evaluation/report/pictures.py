@@ -1,4 +1,4 @@
-"""Pictures beside a report: a thumbnail of every result, and everything of the images that are shown in full.
+"""Images beside a report: a thumbnail of every result, and everything of the images that are shown in full.
 
 Below the folder of the report:
 
@@ -8,7 +8,7 @@ Below the folder of the report:
     pictures/SET/KEY.{blurred,result,sharp}.png as they are, pixel for pixel
     pictures/SET/KEY.masks.js                   keepMasks({...}), the masks and their records
 
-Pages opened from a disk may show pictures beside them and run scripts beside them, and may not read either. So masks
+Pages opened from a disk may show images beside them and run scripts beside them, and may not read either. So masks
 are a script that hands over its data.
 """
 
@@ -35,7 +35,7 @@ from samdeblur.storage.sharing.view import masks_by_atom, rounded_rows
 
 THUMBNAIL_SIDE = 160  # pixels
 THUMBNAIL_QUALITY = 72
-STRIP_SIDE, STRIP_QUALITY = 384, 82  # of each picture of a strip
+STRIP_SIDE, STRIP_QUALITY = 384, 82  # of each image of a strip
 FILES = {"blurred": ".blurred.png", "result": ".result.png", "sharp": ".sharp.png", "masks": ".masks.js"}
 
 Picture = NDArray[np.uint8]
@@ -60,7 +60,7 @@ def read_thumbnail(folder: Path, name: str, key: str) -> bytes | None:
 
 
 def keep_strip(folder: Path, name: str, key: str, *pictures: Picture | None) -> None:
-    """Keep pictures of one image, (H, W, 3) uint8, beside each other in one small JPEG; None leaves one out."""
+    """Keep the sides of one image, (H, W, 3) uint8, beside each other in one small JPEG; None leaves one out."""
     write_durably(strip_path(folder, name, key), encode_strip([one for one in pictures if one is not None]))
 
 
@@ -105,7 +105,7 @@ def keep_pictures(
 
 
 def kept_pictures(folder: Path, name: str, key: str) -> dict[str, Path]:
-    """Files of an image by the names of FILES; empty unless at least the blurred picture and the result are there."""
+    """Files of an image by the names of FILES; empty unless at least the blurred image and the result are there."""
     paths = {kind: picture_path(folder, name, key, kind) for kind in FILES}
     found = {kind: path for kind, path in paths.items() if path.is_file()}
     return found if {"blurred", "result"} <= found.keys() else {}
@@ -125,7 +125,7 @@ def forget_pictures(
 
 
 def forget_sets(folder: Path, names: Collection[str]) -> None:
-    """Remove the pictures of other sets than these, which an earlier evaluation left."""
+    """Remove the images of other sets than these, which an earlier evaluation left."""
     for place in ("pictures", "thumbnails"):
         for path in (folder / place).glob("*"):
             if path.name not in {file_name(name) for name in names}:
@@ -148,7 +148,7 @@ def borrow_picture(source: Path, target: Path) -> None:
 
 
 def picture_path(folder: Path, name: str, key: str, kind: str, number: int | None = None) -> Path:
-    """Where a picture of an image is; `kind` one of FILES, `number` that of a network among several."""
+    """Where one of the files of an image is; `kind` one of FILES, `number` that of a network among several."""
     ending = FILES[kind] if number is None else FILES[kind].replace(kind, f"{kind}-{number}")
     return _pictures_folder(folder, name) / f"{file_name(key)}{ending}"
 
@@ -174,7 +174,7 @@ def encode_thumbnail(picture: Picture) -> bytes:
 
 
 def encode_strip(pictures: Sequence[Picture]) -> bytes:
-    """Pictures of one size as one JPEG, from left to right, each at most STRIP_SIDE pixels a side."""
+    """Images of one size as one JPEG, from left to right, each at most STRIP_SIDE pixels a side."""
     height, width = pictures[0].shape[:2]
     scale = min(1.0, STRIP_SIDE / max(height, width))
     size = max(1, round(width * scale)), max(1, round(height * scale))
@@ -185,10 +185,10 @@ def encode_strip(pictures: Sequence[Picture]) -> bytes:
 
 
 def encode_png(picture: Picture) -> bytes:
-    """An (H, W, 3) uint8 RGB picture as PNG, fast rather than small."""
+    """An (H, W, 3) uint8 RGB image as PNG, fast rather than small."""
     done, data = cv2.imencode(".png", picture[..., ::-1])
     if not done:
-        raise ValueError(f"a picture of shape {picture.shape} cannot be encoded as PNG")
+        raise ValueError(f"an image of shape {picture.shape} cannot be encoded as PNG")
     return data.tobytes()
 
 

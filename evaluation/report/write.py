@@ -28,7 +28,7 @@ LABELS = ("blurred", "result", "sharp")
 
 
 def write_report(folder: Path, results: Results, figures: Mapping[str, bytes] | None = None) -> Path:
-    """Write report.html into the folder with the thumbnails and pictures of an evaluation.
+    """Write report.html into the folder with the thumbnails and images of an evaluation.
 
     Args:
         figures: caption -> PNG bytes, such as the curves of the training.
@@ -81,7 +81,7 @@ def _in_short(result: SetResult) -> str:
 
 
 def _examples(folder: Path, number: int, result: SetResult) -> list[Example]:
-    """The best, a middling and the worst image of a set, those of which there are pictures."""
+    """The best, a middling and the worst image of a set, of those whose files are kept."""
     found = []
     for title, score in examples(result.scores):
         strip = read_strip(folder, result.name, score.key)
@@ -101,7 +101,7 @@ def write_comparison(
     figures: Mapping[str, bytes],
     tables: Sequence[Table] = (),
 ) -> Path:
-    """Write report.html of several evaluations; pictures they kept are linked or copied to below `folder`.
+    """Write report.html of several evaluations; images they kept are linked or copied to below `folder`.
 
     Args:
         run_folders: where each evaluation wrote its results.
@@ -160,7 +160,7 @@ def _compared_set(
                     borrow_picture(source, target)
                     pictures[kind] = target
             picture = pictures.pop("result", None)
-            wanted = n == worst or (picture is None and any(kept.values()))  # in the list, or in place of a picture
+            wanted = n == worst or (picture is None and any(kept.values()))  # in the list, or in place of an image
             thumbnail = read_thumbnail(run_folders[n], name, own[n]) if wanted else None
             results.append(ShownResult(scores[n][key], thumbnail, picture))
         images.append(ShownImage(key, results, pictures))
@@ -189,11 +189,11 @@ def _meaning(conventions: Conventions) -> str:
     """What the numbers mean."""
     words = [
         f"PSNR: {conventions.psnr}",
-        "SSIM (wang): per channel, inside the picture; SSIM (nafnet): as NAFNet's evaluation computes it",
+        "SSIM (wang): per channel, inside the image; SSIM (nafnet): as NAFNet's evaluation computes it",
         f"MCR: share of images that lost more than {conventions.collapse_db:g} dB",
     ]
     if conventions.align != "none":
-        words.append(f"Results are aligned with the sharp pictures first ({conventions.align})")
+        words.append(f"Results are aligned with the sharp images first ({conventions.align})")
     return f"{'. '.join(words)}."
 
 

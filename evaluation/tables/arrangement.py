@@ -16,7 +16,7 @@ from samdeblur.storage.files import printable
 from samdeblur.storage.names import shared_names
 from samdeblur.storage.words import counted
 
-SAME_DB = 0.05  # blurred pictures whose PSNR differs by more are other pictures; decoders of JPEG differ by less
+SAME_DB = 0.05  # blurred images whose PSNR differs by more are other images; decoders of JPEG differ by less
 FROM_PICTURES = ("psnr", "ssim_wang", "ssim_nafnet")
 
 SetKey = tuple[str, str, str]  # dataset, split, fingerprint of the masks
@@ -140,7 +140,7 @@ def way(result: SetResult) -> str:
 
 
 def has_metrics(result: SetResult) -> bool:
-    """Whether there are sharp pictures to compare with."""
+    """Whether there are sharp images to compare with."""
     return all("psnr" in score.metrics and "psnr_blurred" in score.metrics for score in result.scores)
 
 
@@ -191,7 +191,7 @@ def _conventions(runs: Sequence[Results], places: Sequence[str]) -> Conventions:
 
 
 def _with_metrics(run: Results, place: str, notes: list[str]) -> list[SetResult]:
-    """The sets with sharp pictures."""
+    """The sets with sharp images."""
     scored = []
     for result in run.sets:
         name = set_name(result.dataset, result.split)
@@ -202,9 +202,9 @@ def _with_metrics(run: Results, place: str, notes: list[str]) -> list[SetResult]
             if result.unready:
                 notes.append(f"{name}: {counted(result.unready, 'image')} could not be evaluated in {place}.")
         else:
-            notes.append(f"{name} is left out: {place} has no metrics of it, for want of sharp pictures.")
+            notes.append(f"{name} is left out: {place} has no metrics of it, for want of sharp images.")
     if not scored:
-        raise NotComparable(f"{place}: no metrics, for there are no sharp pictures; a table needs some")
+        raise NotComparable(f"{place}: no metrics, for there are no sharp images; a table needs some")
     return scored
 
 
@@ -246,7 +246,7 @@ def _share_names(found: Sequence[dict[SetKey, SetResult]], key: SetKey) -> None:
 
 
 def _check_images(results: Sequence[tuple[SetResult, str]]) -> tuple[str, ...]:
-    """The keys of the images, which must be the same in all; so must be the blurred pictures."""
+    """The keys of the images, which must be the same in all; so must be the blurred images."""
     first, first_place = results[0]
     name = set_name(first.dataset, first.split)
     expected = {score.key: score.metrics["psnr_blurred"] for score in first.scores}
@@ -263,14 +263,14 @@ def _check_images(results: Sequence[tuple[SetResult, str]]) -> tuple[str, ...]:
         for key, value in found.items():
             if value != expected[key] and not abs(value - expected[key]) <= SAME_DB:
                 raise NotComparable(
-                    f"{first_place} and {place}: {name} has other pictures under the same names: {printable(key)} "
+                    f"{first_place} and {place}: {name} has other images under the same names: {printable(key)} "
                     f"before deblurring has {expected[key]:.2f} and {value:.2f} dB; evaluate both on the same"
                 )
     return tuple(expected)
 
 
 def _other_pixels(results: Sequence[tuple[SetResult, str]]) -> list[str]:
-    """Which results are of pictures that look the same and are not, as decoders of JPEG give them."""
+    """Which results are of images that look the same and are not, as decoders of JPEG give them."""
     first, first_place = results[0]
     pixels = {score.key: score.pixels for score in first.scores}
     notes = []

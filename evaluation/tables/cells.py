@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 LABELS = {"psnr": "PSNR", "ssim_wang": "SSIM (wang)", "ssim_nafnet": "SSIM (nafnet)", "mcr": "MCR"}
 DIGITS = {"psnr": 2}  # after the point; 4 of others
-BLURRED = "_blurred"  # ends the names of metrics of the blurred picture
+BLURRED = "_blurred"  # ends the names of metrics of the blurred image
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Table:
 
 
 def metric_names(names: Iterable[str]) -> list[str]:
-    """Names of metrics without those of the blurred picture, each once."""
+    """Names of metrics without those of the blurred image, each once."""
     return list(dict.fromkeys(name for name in names if not name.endswith(BLURRED)))
 
 

@@ -229,9 +229,7 @@ def _published_cell(scores: Mapping[str, float], images: int, inference: str = "
 
 
 def _conventions(conventions: Conventions, settings: Settings) -> list[str]:
-    aligned = (
-        "" if conventions.align == "none" else f" Results are aligned with the sharp pictures: {conventions.align}."
-    )
+    aligned = "" if conventions.align == "none" else f" Results are aligned with the sharp images: {conventions.align}."
     return [
         printable(
             f"PSNR in dB ({conventions.psnr}). SSIM of the convention {settings.ssim}. MCR: share of images that lose "
@@ -293,7 +291,7 @@ def _cut(arrangement: Arrangement) -> list[str]:
         high = {s.key for s in scores if max(s.metrics["psnr"], s.metrics["psnr_blurred"]) > HIGHEST_DB}
         if high:
             notes.append(
-                f"{column.name}: PSNR above {HIGHEST_DB:g} dB, that of perfect pictures too, counts as "
+                f"{column.name}: PSNR above {HIGHEST_DB:g} dB, that of perfect images too, counts as "
                 f"{HIGHEST_DB:g} dB ({len(high)} of {len(column.images)} images)."
             )
     return notes

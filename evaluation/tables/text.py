@@ -65,7 +65,7 @@ def run_table(results: Results) -> Table:
 def comparison_tables(
     runs: Sequence[Results], folders: Sequence[Path] = (), settings: Settings = DEFAULTS
 ) -> list[Table]:
-    """The tables of `tables_of`; sets without sharp pictures are left out, and nothing is left where all are.
+    """The tables of `tables_of`; sets without sharp images are left out, and nothing is left where all are.
 
     Args:
         folders: where the results were read from, to tell rows of the same method apart.

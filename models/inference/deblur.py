@@ -1,4 +1,4 @@
-"""Deblurring one picture: from 8-bit pixels to 8-bit pixels, at once or in tiles."""
+"""Deblurring one image: from 8-bit pixels to 8-bit pixels, at once or in tiles."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class DeviceError(ValueError):
 
 
 class OutOfMemory(torch.OutOfMemoryError):
-    """A picture, or a tile of it, that does not fit into the memory of the GPU."""
+    """An image, or a tile of it, that does not fit into the memory of the GPU."""
 
 
 def pick_device(name: str) -> torch.device:
@@ -53,11 +53,11 @@ def deblur(
     overlap: int = OVERLAP,
     precision: str = "float32",
 ) -> NDArray[np.uint8]:
-    """Deblur an (H, W, 3) uint8 RGB picture of any size, on the device of the network.
+    """Deblur an (H, W, 3) uint8 RGB image of any size, on the device of the network.
 
     Args:
-        atoms: the masks of the picture; only a network with a prior looks at them.
-        tile: side of the tiles a larger picture is cut into, so that memory suffices; None takes it whole. See
+        atoms: the masks of the image; only a network with a prior looks at them.
+        tile: side of the tiles a larger image is cut into, so that memory suffices; None takes it whole. See
             `forward_in_tiles`.
         overlap: pixels that neighbouring tiles share.
         precision: "float32", "tf32", or "bfloat16" or "float16" for mixed precision; see `computing`.
@@ -93,7 +93,7 @@ def restore(
         let_go(error)
         height, width = image.shape[:2]
         how = f"in tiles of {tile}: give smaller ones" if tile else "at once: give a tile size, as in --tile 512"
-        raise OutOfMemory(f"{weight.device} has no memory for a picture of {width}x{height} {how}") from None
+        raise OutOfMemory(f"{weight.device} has no memory for an image of {width}x{height} {how}") from None
     return output[0].float()
 
 

@@ -1,4 +1,4 @@
-"""Whether a picture fits into the memory at once, by what a small one takes."""
+"""Whether an image fits into the memory at once, by what a small one takes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HELD = 2.0  # what is held at the peak, in what the largest layer takes and give
 
 
 def tile_for(network: Deblurrer, height: int, width: int, precision: str = "float32") -> int | None:
-    """Side of the tiles that a picture is to be cut into; None where it fits as a whole, as far as that can be told."""
+    """Side of the tiles that an image is to be cut into; None where it fits as a whole, as far as that can be told."""
     if max(height, width) <= TILE + OVERLAP:
         return None
     device = next(network.parameters()).device
@@ -30,7 +30,7 @@ def tile_for(network: Deblurrer, height: int, width: int, precision: str = "floa
 
 @torch.inference_mode()
 def bytes_per_pixel(network: Deblurrer) -> float:
-    """About what a pass of the network holds at its peak, by what the layers take and give for a small picture."""
+    """About what a pass of the network holds at its peak, by what the layers take and give for a small image."""
     largest = 0
 
     def look(module: nn.Module, inputs: object, output: object) -> None:

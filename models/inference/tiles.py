@@ -1,4 +1,4 @@
-"""Pictures too large for the memory, a tile at a time, while the prior still sees the whole picture.
+"""Images too large for the memory, a tile at a time, while the prior still sees the whole image.
 
 Shapes: B batch, S channels of the prior, H W pixels.
 """
@@ -30,15 +30,15 @@ def forward_in_tiles(
 ) -> Tensor:
     """What `network(image, atoms)` gives, a tile at a time.
 
-    The features of a prior are computed once for the whole picture and cut for each tile, so the borders of tiles
-    change no region mean. Tiles begin at multiples of what the network pads to, and the last ones end where the picture
+    The features of a prior are computed once for the whole image and cut for each tile, so the borders of tiles
+    change no region mean. Tiles begin at multiples of what the network pads to, and the last ones end where the image
     ends, so that pixels meet the same pixels on every level as without tiles. Of an overlap the outer quarters are
-    thrown away and the middle half fades from one tile to the next. So the result is that of the whole picture where a
+    thrown away and the middle half fades from one tile to the next. So the result is that of the whole image where a
     pixel's value depends on pixels at most a quarter of the overlap away; means over a tile are not those over the
     picture: see `local_pooling`.
 
     Memory: that of the network for one tile; beside it image, result, features and a row of tiles, 4 (6 + S) bytes a
-    pixel and 12 in the row, and before the first tile what the prior takes for the whole picture.
+    pixel and 12 in the row, and before the first tile what the prior takes for the whole image.
 
     Args:
         network: a `Deblurrer`, or a module called with the image alone.
@@ -51,7 +51,7 @@ def forward_in_tiles(
         (B, 3, H, W), without gradients.
 
     Raises:
-        TileError: sizes that do not suit the network, or a network whose result is no picture of the size of the image.
+        TileError: sizes that do not suit the network, or a network whose result has another size than the image.
     """
     multiple = check_tiles(network, tile, overlap)
     height, width = image.shape[-2:]
@@ -66,14 +66,14 @@ def forward_in_tiles(
             for left, right in _spans(width, tile, overlap, multiple):
                 window = image[..., top:bottom, left:right]
                 if features is not None:
-                    # To their end, where the picture ends: features may be padded as the network pads.
+                    # To their end, where the image ends: features may be padded as the network pads.
                     features.cut = (
                         slice(top, None if bottom == height else bottom),
                         slice(left, None if right == width else right),
                     )
                 piece = network(window, atoms) if isinstance(network, Deblurrer) else network(window)
                 if not isinstance(piece, Tensor) or piece.shape != window.shape:
-                    raise TileError(f"{_name(network)} gives no picture of the size of its input: no tiles")
+                    raise TileError(f"{_name(network)} gives no image of the size of its input: no tiles")
                 _lay(row, piece.to(row.dtype), left, seen, -1)
                 seen = right
             _lay(result, row, top, done, -2)
@@ -124,7 +124,7 @@ def _lay(canvas: Tensor, piece: Tensor, start: int, seen: int, dim: int) -> None
 
 
 class _Features(Prior):
-    """A prior that has been asked already: gives a part of the features of the whole picture."""
+    """A prior that has been asked already: gives a part of the features of the whole image."""
 
     def __init__(self, features: Tensor) -> None:
         super().__init__()

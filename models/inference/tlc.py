@@ -1,7 +1,7 @@
 """Local means at test time in place of means over the whole image: TLC (Chu et al., ECCV 2022, arXiv 2112.04491).
 
-A network trained on crops learns from means over a crop; on a larger picture a mean over everything says something
-else. So each global pool becomes a mean over a window of 1.5 times what it saw in training, sliding over the picture.
+A network trained on crops learns from means over a crop; on a larger image a mean over everything says something
+else. So each global pool becomes a mean over a window of 1.5 times what it saw in training, sliding over the image.
 
 Shapes: B batch, C channels, H W pixels.
 """
@@ -27,14 +27,14 @@ from samdeblur.models.priors.pooling import AtomBatch
 Network = TypeVar("Network", bound=nn.Module)
 
 # Numbers worked on at a time, if that is more than one channel: what stays in the cache of a core; elsewhere so many
-# that a picture takes few launches.
+# that an image takes few launches.
 CHUNKS = {"cpu": 1 << 20}
 CHUNK = 1 << 24
 
 
 class LocalAveragePool(nn.Module):
     """The mean of a window around each pixel: (B, C, H, W) -> the same shape, or (B, C, 1, 1) where the window
-    covers the picture.
+    covers the image.
 
     Args:
         kernel: height and width of the window, in pixels of this layer.
@@ -55,11 +55,11 @@ class LocalAveragePool(nn.Module):
 
 
 def local_mean(x: Tensor, kernel: tuple[int, int]) -> Tensor:
-    """Means of windows that slide inside the picture: (..., C, H, W) -> the same shape.
+    """Means of windows that slide inside the image: (..., C, H, W) -> the same shape.
 
     A window is k = min(side, kernel) wide, so it has k - 1 places fewer than there are pixels; the outermost means are
     repeated to make up, floor((k - 1) / 2) times at the top and left, ceil((k - 1) / 2) times below and right. So the
-    window of pixel y starts at y - floor((k - 1) / 2), moved inside the picture.
+    window of pixel y starts at y - floor((k - 1) / 2), moved inside the image.
 
     Running sums along the columns, then along the rows, in float64 (float32 on Apple's GPUs, which have no other):
     they run over the whole side, so in float32 large features take digits from small ones far away. Memory beside the
@@ -107,12 +107,12 @@ def _sliding_sum_by_doubling(x: Tensor, size: int, dim: int) -> Tensor:
 def local_pooling(network: Network, train_size: int = 256) -> Network:
     """A copy of a network whose global average pools are means of sliding windows; the network itself is untouched.
 
-    One pass over a picture of `train_size` fixes the window of every pool at int(1.5 * train_size) / train_size times
+    One pass over an image of `train_size` fixes the window of every pool at int(1.5 * train_size) / train_size times
     the size it is given there (so 384, 192, 96, ... by depth for 256), whatever is deblurred later. Where a window
-    covers both sides of the picture the pool stays global, so at the size of training nothing changes, to the bit.
+    covers both sides of the image the pool stays global, so at the size of training nothing changes, to the bit.
     Parameters and names are those of the network.
 
-    Converted are modules `nn.AdaptiveAvgPool2d(1)`, wherever they are. A warning names what looks at the whole picture
+    Converted are modules `nn.AdaptiveAvgPool2d(1)`, wherever they are. A warning names what looks at the whole image
     otherwise: means and sums that a `forward` takes over both sides of a tensor, pools used at several sizes, pools
     the pass does not come by. Means over pixels flattened into one dimension are not seen.
 
@@ -156,7 +156,7 @@ def local_pooling(network: Network, train_size: int = 256) -> Network:
         module.training = modes.get(module, network.training)
     if left:
         warnings.warn(
-            f"these keep looking at the whole picture: {', '.join(left)}; only modules nn.AdaptiveAvgPool2d(1), one "
+            f"these keep looking at the whole image: {', '.join(left)}; only modules nn.AdaptiveAvgPool2d(1), one "
             "for each place, become local means",
             stacklevel=2,
         )
@@ -203,7 +203,7 @@ def _call(network: nn.Module, image: Tensor) -> list[Tensor]:
 
 @contextmanager
 def _watching(network: nn.Module) -> Iterator[tuple[dict[nn.Module, set[tuple[int, int]]], dict[str, None]]]:
-    """While open, notes what (height, width) each pool is given, and by name what else sums over whole pictures."""
+    """While open, notes what (height, width) each pool is given, and by name what else sums over whole images."""
     sizes: dict[nn.Module, set[tuple[int, int]]] = {}
     found: dict[str, None] = {}
     inside: list[tuple[str, nn.Module]] = []
@@ -252,7 +252,7 @@ _POOLS = {torch.ops.aten.adaptive_avg_pool2d.default, torch.ops.aten._adaptive_a
 
 
 def _sums_pictures(function: Any, args: Sequence[Any]) -> bool:
-    """Whether an operation adds up both sides of the picture in a (B, C, H, W) tensor; a side of 1 needs no sum."""
+    """Whether an operation adds up both sides of the image in a (B, C, H, W) tensor; a side of 1 needs no sum."""
     if function in _POOLS:
         return tuple(args[1]) == (1, 1) and args[0].shape[-2:].numel() > 1
     if function == torch.ops.aten.avg_pool2d.default:

@@ -1,6 +1,6 @@
 """Networks by name: `unet`, `spandrel:Restormer` (a class of spandrel or spandrel-extra-arches), `package.module:make`.
 
-A network of others is called through `Foreign`, which pads pictures to the sizes it takes; those are found by trying.
+A network of others is called through `Foreign`, which pads images to the sizes it takes; those are found by trying.
 Code of your own that a file of weights names is not run unless this process was asked for it, or the environment allows
 it: SAMDEBLUR_NETWORKS=package.module:factory, several joined by commas.
 """
@@ -31,7 +31,7 @@ LIBRARIES = ("spandrel", "spandrel_extra_arches")
 ALLOWED = "SAMDEBLUR_NETWORKS"
 _asked: set[str] = set()  # factories this process was asked for by who runs it
 
-_SIDE = 40  # pictures that sizes are tried with are at least as high
+_SIDE = 40  # images that sizes are tried with are at least as high
 _MULTIPLES = (1, 2, 4, 7, 8, 12, 14, 16, 24, 28, 32, 48, 64, 96, 128)  # of halvings and of windows
 
 
@@ -40,12 +40,12 @@ class NetworkError(ValueError):
 
 
 class Foreign(nn.Module):
-    """A network of others for pictures of any size: they are continued by their last row and column to what it takes.
+    """A network of others for images of any size: they are continued by their last row and column to what it takes.
 
     Attributes:
         config: name, options, and the sizes found, from which `build_network` makes it again.
         multiple: what sides have to be multiples of.
-        square: whether pictures have to be square.
+        square: whether images have to be square.
     """
 
     def __init__(self, network: nn.Module, name: str, options: Mapping[str, Any], multiple: int, square: bool) -> None:
@@ -82,7 +82,7 @@ def build_network(name: str, options: Mapping[str, Any], asked: bool = True) -> 
 
     Args:
         name: one of `OWN`, `spandrel:CLASS` or `package.module:factory`, something called with the options that
-            gives a module from pictures (B, 3, H, W) in [0, 1] to such.
+            gives a module from images (B, 3, H, W) in [0, 1] to such.
         options: keyword arguments.
         asked: whether who runs this process named it; False for names that come out of a file.
 
@@ -117,7 +117,7 @@ def rebuild_network(name: str, options: Mapping[str, Any], multiple: int, square
         raise NetworkError(f"sizes {multiple!r}, {square!r} are none of a network")
     built = build_network(name, options, asked=False)
     if not isinstance(built, Foreign):
-        raise NetworkError(f"{name} takes pictures of any size")
+        raise NetworkError(f"{name} takes images of any size")
     return Foreign(built.network, name, options, multiple, square)
 
 
@@ -187,7 +187,7 @@ def _parameters(make: Callable[..., Any]) -> list[str]:
 
 
 def _sizes(name: str, network: nn.Module) -> tuple[int, bool]:
-    """The smallest multiple of sides a network takes and gives back, and whether pictures must be square."""
+    """The smallest multiple of sides a network takes and gives back, and whether images must be square."""
     trouble = ""
     for square in (False, True):
         for multiple in _MULTIPLES:
@@ -201,10 +201,10 @@ def _sizes(name: str, network: nn.Module) -> tuple[int, bool]:
             shapes = [tuple(output.shape) for output in tree_leaves(outputs) if isinstance(output, Tensor)]
             if (1, 3, height, width) in shapes:
                 return multiple, square
-            trouble = f"of a picture of {width}x{height} it gives {' and '.join(map(str, shapes)) or 'no tensor'}"
+            trouble = f"of an image of {width}x{height} it gives {' and '.join(map(str, shapes)) or 'no tensor'}"
             if not any(len(s) == 4 and s[1] == 3 and abs(s[2] - height) < multiple + height // 4 for s in shapes):
-                raise NetworkError(f"{name}: restores no pictures: {trouble}")
-    raise NetworkError(f"{name}: takes no picture (1, 3, height, width) to one of the same size ({trouble})")
+                raise NetworkError(f"{name}: restores no images: {trouble}")
+    raise NetworkError(f"{name}: takes no image (1, 3, height, width) to one of the same size ({trouble})")
 
 
 def _dry(network: nn.Module, height: int, width: int) -> Any:

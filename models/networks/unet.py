@@ -15,7 +15,7 @@ class UNet(nn.Module):
 
     Args:
         width: channels of the first level.
-        levels: how often the picture is halved.
+        levels: how often the image is halved.
         blocks: residual blocks on each level, down and up.
 
     Called with an image (B, 3, H, W), RGB in [0, 1], of any size; returns one of the same shape, not clamped.

@@ -82,7 +82,7 @@ class Deblurrer(nn.Module):
     recognised: str = ""  # what load_network took the file for
     train_size: int | None = None  # side of the crops it was trained on, for local_pooling; None where nobody said
     provenance: Mapping[str, Any] | None = None  # step and run of its weights, where they say: see docs/training.md
-    local_means: bool = False  # whether its weights ask for local_pooling at that size, whatever the picture
+    local_means: bool = False  # whether its weights ask for local_pooling at that size, whatever the image
 
     def __init__(
         self,

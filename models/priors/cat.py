@@ -10,7 +10,7 @@ from samdeblur.models.priors.pooling import AtomBatch
 
 
 class CATPrior(Prior):
-    """The masks as one grey picture in [0, 1].
+    """The masks as one grey image in [0, 1].
 
     Mask k of the full image has the grey value 2(k + 1) for k < 127, else 2(255 - k) - 1; overlapping masks add up, and
     the sum is clipped to 0..255 and divided by 255 (the released code of SAM-Deblur).

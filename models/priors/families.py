@@ -1,7 +1,7 @@
 """What families of networks do to an image before a convolution sees it: pad it, reduce it, unshuffle its pixels.
 
 The same has to be done to the features of a prior, or they come to lie beside the pixels they belong to. What is done
-is recognised: a picture of noise is compared with what reached the convolution.
+is recognised: an image of noise is compared with what reached the convolution.
 """
 
 from __future__ import annotations

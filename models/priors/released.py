@@ -18,14 +18,14 @@ from samdeblur.models.priors.pool_index import accumulator
 from samdeblur.models.priors.pooling import AtomBatch
 
 REGIONS = 257  # region 0 is the padding, region 1 + g the pixels of grey value g
-MASK_VALUE = 1 / 255  # of a pixel in its mask: boolean masks were divided by 255 as if they were pictures
+MASK_VALUE = 1 / 255  # of a pixel in its mask: boolean masks were divided by 255 as if they were images
 GUARD = 1e-8  # added to every divisor
 
 
 class ReleasedMAPUnit(Prior):
     """MAP of the released code: regions of one grey value in place of masks, pooled after padding.
 
-    The grey picture is that of `CATPrior`, codes of overlapping masks added up, so every pixel lies in one region. What
+    The grey image is that of `CATPrior`, codes of overlapping masks added up, so every pixel lies in one region. What
     no mask covers is the region of grey value 0, one as any other. In training mode int(dropout * M) of the M regions
     present in an image are dropped at random, by the seeds of the batch as in `drop_masks`.
 

@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 
 
 def require_room(picture: NDArray[np.uint8], stages: Stages) -> None:
-    """Raise BadImage for a picture that certainly takes more memory than this worker has left.
+    """Raise BadImage for an image that certainly takes more memory than this worker has left.
 
     What a segmenter takes for each pixel it says itself, as `bytes_per_pixel`; one of another package may say nothing.
     Memory of a GPU is not counted: a lack of it is an error that can be caught.

@@ -1,7 +1,7 @@
 """A model of camera shake and moving objects that blurs a sharp photograph.
 
-The exposure is a mean of sub-frames in linear light. In each, the whole picture is moved along a smooth random camera
-path (translation and a little rotation, so that the blur differs over the picture) and a few regions move along paths
+The exposure is a mean of sub-frames in linear light. In each, the whole image is moved along a smooth random camera
+path (translation and a little rotation, so that the blur differs over the image) and a few regions move along paths
 of their own over it, uncovering a background filled in behind them. Then come exposure gain with clipping, shot and
 read noise, gamma and rounding to 8 bits, and JPEG when asked. The sharp image is the photograph (under the same gain),
 which is where everything stands in the middle of the exposure.

@@ -1,4 +1,4 @@
-"""A store beside the dataset it was made of: comparing the two, and giving masks their pictures."""
+"""A store beside the dataset it was made of: comparing the two, and giving masks their images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from samdeblur.storage.writing.bulk import Row, fill_store
 from samdeblur.storage.writing.commits import ImageContent, ImageOutcome
 
 Progress = Callable[[int], None]
-OTHER_PICTURE = "its masks are of another picture than the one in the dataset"
+OTHER_PICTURE = "its masks are of another image than the one in the dataset"
 
 
 def source_problems(store: MaskStore, source: Source, progress: Progress = lambda images: None) -> Iterator[str]:
@@ -41,9 +41,9 @@ def source_problems(store: MaskStore, source: Source, progress: Progress = lambd
 
 
 def add_pictures(store: MaskStore, source: Source, target: Path, progress: Progress = lambda images: None) -> MaskStore:
-    """A store with the masks of one and the pictures of the dataset they were made of, ready to train on.
+    """A store with the masks of one and the images of the dataset they were made of, ready to train on.
 
-    An image whose picture is missing, damaged or another one is quarantined.
+    An image whose file is missing, damaged or another one is quarantined.
 
     Raises:
         StoreError: digests of another kind than the dataset's, no image of the store in it, or another store is there.
@@ -90,7 +90,7 @@ def read_own(store: MaskStore, source: Source, key: str, name: str) -> ImagePair
     pair = source.read(name)
     (height, width), (rows, columns) = pair.blurred.shape[:2], store.shape(key)
     if (height, width) != (rows, columns):
-        raise BadImage(f"its masks are {columns}x{rows}, the picture in the dataset is {width}x{height}")
+        raise BadImage(f"its masks are {columns}x{rows}, the image in the dataset is {width}x{height}")
     if store.header.digest != "none" and pair.digest != store.digest(key):
         raise BadImage(OTHER_PICTURE)
     return pair

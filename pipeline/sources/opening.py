@@ -61,7 +61,7 @@ def open_source(
             raise SourceError(f"{location}: a file; name the folder of a dataset")
         raise FileNotFoundError(f"{location}: no such folder")
     if (root / "zarr.json").exists():
-        raise SourceError(f"{location}: that is a mask store, not a dataset; name the folder of the pictures")
+        raise SourceError(f"{location}: that is a mask store, not a dataset; name the folder of the images")
     if is_empty(root):
         raise SourceError(f"{location}: an empty folder; mount the disk of the dataset there, or name another folder")
     if layout == "auto":

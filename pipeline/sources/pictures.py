@@ -1,4 +1,4 @@
-"""The pictures of a dataset for masks shared without: joined by name, checked by digest, the last ones kept."""
+"""The images of a dataset for masks shared without: joined by name, checked by digest, the last ones kept."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from samdeblur.pipeline.sources.dataset import keys_in_both, read_own
 from samdeblur.storage import MaskStore, PictureError
 from samdeblur.storage.names import Names
 
-PICTURE_BYTES = 64 << 20  # decoded pictures kept by one process
+PICTURE_BYTES = 64 << 20  # decoded images kept by one process
 
 
 def with_dataset(store: MaskStore, source: Source, name: str) -> MaskStore:
@@ -33,10 +33,10 @@ def with_dataset(store: MaskStore, source: Source, name: str) -> MaskStore:
 
 
 class DatasetPictures:
-    """The pairs of a dataset as the pictures of a store (`storage.store.Pictures`).
+    """The pairs of a dataset as the images of a store (`storage.store.Pictures`).
 
     Blurred and sharp are decoded together, whole, and compared with the store each time: size, and digest if it knows
-    one. The last pairs are kept, PICTURE_BYTES of them but at least one, so that both pictures, and several crops of
+    one. The last pairs are kept, PICTURE_BYTES of them but at least one, so that both images, and several crops of
     them, take one decoding. What is kept stays behind when this is sent to another process.
     """
 
@@ -67,12 +67,12 @@ class DatasetPictures:
     def _read(self, store: MaskStore, key: str) -> dict[str, NDArray[np.uint8]]:
         there = self._names.find(key)
         if there is None:
-            raise PictureError(f"{self.name}: no picture of {key} there, which {store.path} has masks of; add it")
+            raise PictureError(f"{self.name}: no image of {key} there, which {store.path} has masks of; add it")
         try:
             pair = read_own(store, self.source, key, there)
         except BadImage as error:
             raise PictureError(
-                f"{self.name}: {key}: {error}; restore the picture, or take it and its counterpart away to go without"
+                f"{self.name}: {key}: {error}; restore the image, or take it and its counterpart away to go without"
             ) from error
         return {"blurred": pair.blurred, "sharp": pair.sharp}
 

@@ -150,7 +150,7 @@ def body(rng: np.random.Generator, outline: NDArray[np.uint8], radius: float, su
         cv2.Sobel(height, cv2.CV_32F, 1, 0, scale=1 / 8),
         cv2.Sobel(height, cv2.CV_32F, 0, 1, scale=1 / 8),
     )
-    rise = rng.uniform(0.5, 1.2)  # of the light over the picture
+    rise = rng.uniform(0.5, 1.2)  # of the light over the image
     facing = np.sin(rise) - np.cos(rise) * (np.cos(sun) * slope_x + np.sin(sun) * slope_y)
     facing = np.clip(facing / np.sqrt(1 + slope_x**2 + slope_y**2), 0, 1)
     ambient = rng.uniform(0.15, 0.6)

@@ -55,7 +55,7 @@ def what_lies_at(path: Path) -> str:
     if is_empty(path):
         return "an empty folder; samdeblur-prep run makes a store there"
     if (path / "train").is_dir() or (path / "test").is_dir() or _has_pictures(path):
-        return "a folder of pictures; samdeblur-prep run makes a store of it"
+        return "a folder of images; samdeblur-prep run makes a store of it"
     names = sorted(os.listdir(path))
     more = ", ..." if len(names) > NAMED else ""
     return f"a folder that holds {', '.join(names[:NAMED])}{more}; name the store itself"

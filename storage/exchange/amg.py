@@ -54,7 +54,7 @@ def list_amg(folder: Path, left_out: LeftOut | None = None) -> Listing:
         folders | lists,
         _size,
         lambda path, shape: _read(path, shape, left_out),
-        ("amg holds no recipe and no digests of the pictures",),
+        ("amg holds no recipe and no digests of the images",),
     )
 
 

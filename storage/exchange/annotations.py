@@ -69,10 +69,10 @@ class Listing:
         keys: I names, in the order of the store.
         shapes: I pairs height, width; 0 0 where unknown.
         problems: position -> why, of images known to be of no use already; `read` is not called for these.
-        sizeless: position -> why nothing says how large an image is; of no use either, until its picture says it.
+        sizeless: position -> why nothing says how large an image is; of no use either, until its image says it.
         read: gives, of the number of an image and its height and width, the masks and their records without area and
             box; columns may be missing. Raises ExchangeError or TooManyAtoms for an image that cannot be used.
-        digest_kind: what of the pictures is known: "pixels", "file" or "none".
+        digest_kind: what of the images is known: "pixels", "file" or "none".
         digest: gives that of image number i, 32 bytes. Raises ExchangeError as `read`.
         claims: the recipe that the source says its masks were made by, if any.
         notes: what the format does not hold, one line each.

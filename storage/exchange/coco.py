@@ -46,7 +46,7 @@ def export_instances(
     """Write the images of a store that are done; the file is replaced when it is there. Returns what is lost.
 
     Args:
-        file_name: of the picture of an image; other programs look for it in a folder.
+        file_name: of an image; other programs look for it in a folder.
         licence: of the masks.
     """
     header = store.header
@@ -75,7 +75,7 @@ def export_results(store: MaskStore, target: Path, progress: Progress) -> list[s
         file.write("[")
         _write_items(file, results())
         file.write("]\n")
-    notes = ["coco-results holds no recipe and no digests of the pictures"]
+    notes = ["coco-results holds no recipe and no digests of the images"]
     empty = sum(not store.counts[store.position(key), 0] for key in store.ready_keys)
     if empty:
         notes.append(f"coco-results lists no images: {counted(empty, 'image')} without masks left out")

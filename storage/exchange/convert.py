@@ -98,7 +98,7 @@ def export_masks(
         notes.append(f"{counted(quarantined, 'quarantined image')} left out")
     if store.header.images and format != "ome-zarr":
         notes.append(
-            f"{format} holds masks alone: the pictures of {counted(len(store.ready_keys), 'image')} are left out"
+            f"{format} holds masks alone: the pixels of {counted(len(store.ready_keys), 'image')} are left out"
         )
     return notes
 
@@ -125,7 +125,7 @@ def import_masks(
         target: the new store.
         format: one of FORMATS, or None to tell it from the source.
         dataset, split: names written into the store.
-        images: a folder of the pictures, named like the keys. Sizes are compared, and digests taken.
+        images: a folder of the images, named like the keys. Sizes are compared, and digests taken.
         progress: called with the number of images that came into the store since the last call.
         strict: refuse a file for anything that would be left out, and quarantine an image for any annotation.
         categories: names or ids of those of COCO that are read; all where there are none.
@@ -134,7 +134,7 @@ def import_masks(
         What is not in the store or not known of its masks, one statement each.
 
     Raises:
-        FileNotFoundError: no source, or no folder of pictures.
+        FileNotFoundError: no source, or no folder of images.
         ExchangeError: a source of which nothing can be used.
         StoreError: another store lies at the target.
         StoreBusy: another job writes to it.
@@ -237,10 +237,7 @@ def _unknown(store: MaskStore, unknown: Counter[str]) -> list[str]:
     if missing:
         notes.append(f"not known: {', '.join(missing)}")
     if store.header.digest == "none":
-        notes.append(
-            f"no digests are known of the pictures of {counted(len(store), 'image')}: give the pictures to have them "
-            "taken"
-        )
+        notes.append(f"no digests are known of {counted(len(store), 'image')}: give the images to have them taken")
     quarantined = [store.keys[i] for i in np.flatnonzero(store.states == QUARANTINED).tolist()]
     if quarantined:
         first = f"the first is {quarantined[0]}: {store.error(quarantined[0])}"
@@ -264,7 +261,7 @@ def _check(listing: Listing) -> None:
             raise ExchangeError(f"{key[:80]!r} is a name that leads out of its folder")
     problems = {**listing.sizeless, **listing.problems}
     if len(problems) == len(keys):
-        advice = "; give --images, the folder of the pictures" if len(listing.problems) < len(keys) else ""
+        advice = "; give --images, the folder of the images" if len(listing.problems) < len(keys) else ""
         raise ExchangeError(f"no image of {len(keys)} can be used, as {keys[0]}: {problems[0]}{advice}")
     height, width = new_extent(np.array(listing.shapes, np.int32))
     if height * width > MAX_PIXELS:

@@ -1,4 +1,4 @@
-"""OME-Zarr 0.5: each image as a picture with its plane of atoms as a label image, for napari and other OME viewers.
+"""OME-Zarr 0.5: each image with its plane of atoms as a label image, for napari and other OME viewers.
 
 A plane of atoms is a legal label image although the masks overlap: the properties of a label name the masks on it.
 """
@@ -28,7 +28,7 @@ LABEL = "atoms"
 def export_ome(store: MaskStore, target: Path, progress: Progress) -> list[str]:
     """Write a group KEY with `labels/atoms` for each image that is done. The folder appears whole or not at all.
 
-    The picture is the blurred one where the store holds it, else the plane of atoms.
+    The image is the blurred one where the store holds it, else the plane of atoms.
 
     Returns:
         What is lost, one line each.

@@ -1,4 +1,4 @@
-"""The pictures that imported masks were made of: their sizes are compared, and their digests go into the store."""
+"""The images that imported masks were made of: their sizes are compared, and their digests go into the store."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from samdeblur.storage.pictures import LOSSY_SUFFIXES
 
 
 def with_pictures(listing: Listing, folder: Path) -> Listing:
-    """The listing with digests of pictures that are named like its keys, with a suffix or as they are.
+    """The listing with digests of images that are named like its keys, with a suffix or as they are.
 
     They also say how large an image is where the source does not. Digests are of pixels, or of files when one of the
-    pictures is of a form that decoders disagree on. An image without a picture, of another size, or of another digest
+    images is of a form that decoders disagree on. An image without a file, of another size, or of another digest
     than the listing claims, cannot be used.
 
     Raises:
-        ExchangeError: no picture of any image in this folder, or two of one name.
+        ExchangeError: no file of any image in this folder, or two of one name.
     """
     try:
         pictures = image_files(folder)
@@ -33,7 +33,7 @@ def with_pictures(listing: Listing, folder: Path) -> Listing:
     names = Names(pictures)
     found = [pictures.get(names.find(key) or "") for key in listing.keys]
     if not any(found):
-        raise ExchangeError(f"{folder}: no picture of any of {len(found)} images, such as {listing.keys[0]}.png")
+        raise ExchangeError(f"{folder}: none of {len(found)} images is there, such as {listing.keys[0]}.png")
     shapes, problems = list(listing.shapes), dict(listing.problems)
     for position in listing.sizeless:
         path = found[position]
@@ -47,17 +47,17 @@ def with_pictures(listing: Listing, folder: Path) -> Listing:
     def digest(position: int) -> bytes:
         path = found[position]
         if path is None:
-            raise ExchangeError(f"{folder}: no picture of this name")
+            raise ExchangeError(f"{folder}: no image of this name")
         taken = _digest(path, kind, shapes[position])
         if listing.digest_kind == kind and listing.digest(position) != taken:
-            raise ExchangeError(f"{path}: not the picture that the masks were made of")
+            raise ExchangeError(f"{path}: not the image that the masks were made of")
         return taken
 
     return replace(listing, shapes=shapes, problems=problems, sizeless=sizeless, digest_kind=kind, digest=digest)
 
 
 def picture_names(keys: Sequence[str], folder: Path | None, suffix: str) -> Callable[[str], str]:
-    """What the files of the pictures of images are called: as in a folder, or else with a suffix.
+    """What the files of images are called: as in a folder, or else with a suffix.
 
     Raises:
         ExchangeError: the folder has none of them, or two of one name.
@@ -69,7 +69,7 @@ def picture_names(keys: Sequence[str], folder: Path | None, suffix: str) -> Call
     names = Names(pictures)
     there = {key: pictures[found] for key in keys if (found := names.find(key))}
     if folder and not there:
-        raise ExchangeError(f"{folder}: no picture of any of {len(keys)} images, such as {keys[0]}.png")
+        raise ExchangeError(f"{folder}: none of {len(keys)} images is there, such as {keys[0]}.png")
 
     def name(key: str) -> str:
         if folder and key in there:
@@ -80,12 +80,12 @@ def picture_names(keys: Sequence[str], folder: Path | None, suffix: str) -> Call
 
 
 def _digest(path: Path, kind: str, shape: tuple[int, int]) -> bytes:
-    """Raises ExchangeError for a file that is no picture of (H, W) pixels."""
+    """Raises ExchangeError for a file that is no image of (H, W) pixels."""
     try:
         found = image_shape(path)
         if found != shape:
             size, masks = f"{found[1]}x{found[0]}", f"{shape[1]}x{shape[0]}"
-            raise ExchangeError(f"{path}: the picture is {size}, its masks are {masks}")
+            raise ExchangeError(f"{path}: the image is {size}, its masks are {masks}")
         picture = read_image(path)
         return sha256_file(path) if kind == "file" else pixel_digest(picture)
     except BadImage as error:

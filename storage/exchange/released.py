@@ -57,7 +57,7 @@ def _read_grey(path: Path, shape: tuple[int, int]) -> tuple[AtomMap, Records]:
 
 
 def open_grey(path: Path, modes: tuple[str, ...] = ("L",)) -> Image.Image:
-    """A PNG of one of Pillow's modes for grey pictures. Raises ExchangeError."""
+    """A PNG of one of Pillow's modes for grey images. Raises ExchangeError."""
     try:
         image = Image.open(path, formats=["PNG"])
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

@@ -54,7 +54,7 @@ def export_folder(store: MaskStore, target: Path, progress: Progress) -> list[st
         fsync_path(target.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    notes = ["sa-1b holds no recipe and no digests of the pictures"]
+    notes = ["sa-1b holds no recipe and no digests of the images"]
     if list(files) != sorted(files):
         notes.append(f"sa-1b has no order of images: these {len(files)} come back sorted by name")
     return notes
@@ -67,7 +67,7 @@ def list_sa1b(folder: Path, left_out: LeftOut | None = None) -> Listing:
         annotations = items(fields(load_json(path), "the file").get("annotations"), "annotations")
         return read_annotations(annotations, *shape, left_out, path.name)
 
-    return list_folder(folder, SUFFIX, _size, read, ("sa-1b holds no recipe and no digests of the pictures",), _key)
+    return list_folder(folder, SUFFIX, _size, read, ("sa-1b holds no recipe and no digests of the images",), _key)
 
 
 def _key(stem: str, path: Path) -> str:

@@ -284,7 +284,7 @@ def fingerprint(recipe: Mapping[str, Any]) -> str:
 def mask_kind(recipe: Mapping[str, Any]) -> str:
     """What found the masks of a recipe, in a word, with the start of a digest of its settings.
 
-    What the pictures were pre-deblurred with makes no difference: the paper does that for training alone.
+    What the images were pre-deblurred with makes no difference: the paper does that for training alone.
     """
     if isinstance(imported := recipe.get("imported"), Mapping):
         claims = imported.get("claims")

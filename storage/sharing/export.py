@@ -41,11 +41,11 @@ def export_zip(store: Path, target: Path, images: bool = False, licence: str = "
     Args:
         store: a folder, every image of it done or quarantined.
         target: is replaced when it is there.
-        images: whether the pictures go along.
+        images: whether the images go along.
         licence: of the masks, for the note inside.
 
     Raises:
-        StoreError: not a folder, images pending, or no pictures to go along.
+        StoreError: not a folder, images pending, or no images to go along.
         StoreDamaged: anything that verification finds.
     """
     source, header = _source(store, images)
@@ -119,7 +119,7 @@ def note(source: MaskStore, header: Header, name: str, licence: str) -> str:
     """What a share says of itself."""
     done = source.states == DONE
     masks = source.counts[done, 0].mean() if done.any() else 0
-    pictures = "blurred and sharp pictures included" if header.images else "masks only, without pictures"
+    pictures = "blurred and sharp images included" if header.images else "masks only, without images"
     dataset, split, licence = (html.escape(" ".join(text.split()), quote=False) for text in
                                (header.dataset, header.split, licence))  # fmt: skip
     return f"""# Masks of {dataset} {split}

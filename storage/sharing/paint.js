@@ -1,4 +1,4 @@
-// Masks as a picture in a browser: what paint.py does, and one mask alone. Included in pages.
+// Masks as an image in a browser: what paint.py does, and one mask alone. Included in pages.
 
 const EDGE = 0.35;  // light left on an outline
 const DIM = 0.65, TINT = 0.3;  // shade off the mask shown alone, colour on it
@@ -13,7 +13,7 @@ function colour(mask) {
   });
 }
 
-// One pixel of a canvas over the picture. The 32-bit words of ImageData are little-endian wherever browsers run.
+// One pixel of a canvas over the image. The 32-bit words of ImageData are little-endian wherever browsers run.
 const pixel = ([red, green, blue], alpha) => (Math.round(alpha * 255) << 24 | blue << 16 | green << 8 | red) >>> 0;
 
 // Three tables by atom: the region it belongs to, and its pixels inside a region and on the border of one.
@@ -37,7 +37,7 @@ function paintTables(atoms, {fill, outlines, mask}) {
   return {regions, fills, borders};
 }
 
-// Fill a canvas that lies over a picture.
+// Fill a canvas that lies over an image.
 //   labels: Uint16Array, the atom of each pixel of the canvas
 //   atoms: for each atom the masks that cover it, the smallest first
 //   look: fill 0..1; outlines "dark", "bright" or "none"; mask, the number of the one to show alone, or undefined

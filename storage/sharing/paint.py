@@ -1,4 +1,4 @@
-"""Masks as a picture."""
+"""Masks as an image."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from samdeblur.storage.atoms import AtomMap
 
 
 def paint_masks(image: NDArray[np.uint8], atoms: AtomMap, strength: float = 0.55) -> NDArray[np.uint8]:
-    """An (H, W, 3) uint8 picture with the masks over it; pixels no mask covers keep their colour, darkened.
+    """An (H, W, 3) uint8 image with the masks over it; pixels no mask covers keep their colour, darkened.
 
     Where masks overlap the smallest shows, and atoms are outlined.
     """

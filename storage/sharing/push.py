@@ -140,7 +140,7 @@ def card(source: MaskStore, address: str, name: str, picture: str, licence: str,
 ---
 {MARK}
 {body}
-![masks of the first picture]({picture})
+![masks of the first image]({picture})
 
 The zip is read where it lies, by byte ranges: a crop takes a few requests.
 
@@ -155,7 +155,7 @@ samdeblur-train {address} --images FOLDER-OF-THE-PICTURES --method map
 
 
 def sample(source: MaskStore) -> bytes:
-    """A JPEG of the masks of the first image that has some. The picture under them is not shown: it stays at home."""
+    """A JPEG of the masks of the first image that has some. The image under them is not shown: it stays at home."""
     ready = source.ready_keys
     key = next((key for key in ready if source.counts[source.position(key), 0]), ready[0] if ready else None)
     if key is None:

@@ -42,7 +42,7 @@ class Card:
 
     Attributes:
         size: width, height of the image.
-        shown: width, height of the picture and the label plane; 0, 0 when quarantined.
+        shown: width, height of the image and the label plane; 0, 0 when quarantined.
         reason: why the image is quarantined; empty when it is not.
         picture: JPEG as a data address; empty for flat colour.
         labels: PNG as a data address, the atom of each pixel: low byte in red, high byte in green.
@@ -71,9 +71,9 @@ def write_view(
 
     Args:
         keys: images to show, in this order; the pending ones among them are left out. See `contact_keys`.
-        images: a folder with pictures KEY.png and the like, in it or in its subfolders FOLDERS; used when the store
-            holds no images. Masks without a picture of their size are shown on flat colour, and counted.
-        width: pixels of an embedded picture and its labels at most; an image is never enlarged.
+        images: a folder with images KEY.png and the like, in it or in its subfolders FOLDERS; used when the store
+            holds no images. Masks without an image of their size are shown on flat colour, and counted.
+        width: pixels of an embedded image and its labels at most; an image is never enlarged.
         progress: called with 1 for each of `keys`.
 
     Raises:
@@ -143,7 +143,7 @@ def _facts(store: MaskStore, cards: Sequence[Card], missing: Counter[str]) -> It
     )
     if missing:
         reasons = ", ".join(f"{number} {reason}" for reason, number in missing.items())
-        yield f"pictures shown as flat colour: {reasons}"
+        yield f"images shown as flat colour: {reasons}"
 
 
 def _card(store: MaskStore, key: str, width: int, picture: Image.Image | None) -> Card:
@@ -187,7 +187,7 @@ def rounded_rows(table: NDArray[np.float64]) -> list[list[int | float | None]]:
 
 
 class _Pictures:
-    """The pictures in a folder, found by the names of images. Raises ListingError."""
+    """The images in a folder, found by the names of images. Raises ListingError."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -205,11 +205,11 @@ class _Pictures:
 
 
 def _find_picture(store: MaskStore, key: str, pictures: _Pictures | None) -> Image.Image | str:
-    """The RGB picture under the masks of an image, or why there is none."""
+    """The RGB image under the masks of an image, or why there is none."""
     if store.header.images:
         return Image.fromarray(store.image("blurred", key))
     if pictures is None:
-        return "because the store holds masks alone and no folder of pictures was named"
+        return "because the store holds masks alone and no folder of images was named"
     problem = f"not found in {pictures.folder}"
     for path in pictures.places(key):
         try:

@@ -111,6 +111,6 @@ def _require_same_image(key: str, one: Part, other: Part) -> None:
         raise StoreError(f"{key} has other sizes in {first.path} and {second.path}")
     if first.states[here] == second.states[there] == DONE:
         if first.digest(key) != second.digest(key):
-            raise StoreError(f"{key} is another picture in {first.path} than in {second.path} (their digests differ)")
+            raise StoreError(f"{key} is another image in {first.path} than in {second.path} (their digests differ)")
         if first.atoms(key) != second.atoms(key):
             raise StoreError(f"{key} has other masks in {first.path} than in {second.path}")

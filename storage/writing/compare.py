@@ -24,7 +24,7 @@ def store_differences(first: MaskStore, second: MaskStore, images: bool = True) 
     """One line per difference, nothing for stores that mean the same, however their files lie.
 
     Args:
-        images: whether pictures are compared, where both stores hold them.
+        images: whether images are compared, where both stores hold them.
     """
     for name in ("dataset", "split", "digest", "images"):
         mine, theirs = getattr(first.header, name), getattr(second.header, name)
@@ -54,7 +54,7 @@ def _image_differences(first: MaskStore, second: MaskStore, key: str, images: bo
         yield " -> ".join(states)
         return
     if first.header.digest == second.header.digest and first.digest(key) != second.digest(key):
-        yield "digests of the picture differ"
+        yield "digests of the image differ"
     if states[0] != STATE_NAMES[DONE]:
         if first.error(key) != second.error(key):
             yield f"{first.error(key)} -> {second.error(key)}"
@@ -72,7 +72,7 @@ def _image_differences(first: MaskStore, second: MaskStore, key: str, images: bo
     if images and first.header.images and second.header.images:
         for name in IMAGE_NAMES:
             if not np.array_equal(first.image(name, key), second.image(name, key)):
-                yield f"the {name} pictures differ"
+                yield f"the {name} images differ"
 
 
 def same_masks(first: AtomMap, second: AtomMap) -> NDArray[np.int64]:

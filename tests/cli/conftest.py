@@ -33,7 +33,7 @@ def prep_run(samdeblur: Callable[..., Result]) -> Callable[..., Result]:
 
 @pytest.fixture
 def pairs(tmp_path: Path) -> Path:
-    """Five pairs of 48x64 pictures with a few shapes, in blur/ and sharp/."""
+    """Five pairs of 48x64 images with a few shapes, in blur/ and sharp/."""
     for number in range(5):
         rng = np.random.default_rng(number)
         sharp = np.full((48, 64, 3), rng.integers(0, 256, 3), np.uint8)

@@ -189,7 +189,7 @@ def test_images_of_the_training_are_noted(samdeblur, store, tiny, prep_run, pair
 
 def test_quarantined_images_are_named_and_counted(samdeblur, checkpoint, pairs, prep_run, tiny, tmp_path):
     for name in ("001", "003"):
-        (pairs / f"blur/{name}.png").write_bytes(b"no picture")
+        (pairs / f"blur/{name}.png").write_bytes(b"no image")
     assert prep_run(pairs, tmp_path / "s.zarr").code == 3
     done = samdeblur("eval", "run", checkpoint, tmp_path / "s.zarr", "--out", tmp_path / "o")
     assert done.code == 3

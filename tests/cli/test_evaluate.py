@@ -107,7 +107,7 @@ def test_without_a_segmenter_masks_cannot_be_found(samdeblur, trained, pairs, tm
 
 def test_a_segmenter_for_stores_alone_is_refused(samdeblur, trained, store, tmp_path):
     refused = samdeblur("eval", "run", trained, store, "--sam", "bundled", "--out", tmp_path / "o")
-    assert (refused.code, "--sam is for folders of pictures" in refused.error) == (2, True)
+    assert (refused.code, "--sam is for folders of images" in refused.error) == (2, True)
 
 
 @pytest.mark.parametrize("place", ["nowhere", "nowhere.zarr", "empty"])
@@ -120,7 +120,7 @@ def test_places_where_nothing_is_are_refused(samdeblur, checkpoint, tmp_path, pl
 
 
 def test_a_picture_that_cannot_be_used_is_named_and_left_out(samdeblur, checkpoint, pairs, tmp_path):
-    (pairs / "blur/002.png").write_bytes(b"no picture")
+    (pairs / "blur/002.png").write_bytes(b"no image")
     done = samdeblur("eval", "run", checkpoint, pairs, "--out", tmp_path / "o", "--pictures", 0)
     assert done.code == 3
     assert "pairs test: 002 is left out:" in done.err

@@ -24,7 +24,7 @@ NUMBER = re.compile(r"-?\d+(\.\d+)?(e-?\d+)?")
 
 @pytest.fixture
 def evaluated(samdeblur, tmp_path):
-    """The folder of an evaluation of pictures with such names, below a folder with one; one of them is perfect."""
+    """The folder of an evaluation of images with such names, below a folder with one; one of them is perfect."""
     folder = tmp_path / "=HYPERLINK(1)"
     for number, name in enumerate(NAMES):
         patches = np.random.default_rng(number).integers(0, 256, (3, 4, 3), np.uint8)

@@ -1,4 +1,4 @@
-"""Numbers are of the pictures, the masks and the weights that were given, whatever they are called."""
+"""Numbers are of the images, the masks and the weights that were given, whatever they are called."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def checkpoint(tmp_path):
 
 @pytest.fixture
 def photos(tmp_path, write_pairs):
-    """photos(place, seed, count=3) -> PLACE/photos with pairs of other pictures for each seed, of the same names."""
+    """photos(place, seed, count=3) -> PLACE/photos with pairs of other images for each seed, of the same names."""
 
     def make(place, seed, count=3):
         folder = tmp_path / place / "photos"

@@ -1,4 +1,4 @@
-"""--images: pictures from the folder of a dataset, masks from a share without them."""
+"""--images: a dataset's own images, masks from a share without them."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_masks_of_a_share_are_scored_with_pictures_of_the_folder(evaluate, store
     assert (own.code, joined.code) == (0, 0), joined.err
     assert joined.err == ""
     assert {"results.json", "results.csv", "report.html"} < {file.name for file in files(results)}
-    assert files(results) == files(expected)  # the report and its pictures too
+    assert files(results) == files(expected)  # the report and its images too
 
 
 def test_what_the_folder_lacks_is_said_and_left_out(evaluate, share, pairs):
@@ -70,7 +70,7 @@ def test_what_the_folder_lacks_is_said_and_left_out(evaluate, share, pairs):
     (scored,) = sets(results)
     assert [image["key"] for image in scored["images"]] == ["000", "001", "003"]
     assert scored["unready"] == 2
-    assert scored["left_out"] == {"002": "its picture is not there", "004": "its picture is not there"}
+    assert scored["left_out"] == {"002": "its file is not there", "004": "its file is not there"}
 
 
 def test_pictures_of_the_folder_go_before_those_of_the_store(evaluate, store, pairs):
@@ -108,7 +108,7 @@ def test_another_picture_than_that_of_the_masks_is_left_out_and_where_all_are_no
     cv2.imwrite(str(pairs / "blur/001.png"), picture ^ 1)
     done, results = evaluate("done", share, "--images", pairs)
     assert done.code == 3
-    assert f"001 is left out: {pairs}: 001: its masks are of another picture" in done.err
+    assert f"001 is left out: {pairs}: 001: its masks are of another image" in done.err
     assert [image["key"] for image in sets(results)[0]["images"]] == ["000", "002", "003", "004"]
     for file in (pairs / "blur").iterdir():
         cv2.imwrite(str(file), cv2.imread(str(file)) ^ 2)

@@ -48,7 +48,7 @@ def test_an_empty_folder_is_used_and_one_that_is_not_is_called_what_it_is(samdeb
     assert samdeblur("prep", "verify", tmp_path / "disk").code == 0
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes/list.txt").write_text("")
-    for path, words in ((pairs, "a folder of pictures"), (tmp_path / "notes", "a folder that holds list.txt")):
+    for path, words in ((pairs, "a folder of images"), (tmp_path / "notes", "a folder that holds list.txt")):
         for refused in (prep_run(pairs, path), samdeblur("prep", "info", path)):
             assert (refused.code, words in refused.error) == (2, True)
     refused = prep_run(store, tmp_path / "x.zarr")

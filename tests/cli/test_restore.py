@@ -1,4 +1,4 @@
-"""samdeblur-eval restore: people's own pictures."""
+"""samdeblur-eval restore: people's own images."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def pixels(path):
 
 @pytest.fixture
 def holiday(tmp_path):
-    """Pictures of several kinds in folders, under names that people give."""
+    """Images of several kinds in folders, under names that people give."""
     folder = tmp_path / "holiday"
     (folder / "day 1/été").mkdir(parents=True)
     for number, name in enumerate(("夜.png", "day 1/IMG.0001.PNG", "day 1/été/a.webp", "day 1/été/a.bmp", "plain.tif")):
@@ -59,7 +59,7 @@ def holiday(tmp_path):
 def test_one_picture_is_what_the_network_gives_under_its_own_name(samdeblur, checkpoint, holiday, tmp_path):
     done = samdeblur("eval", "restore", checkpoint, holiday / "夜.png", "--out", tmp_path / "o")
     assert (done.code, done.err) == (0, "")
-    assert "1 picture restored" in done.out
+    assert "1 image restored" in done.out
     assert "|" not in done.out
     assert np.array_equal(pixels(tmp_path / "o/夜.png"), deblur(load_network(checkpoint), scene(0)))
     assert folders.kind_of(tmp_path / "o") == folders.RESTORED
@@ -218,7 +218,7 @@ def test_every_stage_runs_once_for_each_picture_and_not_again(samdeblur, store, 
     assert "where training saw those of superpixels" in done.err
     assert "step 2 of 2" not in done.err  # of a finished run nothing is to be said
     again = samdeblur(*command)
-    assert "5 pictures restored, 5 of them there before" in again.out
+    assert "5 images restored, 5 of them there before" in again.out
     assert (len(segmented), len(network), len(read)) == (5, 5, 5)
     before = {path: path.read_bytes() for path in (tmp_path / "o").rglob("*.png")}
     (tmp_path / "o/夜.png").unlink()
@@ -282,14 +282,14 @@ def test_results_are_not_restored_again(samdeblur, checkpoint, holiday, tmp_path
     found = list((holiday / "sharper").rglob("*.png"))
     assert len(found) == 5
     swapped = samdeblur(*command, holiday / "sharper", "--out", tmp_path / "o")
-    assert (swapped.code, "holds restored pictures" in swapped.error) == (2, True)
+    assert (swapped.code, "holds restored images" in swapped.error) == (2, True)
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("nowhere.png",), "no such picture or folder"),
-        (("empty",), "no pictures there"),
+        (("nowhere.png",), "no such image or folder"),
+        (("empty",), "no images there"),
         (("holiday", "--out", "holiday"), "name a new folder"),
         (("holiday", "--tile", "33"), "--tile and --overlap"),
         (("holiday", "--train-size", "64"), "--train-size is for --tlc"),
@@ -321,7 +321,7 @@ def test_an_interrupted_restoration_goes_on(samdeblur, checkpoint, holiday, tmp_
     assert samdeblur(*command, "--out", tmp_path / "o").code == 130
     monkeypatch.setattr(album, "write_durably", write)
     done = samdeblur(*command, "--out", tmp_path / "o")
-    assert "5 pictures restored, 2 of them there before" in done.out
+    assert "5 images restored, 2 of them there before" in done.out
     for path in (tmp_path / "whole").rglob("*.png"):
         assert (tmp_path / "o" / path.relative_to(tmp_path / "whole")).read_bytes() == path.read_bytes()
     shutil.rmtree(tmp_path / "o")

@@ -90,7 +90,7 @@ def test_masks_of_a_share_get_the_pictures_of_the_dataset(samdeblur, pairs, stor
         (pairs / folder / "004.png").unlink()
     found = samdeblur("prep", "add-pictures", share, pairs, tmp_path / "less.zarr")
     assert (found.code, "3 of 5 images done, 2 quarantined" in found.out) == (3, True)
-    assert "002: its masks are of another picture" in found.out
+    assert "002: its masks are of another image" in found.out
     other = samdeblur("prep", "add-pictures", share, "sample", tmp_path / "no.zarr")
     assert (other.code, "no image of" in other.error) == (2, True)
 
@@ -147,7 +147,7 @@ def test_deep_verification_names_other_pictures(samdeblur, pairs, store):
     found = samdeblur("prep", "verify", store, "--deep", pairs)
     assert found.code == 1
     for words in (
-        "002: its masks are of another picture",
+        "002: its masks are of another image",
         "004: not in the dataset",
         "new: in the dataset",
         "3 problems",

@@ -185,7 +185,7 @@ def test_pictures_of_other_content_are_refused_with_their_name(train, prep_run, 
     (line,) = [line for line in result.err.splitlines() if line.startswith("error: ")]
     assert result.code == 1
     assert f"{pairs}: 00" in line
-    assert "its masks are of another picture" in line
+    assert "its masks are of another image" in line
 
 
 def test_pictures_of_another_size_are_refused_with_their_name(train, prep_run, pairs, tmp_path):

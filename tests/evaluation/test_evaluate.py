@@ -333,7 +333,7 @@ def test_more_pictures_than_before_are_made_and_no_others(network, loose, counte
     shown = []
     task_of_five = task(tmp_path, pictures=5, bar=lambda items, what: shown.append((len(items), what)) or items)
     found = evaluate(network, images, Inference(), task_of_five, CPU)
-    assert shown == [(3, f"{found.name}: pictures of the report")]
+    assert shown == [(3, f"{found.name}: images of the report")]
     assert (len(segmented), counted["restored"]) == (12, 12)
     assert len([key for key in images.keys if kept_pictures(tmp_path, found.name, key)]) == 5
 

@@ -17,7 +17,7 @@ FIGURES = ROOT / "benchmarks/results/guard.json"
 
 
 def scene(seed=0, height=128, width=256):
-    """A sharp picture (1, 3, H, W) of overlapping boxes, and the same under a Gaussian blur of 2 pixels."""
+    """A sharp image (1, 3, H, W) of overlapping boxes, and the same under a Gaussian blur of 2 pixels."""
     rng = np.random.default_rng(seed)
     sharp = np.full((3, height, width), 0.5)
     for _ in range(150):
@@ -41,7 +41,7 @@ def checkerboard(amplitude):
 
 
 def blob(values, amplitude):
-    """A part of a picture replaced, a sixteenth of its area."""
+    """A part of an image replaced, a sixteenth of its area."""
     other = values.clone()
     other[..., 32:64, 64:128] += amplitude
     return other

@@ -1,4 +1,4 @@
-"""Pictures of every form: what they become, and what is said of those that are refused."""
+"""Images of every form: what they become, and what is said of those that are refused."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def test_other_pixel_formats_are_refused(tmp_path, mode, suffix, said):
 
 
 def _turned(pixels, orientation):
-    """By the definition of the tag: which side of the picture its first row and first column are."""
+    """By the definition of the tag: which side of the image its first row and first column are."""
     down, right = {
         1: ("top", "left"), 2: ("top", "right"), 3: ("bottom", "right"), 4: ("bottom", "left"),
         5: ("left", "top"), 6: ("right", "top"), 7: ("right", "bottom"), 8: ("left", "bottom"),
@@ -259,7 +259,7 @@ def test_files_of_several_pictures_are_refused_and_those_of_one_are_not(tmp_path
     path = tmp_path / f"a{suffix}"
     image, form = Image.fromarray(colours), {"format": "MPO"} if suffix == ".jpg" else {}
     image.save(path, save_all=True, append_images=[Image.fromarray(255 - colours)], **form)
-    assert refusal(path) == "2 pictures in one file, animated or of several pages; keep one of them"
+    assert refusal(path) == "2 images in one file, animated or of several pages; keep one of them"
     assert image_shape(path) == (9, 8)
     image.save(path, **form, lossless=True)
     assert np.abs(read_image(path).astype(int) - colours).mean() < (60 if suffix == ".jpg" else 0.1)

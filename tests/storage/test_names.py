@@ -25,7 +25,7 @@ APART = unicodedata.normalize("NFD", "été")
         ([f"{APART}.png"], "été", f"{APART}.png"),
         (["a.png", "a.jpg"], "a", None),  # it does not tell which
         (["a.png", "a.jpg"], "a.jpg", "a.jpg"),
-        (["a.b"], "a", None),  # .b is no suffix of a picture
+        (["a.b"], "a", None),  # .b is no suffix of an image
     ],
 )
 def test_a_name_is_found_however_it_is_written(names, asked, found):

@@ -155,7 +155,7 @@ def test_images_that_are_not_stored_are_refused_with_what_to_do(store_case, fini
 
 @dataclasses.dataclass(frozen=True)
 class Elsewhere:
-    """Pictures that count: the row of an image in the store is its red."""
+    """Images that count: the row of an image in the store is its red."""
 
     there: tuple[str, ...]
 

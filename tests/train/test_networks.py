@@ -1,4 +1,4 @@
-"""Networks by name in training: each preset from its first step to pictures restored."""
+"""Networks by name in training: each preset from its first step to images restored."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_presets_of_other_networks_train_load_evaluate_and_restore(name, store, 
     with torch.no_grad():
         assert forward_in_tiles(network, image, None, 4 * multiple, multiple).shape == image.shape
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of networks that look at whole pictures otherwise
+        warnings.simplefilter("ignore")  # of networks that look at whole images otherwise
         assert local_pooling(network, 32)(torch.rand(1, 3, 40, 40)).shape == (1, 3, 40, 40)
     done = samdeblur("eval", "run", tmp_path / "run", store.path, "--out", tmp_path / "e", "--device", "cpu")
     assert done.code == 0, done.err
@@ -171,8 +171,8 @@ def test_a_factory_of_ones_own_trains_and_its_file_asks_before_it_is_run(store, 
         ("restormer", {}, "it is nafnet, unet, spandrel:CLASS or package.module:factory"),
         ("spandrel:Uformers", {}, "did you mean Uformer"),
         ("spandrel:Uformer", {"dim": 3}, "unexpected keyword argument 'dim'; its options are img_size"),
-        ("spandrel:DRUNet", {}, "takes no picture"),
-        ("spandrel:SPAN", {"num_in_ch": 3, "num_out_ch": 3, "upscale": 4}, "restores no pictures"),
+        ("spandrel:DRUNet", {}, "takes no image"),
+        ("spandrel:SPAN", {"num_in_ch": 3, "num_out_ch": 3, "upscale": 4}, "restores no images"),
         ("unet", {"width": 0}, "width: 0 is no whole number"),
         ("unet", {"deep": 3}, "its options are width, levels, blocks"),
         ("nowhere.at.all:make", {}, "no module 'nowhere'; is it installed, or on PYTHONPATH"),
@@ -180,7 +180,7 @@ def test_a_factory_of_ones_own_trains_and_its_file_asks_before_it_is_run(store, 
         ("os:getcwd", {}, "gives a str, not a torch module"),
         ("os:sep", {}, "is no class or function"),
         ("torch.nn:Identity", {}, "no convolution"),
-        ("torch.nn:Linear", {"in_features": 3, "out_features": 3}, "takes no picture|restores no pictures"),
+        ("torch.nn:Linear", {"in_features": 3, "out_features": 3}, "takes no image|restores no images"),
     ],
 )
 def test_networks_that_cannot_be_are_refused(network, options, words, small):

@@ -1,4 +1,4 @@
-"""Decoded pictures kept in memory between epochs, shared by all workers of a process."""
+"""Decoded images kept in memory between epochs, shared by all workers of a process."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ NAMES = ("blurred", "sharp")
 
 
 class PictureCache:
-    """The pictures of a store, each decoded once and kept while there is room.
+    """The images of a store, each decoded once and kept while there is room.
 
     Crops come from all images equally often, so what came first is kept and nothing is ever thrown away: the share of
-    crops that need no decoding is the share of the pictures that fit.
+    crops that need no decoding is the share of the images that fit.
 
     Args:
         keys: images that are read; the first of them that fit are kept.
@@ -63,7 +63,7 @@ class PictureCache:
         return self._whole(key)[NAMES.index(name), top : top + height, left : left + width]
 
     def _whole(self, key: str) -> NDArray[np.uint8]:
-        """Both pictures, (2, H, W, 3). Workers that decode the same one at the same time write the same bytes."""
+        """Both images, (2, H, W, 3). Workers that decode the same one at the same time write the same bytes."""
         shape = (len(NAMES), *self.store.shape(key), 3)
         start = self._places[key]
         kept = self._pixels[start : start + int(np.prod(shape))].numpy().reshape(shape)

@@ -83,7 +83,7 @@ class CropDataset(Dataset[Crop]):
         cutting: how crops are cut.
         seed: of the order, the windows, the flips and the mask dropout.
         with_atoms: whether masks are read.
-        cache_bytes: memory for decoded pictures, see `PictureCache`.
+        cache_bytes: memory for decoded images, see `PictureCache`.
 
     Raises:
         StoreError: no images to draw from, or every one is smaller than the crop.
@@ -185,12 +185,12 @@ _FLIPS = {1: 0, 2: 1, 3: -1}  # as OpenCV calls them
 
 
 def orient_atoms(atoms: AtomMap, turn: int) -> AtomMap:
-    """The masks flipped and rotated like the pictures; only the label plane moves, so atoms keep their numbers."""
+    """The masks flipped and rotated like the images; only the label plane moves, so atoms keep their numbers."""
     return AtomMap(orient(atoms.atoms, turn), atoms.pairs, atoms.mask_ids)
 
 
 def misrotate_atoms(atoms: AtomMap, turn: int) -> AtomMap:
-    """The mistake of the released code: where pictures are transposed, masks are rotated by 90 degrees."""
+    """The mistake of the released code: where images are transposed, masks are rotated by 90 degrees."""
     plane = orient(atoms.atoms, turn & 3)
     return AtomMap(np.rot90(plane) if turn & 4 else plane, atoms.pairs, atoms.mask_ids)
 

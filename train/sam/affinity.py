@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from samdeblur.train.sam.prompts import SMALLEST, PromptedImage
 
-PLACES = 160  # compared per picture, and as many again in a part of it
+PLACES = 160  # compared per image, and as many again in a part of it
 PART = 32  # side of that part, pixels of the mask
 
 
@@ -40,7 +40,7 @@ class Affinity(nn.Module):
         return torch.stack(losses).mean() + missed
 
     def _shared(self, found: Tensor, image: PromptedImage, rng: np.random.Generator) -> Tensor:
-        """The loss of the vectors of a picture, (p, C)."""
+        """The loss of the vectors of an image, (p, C)."""
         side, device = len(image.atoms), found.device
         span = min(side, PART)
         top, left = rng.integers(0, side - span + 1, 2)

@@ -1,10 +1,10 @@
 """What a mask decoder answers to many prompts, arranged for training: the same function, with a fraction of the work.
 
-Prompts of one picture share what depends on the picture alone, attention never projects the picture (the few tokens of
-a prompt are projected instead), and masks are computed at some of the picture's tokens only: a loss needs no more.
+Prompts of one image share what depends on the image alone, attention never projects the image (the few tokens of
+a prompt are projected instead), and masks are computed at some of the image's tokens only: a loss needs no more.
 
-Shapes: G pictures, N prompts (N / G in a row belong to each picture), t tokens of a prompt, K masks of a prompt,
-C channels, p tokens of a picture, S of them that are looked at, each of which holds 4x4 pixels of a mask.
+Shapes: G images, N prompts (N / G in a row belong to each image), t tokens of a prompt, K masks of a prompt,
+C channels, p tokens of an image, S of them that are looked at, each of which holds 4x4 pixels of a mask.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Answers(NamedTuple):
     """What the transformer made of prompts.
 
     Attributes:
-        image: (N, p, C) tokens of the picture, as each prompt sees them.
+        image: (N, p, C) tokens of the image, as each prompt sees them.
         weights: (N, K, C / 8) of the masks. ious: (N, K) predicted.
     """
 
@@ -60,7 +60,7 @@ def answer(decoder: MaskDecoder, image: Tensor, position: Tensor, prompts: Tenso
 
 
 def _look(attention: Any, queries: Tensor, located: Tensor, image: Tensor) -> Tensor:
-    """Tokens (N, t, C) attend to a picture (G, p, C): softmax((q Wk) x') x Wv is softmax(q (Wk x)') (x Wv).
+    """Tokens (N, t, C) attend to an image (G, p, C): softmax((q Wk) x') x Wv is softmax(q (Wk x)') (x Wv).
 
     The bias of the keys adds the same to every place, so it is no matter.
     """
@@ -68,7 +68,7 @@ def _look(attention: Any, queries: Tensor, located: Tensor, image: Tensor) -> Te
     q = attention.q_proj(queries).unflatten(2, (heads, -1))
     q = q / q.shape[-1] ** 0.5
     asked = torch.einsum("nthd,hdc->nhtc", q, attention.k_proj.weight.unflatten(0, (heads, -1)))
-    rows = asked.reshape(len(image), -1, image.shape[2])  # of all prompts of a picture
+    rows = asked.reshape(len(image), -1, image.shape[2])  # of all prompts of an image
     seen = (rows @ located.transpose(1, 2)).softmax(dim=2) @ image
     values = attention.v_proj.weight.unflatten(0, (heads, -1))
     found = torch.einsum("nhtc,hdc->nthd", seen.reshape(count, heads, t, -1), values)
@@ -76,7 +76,7 @@ def _look(attention: Any, queries: Tensor, located: Tensor, image: Tensor) -> Te
 
 
 def _tell(attention: Any, located: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """A picture (G, p, C) attends to the tokens (N, t, C) of each of its prompts: (N, p, C)."""
+    """An image (G, p, C) attends to the tokens (N, t, C) of each of its prompts: (N, p, C)."""
     heads, (count, t) = attention.num_heads, keys.shape[:2]
     k = attention.k_proj(keys).unflatten(2, (heads, -1))
     k = k / k.shape[-1] ** 0.5
@@ -90,7 +90,7 @@ def _tell(attention: Any, located: Tensor, keys: Tensor, values: Tensor) -> Tens
 
 
 def masks_at(decoder: MaskDecoder, answers: Answers, places: Tensor | None = None) -> Tensor:
-    """Logits (N, K, S, 16) of the masks at some tokens of the picture, (N, S) of their numbers, or at all.
+    """Logits (N, K, S, 16) of the masks at some tokens of the image, (N, S) of their numbers, or at all.
 
     The 4x4 pixels of a token come as upscaling makes them: by halves, quarters; `in_tokens` brings masks there.
     """

@@ -36,7 +36,7 @@ class Prompts(NamedTuple):
 
     @classmethod
     def of(cls, images: list[PromptedImage], offset: tuple[int, int]) -> Prompts:
-        """`offset` is the row and column, in tokens, at which the pictures lie in the field."""
+        """`offset` is the row and column, in tokens, at which the images lie in the field."""
         shift = np.array([offset[1], offset[0]], np.float32) * TOKEN
         masks: list[Tensor] = []
         targets, known = [], 0
@@ -67,7 +67,7 @@ class Sample(NamedTuple):
     """Tokens at which the masks of each prompt are compared.
 
     Attributes:
-        places: (N, S) their numbers. weights: (N, S) how many tokens of the picture each of them stands for.
+        places: (N, S) their numbers. weights: (N, S) how many tokens of the image each of them stands for.
     """
 
     places: Tensor
@@ -192,7 +192,7 @@ def _again(
 def wrong_points(logits: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
     """A random place at which each mask errs, from logits (N, s, s) and truth (N, s, s).
 
-    Returns x y in pixels of the picture, (N, 2), and whether the place belongs to the truth, (N,) of 0 and 1.
+    Returns x y in pixels of the image, (N, 2), and whether the place belongs to the truth, (N,) of 0 and 1.
     """
     side = logits.shape[-1]
     wrong = ((logits.flatten(1) > 0) != (truth.flatten(1) > 0.5)).float() + 1e-6

@@ -1,6 +1,6 @@
 """Prompts and their target masks, drawn from a store of true masks.
 
-Shapes: S side of the picture in pixels, s = S / 2 of the low-resolution masks, M masks, K atoms, N prompts, T targets.
+Shapes: S side of the image in pixels, s = S / 2 of the low-resolution masks, M masks, K atoms, N prompts, T targets.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ PIXEL = TOKEN // 4  # pixels per pixel of a low-resolution mask
 TARGETS = 4  # masks around a point that are trained at most
 BLURRED_SHARE = 0.25
 BOX_SHARE = 0.1
-SMALLEST = 0.001  # share of the picture a target covers at least
+SMALLEST = 0.001  # share of the image a target covers at least
 
 
 class PromptedImage(NamedTuple):
-    """A picture and prompts of it.
+    """An image and prompts of it.
 
     Attributes:
         image: (S, S, 3) uint8 RGB.
@@ -43,7 +43,7 @@ class PromptedImage(NamedTuple):
 
 
 def draw(store: MaskStore, tokens: int, prompts: int, seed: tuple[int, ...]) -> PromptedImage:
-    """A random window of a random picture of a store, `tokens` wide, with prompts. Same seed, same result."""
+    """A random window of a random image of a store, `tokens` wide, with prompts. Same seed, same result."""
     rng = np.random.default_rng(seed)
     size, ready = TOKEN * tokens, store.ready_keys
     while True:
@@ -83,7 +83,7 @@ def _prompts(
     for prompt in range(count):
         row, column = (int(place) for place in rng.integers(0, size, 2))
         around = np.flatnonzero(table[atoms[row, column]] & (areas > 0))
-        if is_box[prompt] or rng.random() < 0.5 or not len(around):  # of a mask, not of the picture
+        if is_box[prompt] or rng.random() < 0.5 or not len(around):  # of a mask, not of the image
             mask = int(rng.choice(usable))
             inside = np.flatnonzero(table[:, mask][atoms])
             row, column = divmod(int(rng.choice(inside)), size)
@@ -104,7 +104,7 @@ def _prompts(
 
 
 def _photograph(rng: np.random.Generator, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The picture as another camera might show it: tones, colours, softness, noise, compression."""
+    """The image as another camera might show it: tones, colours, softness, noise, compression."""
     picture = image.astype(np.float32) / 255
     picture = picture ** np.float32(np.exp(rng.normal(0, 0.25)))
     if rng.random() < 0.15:

@@ -4,7 +4,7 @@ The recipe is Segment Anything's (Kirillov et al., ICCV 2023, section 3 and appe
 masks, a second round with a point where the first was wrong and the first mask as a prompt, three masks for an
 ambiguous point of which the best is trained, and a head that predicts the IoU. What differs lets a CPU core train it:
 every true mask that contains a point is a target, losses look at a sample of the pixels, training starts on small
-windows of the picture, and a dense auxiliary loss trains the encoder from the first step.
+windows of the image, and a dense auxiliary loss trains the encoder from the first step.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class Phase:
     """Part of a training.
 
     Attributes:
-        tokens: side of its pictures, of the 48 tokens the model sees when it is used.
-        batch: pictures per step. prompts: prompts per picture; 0 trains the encoder alone.
+        tokens: side of its images, of the 48 tokens the model sees when it is used.
+        batch: images per step. prompts: prompts per image; 0 trains the encoder alone.
         sample: tokens at which the masks of a prompt are compared.
         lr, lr_end: learning rate, which changes evenly from one to the other.
         auxiliary: weight of the losses of the encoder alone. ranked: weight of the loss that ties outputs to sizes.
@@ -93,7 +93,7 @@ def train_sam(
     """Train a model and write it to `folder`/sam.safetensors; goes on where an earlier call was stopped.
 
     Args:
-        stores: pictures come from each of them equally often.
+        stores: images come from each of them equally often.
         weights: a state dict to begin with; what has the name and shape of a part of the model is taken.
         device: "cpu", "cuda", or "auto": a GPU where there is one.
     """

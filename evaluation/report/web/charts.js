@@ -1,4 +1,4 @@
-// Two figures of a set: how PSNR changed, and PSNR of the result over PSNR of the blurred picture.
+// Two figures of a set: how PSNR changed, and PSNR of the result over PSNR of the blurred image.
 
 const WIDTH = 640, HEIGHT = 330, MARGIN = {left: 52, right: 22, top: 16, bottom: 44};
 const BINS = 40;  // at most
@@ -127,8 +127,8 @@ function scatter(set, network, passes, point) {
     if (shown.length > 1) dot.style.fill = networkColour(result.network);
     return {...one, cx, cy, dot};
   });
-  const content = chart(`PSNR of ${points.length} results over PSNR of the blurred pictures`,
-    axes(x, y, marks(8), marks(6), "PSNR of the blurred picture, dB", "PSNR of the result, dB"),
+  const content = chart(`PSNR of ${points.length} results over PSNR of the blurred images`,
+    axes(x, y, marks(8), marks(6), "PSNR of the blurred image, dB", "PSNR of the result, dB"),
     drawing("line", {class: "zero", ...slope(domain, 0, x, y)}),
     drawing("line", {class: "limit", ...slope(domain, -collapse, x, y)}),
     label(WIDTH - MARGIN.right - 6, HEIGHT - MARGIN.bottom - 8, `collapsed: more than ${+collapse.toFixed(2)} dB lost`,

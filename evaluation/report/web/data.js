@@ -17,7 +17,7 @@ function drawing(tag, attributes, ...children) {
   return made;
 }
 
-// dB won; nothing lost between two perfect pictures.
+// dB won; nothing lost between two perfect images.
 const won = (after, before) => after === before ? 0 : after - before;
 
 // A result as it is used: before and after by name of the metric, gain in dB, whether it collapsed.

@@ -1,4 +1,4 @@
-// Masks over the pictures of the viewer, and the record of the one under the cursor.
+// Masks over the images of the viewer, and the record of the one under the cursor.
 
 const KEPT_MASKS = 4;  // images whose masks stay in memory
 const FILL = 0.55;  // as in storage/paint.py
@@ -40,7 +40,7 @@ function readMasks({size: [width, height], runs: [values, lengths], atoms, colum
   return {width, height, labels, atoms, columns, records, areas, bySize};
 }
 
-// A canvas of the masks over a picture: coloured in a picture of masks, outlined in others.
+// A canvas of the masks over an image: coloured in an image of masks, outlined in others.
 function addOverlay(stage, layer, ofMasks) {
   const canvas = element("canvas", {});
   canvas.ofMasks = ofMasks;

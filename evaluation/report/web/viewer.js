@@ -1,4 +1,4 @@
-// One image: its pictures side by side, one of them, or two under a slider.
+// One image: its sides side by side, one of them, or two under a slider.
 
 const CAPTION = 40, GAP = 8, FEWEST = 200;  // pixels: height of a caption, between stages, width of a stage at least
 const MAGNIFIED = 3;  // times a thumbnail is enlarged at most

@@ -1,4 +1,4 @@
-// One zoom for all pictures of the viewer: a scale, and where the left top corner of the picture is in its stage.
+// One zoom for all images of the viewer: a scale, and where the left top corner of the image is in its stage.
 
 const MOST = 64;  // times
 const zoom = {scale: 1, x: 0, y: 0};  // x, y in sides of the stage, from 1 - scale to 0
@@ -29,7 +29,7 @@ function zoomBy(factor, u = 0.5, v = 0.5) {
 
 const panBy = (x, y) => setZoom(zoom.scale, zoom.x + x, zoom.y + y);
 
-// Where an event is in its stage, 0..1, and in the picture.
+// Where an event is in its stage, 0..1, and in the image.
 function placeOf(event, stage) {
   const box = stage.getBoundingClientRect();
   const u = (event.clientX - box.left) / box.width, v = (event.clientY - box.top) / box.height;

@@ -12,7 +12,7 @@ from samdeblur.evaluation.metrics import alignment
 from samdeblur.evaluation.metrics.alignment import Warp, align, aligned_scores, find_warp
 from samdeblur.evaluation.metrics.psnr_ssim import psnr, ssim
 
-# From pixels of the sharp picture to those of the result.
+# From pixels of the sharp image to those of the result.
 HOMOGRAPHIES = {
     "shift": np.array([[1, 0, 2.5], [0, 1, -1.5], [0, 0, 1]]),
     "turn": np.array([[0.9999, -0.012, 3.0], [0.012, 0.9999, -2.0], [0, 0, 1]]),

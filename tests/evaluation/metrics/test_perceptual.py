@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 
 
 def pictures(size=24):
-    """A result and its sharp picture."""
+    """A result and its sharp image."""
     rng = np.random.default_rng(0)
     return rng.integers(0, 256, (size, size + 4, 3), np.uint8), rng.integers(0, 256, (size, size + 4, 3), np.uint8)
 
@@ -177,7 +177,7 @@ def test_weights_that_cannot_be_fetched_are_one_line(pyiqa, monkeypatch):
 def test_a_metric_that_refuses_a_picture_is_one_line_and_memory_errors_pass(torchmetrics, monkeypatch):
     found = perceptual_metrics(["dists"], CPU)
     monkeypatch.setattr(Accumulating, "compute", failing(ValueError("too small\nby far")))
-    with pytest.raises(PerceptualError, match=r"metric dists of a picture of 28x24: too small$"):
+    with pytest.raises(PerceptualError, match=r"metric dists of an image of 28x24: too small$"):
         found(*pictures())
     monkeypatch.setattr(Accumulating, "compute", failing(torch.OutOfMemoryError("full")))
     with pytest.raises(torch.OutOfMemoryError):
@@ -198,7 +198,7 @@ def test_ms_ssim_of_torchmetrics_prefers_the_less_noisy():
     found = perceptual_metrics(["ms-ssim"], CPU)
     noisy = [found(np.clip(sharp + s * noise, 0, 255).astype(np.uint8), sharp)["ms-ssim"] for s in (60, 20, 0)]
     assert 0 < noisy[0] < noisy[1] < noisy[2] == pytest.approx(1, abs=1e-5)
-    with pytest.raises(PerceptualError, match="metric ms-ssim of a picture of 28x24: "):
+    with pytest.raises(PerceptualError, match="metric ms-ssim of an image of 28x24: "):
         found(*pictures())
 
 

@@ -34,7 +34,7 @@ GOPRO = "GOPR0384_11_00-000001.png"
 
 
 def images(shape, noise=20, seed=0):
-    """A smooth random picture and a noisy one."""
+    """A smooth random image and a noisy one."""
     rng = np.random.default_rng(seed)
     base = np.cumsum(np.cumsum(rng.normal(0, 3, shape), axis=0), axis=1)
     base = 255 * (base - base.min()) / np.ptp(base)

@@ -48,7 +48,7 @@ def noise():
 
 @pytest.fixture
 def keep(tmp_path, noise):
-    """keep(key, **changes) -> the pictures that were kept, by name."""
+    """keep(key, **changes) -> the images that were kept, by name."""
 
     def keep(key="a/b", name="toy test", **changes):
         given = {"blurred": noise(0), "result": noise(1), "sharp": noise(2), "atoms": None, "records": None} | changes

@@ -69,7 +69,7 @@ def masks():
 
 
 def fill(folder, made, kept=KEPT, colour=GREEN, sharp=True, thumbnails=True):
-    """Pictures of an evaluation: blurred red, sharp blue with a green stripe at the right end, results green."""
+    """Images of an evaluation: blurred red, sharp blue with a green stripe at the right end, results green."""
     atoms = masks()
     records = {"area": [2400.0, 600.0], "predicted_iou": [0.5, 0.25], "bbox_x": [0.0, 10.0], "bbox_y": [0.0, 15.0]}
     truth = plain(BLUE)
@@ -557,7 +557,7 @@ def test_the_record_of_the_mask_under_the_cursor_is_shown(show, report):
     window.hover(*window.place(".pane[data-name=result] .stage", 0.25, 0.5))
     assert not visible(window, "#record")  # masks are not shown there
     window.wheel(*window.place(stage, 0.99, 0.5), -480)
-    window.hover(*window.place(stage, 0.1, 0.5))  # 0.77 of the picture
+    window.hover(*window.place(stage, 0.1, 0.5))  # 0.77 of the image
     assert not visible(window, "#record")
 
 
@@ -583,11 +583,11 @@ def test_masks_are_switched_and_stepped_with_keys(show, report):
 
 @in_browser
 def test_a_mask_that_was_chosen_stays_in_view_when_the_picture_is_enlarged(show, report):
-    """It would be the one bright spot of a picture in shade, and out of sight."""
+    """It would be the one bright spot of an image in shade, and out of sight."""
     window = open_viewer(show, report)
     style = "document.getElementById('stages').style.getPropertyValue"
     place = f"[['x', 0.25], ['y', 0.5]].map(([of, at]) => +{style}(`--${{of}}`) + at * {style}('--scale'))"
-    window.press(".", ".")  # the smaller, around (0.25, 0.5) of the picture
+    window.press(".", ".")  # the smaller, around (0.25, 0.5) of the image
     for _ in range(3):
         window.press("+")
         x, y = window.run(place)
@@ -871,7 +871,7 @@ def test_networks_are_compared_image_by_image(show, comparison):
     assert panes(window) == ["blurred", "masks", "none", "map", "sharp", "error"]
     stage = ".pane[data-name=error] .stage"
     assert window.run("document.getElementById('judged').selectedOptions[0].text") == "map"
-    assert like(colour_at(window, *window.place(stage, 0.3)), (0, 0, 0))  # the result of map is the sharp picture there
+    assert like(colour_at(window, *window.place(stage, 0.3)), (0, 0, 0))  # the result of map is the sharp image there
     window.press("n")
     pictures_are_there(window)
     assert not like(colour_at(window, *window.place(stage, 0.3)), (0, 0, 0))

@@ -60,7 +60,7 @@ def test_other_pictures_under_the_same_keys_are_refused(before, same):
         assert labels(arrange([results("none", made), results("map", other)])) == ["none", "map"]
     else:
         said = refusal(results("none", made), results("map", other))
-        assert all(part in said for part in (*PLACES, "other pictures", "0001", "20.00"))
+        assert all(part in said for part in (*PLACES, "other images", "0001", "20.00"))
 
 
 def test_perfect_pictures_are_the_same_pictures():
@@ -71,7 +71,7 @@ def test_perfect_pictures_are_the_same_pictures():
 @pytest.mark.parametrize(
     ("sets", "words"),
     [
-        ((UNSCORED,), "no sharp pictures"),
+        ((UNSCORED,), "no sharp images"),
         ((one_set([1]), one_set([2])), "toy test (masks 11111111) is there twice"),
         ((replace(one_set([1]), scores=2 * one_set([1]).scores),), "toy test: 0000 is there twice"),
         ((replace(one_set([1]), scores=scores({"a": math.nan}, [1.0])),), "toy test: a: psnr is nan"),

@@ -338,4 +338,4 @@ def test_published_rows_are_refused_or_left_out_without_a_set_of_the_paper():
 
 def test_alignment_is_named():
     ours = results("map", one_set([1.0]), conventions=Conventions(align="ecc"))
-    assert noted(compare([ours], settings=QUICK), "aligned with the sharp pictures: ecc")
+    assert noted(compare([ours], settings=QUICK), "aligned with the sharp images: ecc")

@@ -178,7 +178,7 @@ FUNCTIONAL = {
 @pytest.mark.parametrize("mean", FUNCTIONAL.values(), ids=FUNCTIONAL)
 def test_means_in_the_code_of_a_network_are_named_and_left(mean):
     network = nn.Sequential(nn.Conv2d(3, 3, 1), Attention(nn.AdaptiveAvgPool2d(1)), Attention(mean))
-    with pytest.warns(UserWarning, match=r"whole picture: 2 \(\w+ in Attention\); only modules") as caught:
+    with pytest.warns(UserWarning, match=r"whole image: 2 \(\w+ in Attention\); only modules") as caught:
         converted = local_pooling(network, 16)
     assert len(caught) == 1
     assert isinstance(converted[1].mean, LocalAveragePool)

@@ -17,7 +17,7 @@ def _image(batch: int, height: int, width: int, dtype: torch.dtype = torch.float
 
 
 def _grey(masks: np.ndarray) -> np.ndarray:
-    """The released grey picture: codes of the masks in their order, added, clipped to a byte."""
+    """The released grey image: codes of the masks in their order, added, clipped to a byte."""
     total = np.zeros(masks.shape[1:], int)
     for k, mask in enumerate(masks):
         total[mask] += 2 * (k + 1) if k < 127 else 2 * (255 - k) - 1

@@ -48,7 +48,7 @@ def _padded(plane: torch.Tensor, multiple: int) -> torch.Tensor:
 
 
 def _pool(encoding: torch.Tensor, grey: np.ndarray, dropped: tuple[int, ...] = ()) -> torch.Tensor:
-    """(S, H', W') and the grey picture of the part that is no padding -> pooled, (S, H', W')."""
+    """(S, H', W') and the grey image of the part that is no padding -> pooled, (S, H', W')."""
     masks = []
     for value in np.unique(grey):
         mask = torch.zeros(encoding.shape[1:], dtype=encoding.dtype)

@@ -118,7 +118,7 @@ def _seed():
 
 @pytest.fixture
 def batch(random_masks):
-    """(size) -> image, AtomBatch, sharp of two pictures."""
+    """(size) -> image, AtomBatch, sharp of two images."""
 
     def make(size):
         rng = np.random.default_rng(4)

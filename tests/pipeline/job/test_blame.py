@@ -120,7 +120,7 @@ def test_an_error_that_is_kept_holds_no_tensor_while_memory_is_given_back(monkey
         try:
             fill()
         except torch.OutOfMemoryError as error:
-            raise ValueError("no memory for a picture") from error
+            raise ValueError("no memory for an image") from error
 
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: given_back.append([ref() is None for ref in held]))
     try:
@@ -129,4 +129,4 @@ def test_an_error_that_is_kept_holds_no_tensor_while_memory_is_given_back(monkey
         kept = error
         let_go(kept)
     assert given_back == [[True, True]]
-    assert str(kept) == "no memory for a picture"
+    assert str(kept) == "no memory for an image"

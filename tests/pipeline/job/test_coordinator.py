@@ -490,7 +490,7 @@ def test_images_that_cannot_be_opened_at_all_do_not_stop_the_plan(own_folder, tm
 def test_a_picture_replaced_after_planning_is_never_stored_under_another_size(
     own_folder, tmp_path, monkeypatch, save, picture, shape
 ):
-    """None: the picture could not be opened when the store was planned."""
+    """None: the image could not be opened when the store was planned."""
     path = tmp_path / "toy.zarr"
     pictures = [own_folder / "blur/c.png", own_folder / "sharp/c.png"]
     contents = [file.read_bytes() for file in pictures]
@@ -698,7 +698,7 @@ def test_images_are_embedded_together_and_a_bad_one_among_them_is_quarantined(tm
     folder = write_pairs(
         tmp_path / "pairs", {"a": (40, 50), "b": (50, 40), "c": (2000, 1), "d": (30, 30), "e": (44, 44)}
     )
-    (folder / "blur" / "d.png").write_bytes(b"no picture")
+    (folder / "blur" / "d.png").write_bytes(b"no image")
     settings = {"points_per_side": 3, "pred_iou_thresh": -1.0, "stability_score_thresh": -1.0}
     found = {}
     for batch in (1, 3):

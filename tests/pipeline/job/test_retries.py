@@ -321,12 +321,12 @@ from samdeblur.pipeline.segmenters.superpixels import SuperpixelSegmenter
 
 SuperpixelSegmenter.plain = getattr(SuperpixelSegmenter, "plain", SuperpixelSegmenter.segment)  # loaded twice
 
-def on_a_device(self, picture):
+def on_a_device(self, image):
     if str(get_worker().name) == "1":
         with open(os.environ["BROKE"], "a") as file:
             file.write(f"{os.getpid()}\\n")
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
-    return self.plain(picture)
+    return self.plain(image)
 
 SuperpixelSegmenter.segment = on_a_device
 """

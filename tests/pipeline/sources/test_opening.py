@@ -109,7 +109,7 @@ def test_pairs_are_matched_by_name_never_by_position(uneven):
     assert source.keys == ["1", "2", "3"]
     for key in source.keys:
         pair = source.read(key)
-        assert np.array_equal(pair.blurred, pair.sharp)  # equal pictures have equal names here
+        assert np.array_equal(pair.blurred, pair.sharp)  # equal images have equal names here
 
 
 def test_unpaired_frames_of_gopro_are_listed_with_their_sequence(tmp_path, save, picture):
@@ -206,7 +206,7 @@ LOST = ["ESTALE", "ENOTCONN", "ETIMEDOUT", "EHOSTDOWN", "ENODEV", "EMFILE", "ENF
 
 @pytest.fixture
 def failing_disk(monkeypatch):
-    """(error number, words) -> None: from now on opening a picture whose path holds the words fails."""
+    """(error number, words) -> None: from now on opening an image whose path holds the words fails."""
 
     def fail(code, words=""):
         def opened(path):

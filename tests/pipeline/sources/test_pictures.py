@@ -1,4 +1,4 @@
-"""Pictures of a dataset for a store without: the same as one with pictures, or an error that says why not."""
+"""Images of a dataset for a store without: the same as a store with them, or an error that says why not."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_the_pairs_used_last_are_kept_and_one_at_least(joined, decodings, monkey
 def test_pictures_are_read_in_the_workers_of_a_loader(joined):
     keys = joined.ready_keys
     expected = [joined.image("sharp", key) for key in keys]
-    assert len(pickle.dumps(joined)) < 2000  # no picture goes along
+    assert len(pickle.dumps(joined)) < 2000  # no image goes along
     read = partial(joined.image, "sharp")
     loader = DataLoader(keys, None, num_workers=1, collate_fn=read, multiprocessing_context="forkserver")
     assert all(map(np.array_equal, loader, expected))
@@ -138,8 +138,8 @@ def test_another_picture_than_the_masks_were_made_of_is_named(folder, joined):
     cv2.imwrite(str(file), picture)
     for name in ("blurred", "sharp", "sharp"):
         message = refusal(joined, name=name)
-        assert message.startswith("data: day: its masks are of another picture")
-        assert "restore the picture" in message
+        assert message.startswith("data: day: its masks are of another image")
+        assert "restore the image" in message
     assert joined.image("blurred", "night/000002").any()
 
 
@@ -148,7 +148,7 @@ def test_files_of_lossy_pictures_are_compared_by_their_bytes(tmp_path, write_pai
     joined = with_dataset(make_store(source), source, "data")
     with open(tmp_path / "data/blur/day.jpg", "ab") as file:
         file.write(b"\0")  # decodes as before
-    assert "another picture" in refusal(joined)
+    assert "another image" in refusal(joined)
 
 
 @pytest.mark.parametrize("digest", ["pixels", "none"])
@@ -157,7 +157,7 @@ def test_pictures_of_another_size_are_named_with_both(folder, make_store, save, 
     joined = with_dataset(make_store(source, digest=digest), source, "data")
     for side in ("blur", "sharp"):
         save(folder / side / "day.png", picture(0, 25, 33))
-    assert "data: day: its masks are 32x24, the picture in the dataset is 33x25;" in refusal(joined)
+    assert "data: day: its masks are 32x24, the image in the dataset is 33x25;" in refusal(joined)
 
 
 def test_without_digests_any_picture_of_the_size_is_taken(folder, make_store, save, picture):
@@ -168,7 +168,7 @@ def test_without_digests_any_picture_of_the_size_is_taken(folder, make_store, sa
 
 
 @pytest.mark.parametrize("side", ["blur", "sharp"])
-@pytest.mark.parametrize("damage", ["gone", "cut", "no picture"])
+@pytest.mark.parametrize("damage", ["gone", "cut", "no image"])
 def test_files_that_cannot_be_read_are_named(folder, joined, side, damage):
     file = folder / side / "day.png"
     if damage == "gone":
@@ -176,7 +176,7 @@ def test_files_that_cannot_be_read_are_named(folder, joined, side, damage):
     else:
         file.write_bytes(file.read_bytes()[:60] if damage == "cut" else b"text")
     message = refusal(joined)
-    assert all(words in message for words in ("data: day: ", str(file), "restore the picture"))
+    assert all(words in message for words in ("data: day: ", str(file), "restore the image"))
 
 
 def test_a_disk_that_is_gone_is_no_fault_of_a_picture(folder, joined):
@@ -192,7 +192,7 @@ def test_images_that_the_dataset_lacks_are_not_ready(folder, make_store):
     assert joined.ready_keys == ["night/000002", "night/000010"]
     assert joined.atoms(DAY).n_masks
     message = refusal(joined)
-    assert all(words in message for words in ("data: no picture of day", str(masks.path)))
+    assert all(words in message for words in ("data: no image of day", str(masks.path)))
 
 
 def test_a_dataset_without_any_image_of_the_store_is_refused(folder, make_store, tmp_path, write_pairs):

@@ -76,7 +76,7 @@ def test_without_motion_the_blurred_image_is_the_sharp_one():
 
 
 def test_masks_follow_the_colours():
-    """Plain surfaces: the borders of the masks are where the picture changes."""
+    """Plain surfaces: the borders of the masks are where the image changes."""
     scene = STILL.render(4)
     grey = scene.sharp.astype(float).mean(axis=2)
     step = np.abs(np.diff(grey, axis=1))
@@ -95,7 +95,7 @@ def test_longer_paths_blur_more():
 
 
 def test_objects_move_on_their_own():
-    """With a still camera and few moving things, part of the picture stays sharp and part does not."""
+    """With a still camera and few moving things, part of the image stays sharp and part does not."""
     scene = replace(STILL, moving=0.3, object_path=(14, 14)).render(3)
     changed = np.abs(scene.blurred.astype(int) - scene.sharp).max(axis=2) > 12
     assert 0.01 < changed.mean() < 0.7

@@ -94,7 +94,7 @@ def test_what_is_exported_comes_back_the_same(format, exported, whole_store, tmp
 def test_exports_say_what_they_leave_out(exported):
     for format, (_, notes) in exported.items():
         assert "3 quarantined images left out" in notes, format
-        assert any("pictures of 6 images are left out" in note for note in notes) == (format != "ome-zarr")
+        assert any("pixels of 6 images are left out" in note for note in notes) == (format != "ome-zarr")
         assert any("no recipe" in note for note in notes) == (format not in (*WHOLE, "ome-zarr"))
     assert "coco-results lists no images: 1 image without masks left out" in exported["coco-results"][1]
 
@@ -294,8 +294,8 @@ def test_pictures_give_sizes_and_digests(suffix, import_json, tmp_path):
     assert store.ready_keys == ["a", f"a{suffix}"]
     assert store.digest("a") == expected
     assert store.header.digest == ("pixels" if suffix == ".png" else "file")
-    assert "the picture is 4x2, its masks are 4x3" in store.error("b")
-    assert "no picture of this name" in store.error("c")
+    assert "the image is 4x2, its masks are 4x3" in store.error("b")
+    assert "no image of this name" in store.error("c")
 
 
 @pytest.mark.parametrize("name", ["../a", "/a", "x/../../a", "a\\b"])
@@ -308,8 +308,8 @@ def test_pictures_must_be_those_that_the_file_claims(import_json, tmp_path):
     Image.new("RGB", (4, 3)).save(tmp_path / "a.png")
     info = {"samdeblur": {"digest": "pixels"}}
     store, _ = import_json(instances(IMAGE | {"digest": "ab" * 32}, info=info), images=tmp_path)
-    assert "not the picture that the masks were made of" in store.error("a")
-    with pytest.raises(ExchangeError, match="no picture of any"):
+    assert "not the image that the masks were made of" in store.error("a")
+    with pytest.raises(ExchangeError, match="none of 1 images is there"):
         import_json(instances(IMAGE), images=Path(__file__).parent)
     with pytest.raises(FileNotFoundError, match="elsewhere"):
         import_json(instances(IMAGE), images=tmp_path / "elsewhere")

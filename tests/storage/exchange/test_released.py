@@ -71,7 +71,7 @@ def test_png_files_of_another_form_are_quarantined(import_folder, tmp_path):
     for mode in ("RGB", "LA", "P", "1"):
         Image.new(mode, (6, 5)).save(folder / f"{mode}.png")
     Image.new("L", (6, 5)).save(folder / "jpeg.png", format="JPEG")
-    (folder / "text.png").write_text("no picture")
+    (folder / "text.png").write_text("no image")
     noise = np.random.default_rng(0).integers(0, 256, (40, 40), np.uint8)
     Image.fromarray(noise).save(folder / "cut.png")
     (folder / "cut.png").write_bytes((folder / "cut.png").read_bytes()[:900])

@@ -50,9 +50,9 @@ def test_files_are_those_of_sa_1b(whole_store, tmp_path):
         assert annotation["point_coords"] == [[records["point_x"][number], records["point_y"][number]]]
         assert "crop_box" not in annotation  # not known: NaN is no JSON
     assert notes == [
-        "sa-1b holds no recipe and no digests of the pictures",
+        "sa-1b holds no recipe and no digests of the images",
         "3 quarantined images left out",
-        "sa-1b holds masks alone: the pictures of 6 images are left out",
+        "sa-1b holds masks alone: the pixels of 6 images are left out",
     ]
 
 

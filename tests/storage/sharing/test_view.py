@@ -20,7 +20,7 @@ HOSTILE = "</script><img src=x onerror=alert(1)>"
 
 
 class Page(HTMLParser):
-    """The elements of a page, its text, and its cards: caption, reason, picture and labels, JSON."""
+    """The elements of a page, its text, and its cards: caption, reason, image and labels, JSON."""
 
     def __init__(self, path):
         super().__init__()

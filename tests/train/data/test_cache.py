@@ -15,7 +15,7 @@ WINDOWS = [(0, 0, 30, 31), (3, 5, 20, 24), (29, 33, 1, 1)]
 
 @pytest.fixture
 def decoded(monkeypatch):
-    """What is read of the store: (name, key, whether it was the whole picture)."""
+    """What is read of the store: (name, key, whether it was the whole image)."""
     read, calls = MaskStore.image, []
 
     def noted(self, name, key, window=None):

@@ -72,7 +72,7 @@ def test_the_first_output_may_mean_the_smallest_mask_and_the_last_the_largest():
 
 
 def test_points_mean_the_same_place_wherever_the_picture_lies(worlds, tiny, monkeypatch):
-    """The prompt encoder's field is larger than a small training picture: point and positions shift together."""
+    """The prompt encoder's field is larger than a small training image: point and positions shift together."""
     torch.manual_seed(0)
     sam = build_small_sam(tiny)
     image = draw(worlds, 4, 4, (0, 0))

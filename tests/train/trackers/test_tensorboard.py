@@ -10,7 +10,7 @@ from samdeblur.train import ConfigError, train
 
 
 def read_board(folder):
-    """Scalars by name as (step, value), and the steps of pictures."""
+    """Scalars by name as (step, value), and the steps of images."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"images": 0}).Reload()
