@@ -33,12 +33,12 @@ class LocalPath(click.ParamType):
             return value
         text = os.fspath(value)
         if not text:
-            raise click.UsageError(f"{self._called(param)}: an empty path")
+            raise click.UsageError(f"{called(param)}: an empty path")
         try:
             path = local_path(text)
         except ValueError:
             what = "write to a disk, and upload it from there" if self.written else "download it, and name the path"
-            raise click.UsageError(f"{self._called(param)} {text}: an address; {what}") from None
+            raise click.UsageError(f"{called(param)} {text}: an address; {what}") from None
         if self.written:
             try:
                 self._require(path, text)
@@ -54,9 +54,10 @@ class LocalPath(click.ParamType):
             raise click.UsageError(f"{text}: a store is a folder; write one, and export it as a file")
         require_writable(path, None if self.written == "either" else self.written != "file")
 
-    @staticmethod
-    def _called(param: click.Parameter | None) -> str:
-        return param.opts[0] if isinstance(param, click.Option) else str(param.human_readable_name if param else "path")
+
+def called(param: click.Parameter | None) -> str:
+    """What a person calls a parameter."""
+    return param.opts[0] if isinstance(param, click.Option) else str(param.human_readable_name if param else "path")
 
 
 class Place(click.ParamType):
@@ -65,6 +66,8 @@ class Place(click.ParamType):
     name = "place"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if not str(value):
+            raise click.UsageError(f"{called(param)}: an empty path")
         try:
             return str(local_path(str(value)))
         except ValueError:

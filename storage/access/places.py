@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import tempfile
 from pathlib import Path
+from urllib.parse import unquote
 
 from samdeblur.storage.folders import WORDS, kind_of
 from samdeblur.storage.format.layout import StoreError
 from samdeblur.storage.listing import image_files, is_empty
 
 NAMED = 3  # entries of a folder in a message
+FILE_URL = re.compile(r"file:(?://(?:localhost(?=/))?|(?=/[^/]))", re.IGNORECASE)
 KINDS = {
     ".json": "a JSON file; samdeblur-prep import makes a store of masks in one",
     ".safetensors": "weights",
@@ -21,8 +24,10 @@ KINDS = {
 
 
 def local_path(text: str) -> Path:
-    """A path as a person writes it: ~ and file:// are taken for what they mean. Raises ValueError for an address."""
-    text = text.removeprefix("file://")
+    """A path as a person writes it: ~ and file: are taken for what they mean. Raises ValueError for an address."""
+    if url := FILE_URL.match(text):
+        written = os.path.expanduser(text[url.end() :])
+        return Path(written if os.path.exists(written) else unquote(written))
     if "://" in text:
         raise ValueError("an address")
     return Path(os.path.expanduser(text))
@@ -50,6 +55,8 @@ def what_lies_at(path: Path) -> str:
     """Of something that is no store, in words; empty where they would say nothing. Raises OSError."""
     if path.is_file():
         return KINDS.get(path.suffix.lower(), "")
+    if not path.is_dir():
+        return "a pipe, a device or a socket"
     if kind := kind_of(path):
         return WORDS[kind]
     if is_empty(path):
@@ -76,6 +83,8 @@ def require_writable(path: Path, folder: bool | None) -> None:
     """
     real = Path(os.path.realpath(path))
     try:
+        if store := next((above for above in real.parents if (above / "index/state").is_dir()), None):
+            raise OSError(errno.EINVAL, f"it would lie in the mask store {store}")
         if folder is not None and real.exists() and real.is_dir() != folder:
             raise OSError(errno.ENOTDIR, "it is a file" if folder else "it is a folder")
         for place in {real, real.parent} if real.is_dir() else {real.parent}:

@@ -124,3 +124,30 @@ def test_a_store_that_was_opened_by_a_relative_path_is_read_from_another_folder(
     (tmp_path / "elsewhere").mkdir()
     os.chdir(tmp_path / "elsewhere")
     assert pickle.loads(pickle.dumps(opened)).keys == opened.keys
+
+
+@pytest.mark.parametrize("start", ["file://", "file://localhost", "FILE://", "file:"])
+def test_a_file_address_is_a_path_with_what_it_quotes(samdeblur, store, tmp_path, start):
+    (tmp_path / "a b%41").mkdir()
+    (tmp_path / "a b%41/link").symlink_to(store)
+    assert samdeblur("prep", "info", f"{start}{tmp_path}/a%20b%2541/link").code == 0
+    assert samdeblur("prep", "info", f"{start}{tmp_path}/a b%41/link").code == 0
+
+
+def test_an_empty_path_and_a_device_are_called_that(samdeblur):
+    for command, said in ((("info", ""), "an empty path"), (("status", "/dev/null"), "a pipe, a device")):
+        refused = samdeblur("prep", *command)
+        assert (refused.code, said in refused.error) == (2, True)
+
+
+def test_nothing_is_written_into_a_store_but_its_own_images(samdeblur, store, pairs, prep_run):
+    before = sorted(store.rglob("*"))
+    for refused in (
+        samdeblur("prep", "export", store, store / "x.zip"),
+        samdeblur("prep", "view", store, store / "x.html"),
+        samdeblur("prep", "subset", store, store / "part/x.zarr", "--keys", "*"),
+        samdeblur("train", store, "--out", store / "run"),
+        prep_run(pairs, store / "x.zarr"),
+    ):
+        assert (refused.code, f"in the mask store {store}" in refused.error) == (2, True)
+    assert sorted(store.rglob("*")) == before
