@@ -69,7 +69,32 @@ def find_state(contents: Any, prefixes: Prefixes, path: Path, part: str = "") ->
             SeveralNetworks,
             stacklevel=2,
         )
+    elif not part and not any(map(_is_average, found)) and (unread := _averages_unread(contents)):
+        warnings.warn(
+            f"{path}: its {unread} looks like an average of the weights, in a form that is not read; the weights are "
+            "taken",
+            SeveralNetworks,
+            stacklevel=2,
+        )
     return FoundState(found[name], name)
+
+
+def _is_average(name: str) -> bool:
+    return bool(_AVERAGES & set(re.split(r"[^a-z]+", name.lower())))
+
+
+def _averages_unread(contents: Any) -> str:
+    """What in a file is called an average of weights and holds tensors; "" for nothing."""
+    named = dict(contents) if isinstance(contents, Mapping) else {}
+    for place, state in _state_dicts(contents):
+        named |= {_joined(place, key): value for key, value in state.items()}
+    return next((name for name, value in named.items() if _is_average(str(name)) and _holds_weights(value)), "")
+
+
+def _holds_weights(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(map(_holds_weights, value.values()))
+    return value.ndim > 0 if isinstance(value, Tensor) else isinstance(value, list | tuple) and _of_tensors(value)
 
 
 def largest_state(contents: Any, path: Path, part: str = "") -> FoundState:
@@ -146,8 +171,7 @@ def _chosen(found: Mapping[str, Mapping[str, Any]], path: Path, part: str) -> st
         raise _no_such(path, part, found)
     if part in found:
         return part
-    averages = [name for name in names if _AVERAGES & set(re.split(r"[^a-z]+", name.lower()))]
-    names = averages or names
+    names = [name for name in names if _is_average(name)] or names
     if any(not _same(found[name], found[names[0]]) for name in names[1:]):
         listed = ", ".join(f"{path}#{name}" for name in names[:6])
         raise CheckpointError(f"{path}: holds several networks with other numbers; say which: {listed}")
@@ -185,6 +209,13 @@ def _require_weights(state: Mapping[str, Any], path: Path) -> None:
             raise CheckpointError(f"{path}: not a checkpoint of a network: {name[:80]!r} is no tensor")
         if (problem := no_weights(tensor)) is not None:
             raise CheckpointError(f"{path}: {name[:80]!r} {problem}; save the weights as plain dense tensors")
+
+
+def require_numbers(state: Mapping[str, Tensor], path: Path) -> None:
+    """Raise CheckpointError for weights of which one is not a number."""
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and torch.isnan(tensor).any():
+            raise CheckpointError(f"{path}: {name[:80]!r} holds NaN: its training failed; take weights of before that")
 
 
 def no_weights(tensor: Tensor) -> str | None:

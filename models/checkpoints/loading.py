@@ -17,7 +17,14 @@ from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
 from samdeblur.models.checkpoints.contents import CheckpointError, read_contents
-from samdeblur.models.checkpoints.finding import FoundState, Prefixes, find_state, largest_state, prefixes_before
+from samdeblur.models.checkpoints.finding import (
+    FoundState,
+    Prefixes,
+    find_state,
+    largest_state,
+    prefixes_before,
+    require_numbers,
+)
 from samdeblur.models.checkpoints.others import network_of, prefixes_of_others
 from samdeblur.models.checkpoints.public import BUNDLED_NETWORK, BUNDLED_SAM
 from samdeblur.models.networks.nafnet import infer_config
@@ -367,14 +374,18 @@ def _read_weights(path: Path, *kinds: Prefixes) -> tuple[FoundState, dict[str, A
     """The tensors of a file, and the configuration this package wrote beside them. Raises CheckpointError."""
     path, part = split_part(path)
     contents, config = read_contents(path)
-    if config is not None:
-        if part:
-            raise CheckpointError(f"{path}: no part {part!r}; it holds one network, of samdeblur")
-        return FoundState(contents), config
+    if config is not None and part:
+        raise CheckpointError(f"{path}: no part {part!r}; it holds one network, of samdeblur")
+    found = FoundState(contents) if config is not None else _find(contents, path, part, kinds)
+    require_numbers(found.state, path)
+    return found, config
+
+
+def _find(contents: Any, path: Path, part: str, kinds: Sequence[Prefixes]) -> FoundState:
     for prefixes in kinds:
         if (found := find_state(contents, prefixes, path, part)) is not None:
-            return found, None
-    return largest_state(contents, path, part), None
+            return found
+    return largest_state(contents, path, part)
 
 
 @contextmanager

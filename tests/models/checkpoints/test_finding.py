@@ -184,6 +184,41 @@ def test_an_average_that_is_no_other_is_not_spoken_of(kind, tmp_path):
     _assert_loads(load, tmp_path / "a.pth", network)  # a warning would fail
 
 
+UNREAD = {
+    "torch_ema": lambda state: {"model": state, "ema": {"decay": 0.9, "shadow_params": list(state.values())}},
+    "names without dots": lambda state: {
+        "state_dict": _under("model.", state)
+        | {f"model_ema.{name.replace('.', '')}": tensor for name, tensor in state.items()}
+        | {"model_ema.decay": torch.tensor(0.9)}
+    },
+}
+
+
+@pytest.mark.parametrize("layout", UNREAD)
+def test_an_average_in_a_form_that_is_not_read_is_spoken_of(tmp_path, layout):
+    network = _nafnet()
+    torch.save(UNREAD[layout](_state(network)), tmp_path / "a.pth")
+    with pytest.warns(SeveralNetworks, match="ema.* looks like an average of the weights, in a form that is not read"):
+        _assert_loads(load_network, tmp_path / "a.pth", network)
+
+
+@pytest.mark.parametrize("more", [{"ema_decay": 0.9}, {"n_averaged": torch.tensor(3)}, {"ema": None}, {"ema": {}}])
+def test_numbers_about_an_average_are_no_average(tmp_path, more):
+    network = _nafnet()
+    torch.save({"model": _state(network)} | more, tmp_path / "a.pth")
+    _assert_loads(load_network, tmp_path / "a.pth", network)  # a warning would fail
+
+
+@pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
+def test_weights_that_are_no_numbers_are_refused(kind, tmp_path, name):
+    network, _, load = kind
+    state = {key: tensor.clone() for key, tensor in _state(network).items()}
+    next(iter(state.values())).view(-1)[0] = torch.nan
+    (save_file if name.endswith("safetensors") else torch.save)(state, tmp_path / name)
+    with pytest.raises(CheckpointError, match="holds NaN: its training failed"):
+        load(tmp_path / name)
+
+
 def test_of_two_networks_of_a_kind_nothing_is_guessed(kind, tmp_path):
     network, other, load = kind
     path = tmp_path / "a.pth"
