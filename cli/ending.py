@@ -15,13 +15,13 @@ ENDS = (signal.SIGTERM, signal.SIGHUP)
 STREAMS = (0, 1, 2)
 
 
-class Told(KeyboardInterrupt):
+class SignalledToEnd(KeyboardInterrupt):
     """A signal asks the program to end: Ctrl-C by another name."""
 
 
 @contextmanager
-def ends_when_told(grace: float, code: int, left: str) -> Iterator[None]:
-    """SIGTERM and SIGHUP raise Told in here; whoever catches signals inside does as it likes, but has to end too.
+def ends_when_signalled(grace: float, code: int, left: str) -> Iterator[None]:
+    """In here SIGTERM and SIGHUP raise SignalledToEnd. Code that catches signals itself has to end too.
 
     Args:
         grace: seconds after which a program that is still there, since a disk or a device does not answer, is ended.
@@ -61,7 +61,7 @@ def ends_when_told(grace: float, code: int, left: str) -> Iterator[None]:
 
 
 class _Once:
-    """Raises Told the first time; what cleans up after that is left alone."""
+    """Raises SignalledToEnd the first time; what cleans up after that is left alone."""
 
     def __init__(self) -> None:
         self.told = False
@@ -69,7 +69,7 @@ class _Once:
     def __call__(self, number: int, frame: FrameType | None) -> None:
         if not self.told:
             self.told = True
-            raise Told
+            raise SignalledToEnd
 
 
 def leave(code: int, seconds: float) -> None:

@@ -26,7 +26,7 @@ from samdeblur.cli.support.inference import (
 )
 from samdeblur.cli.support.paths import FOLDER, PLACE
 from samdeblur.cli.support.sets import Loose, open_sets
-from samdeblur.storage.words import counted
+from samdeblur.storage.plurals import counted
 
 if TYPE_CHECKING:
     from samdeblur.evaluation.evaluate import Evaluation
@@ -59,7 +59,7 @@ cli.add_command(restore)
 @click.option("--sam", metavar="bundled|NAME|PATH", help="Segment Anything weights that find the masks of a FOLDER.")
 @click.option("--split", help="Of a FOLDER in the layout of a dataset.  [default: test]")
 @click.option("--layout", help="Of a FOLDER, as for samdeblur-prep run.  [default: auto]")
-@click.option("--pictures", type=click.IntRange(0), default=24, show_default=True,
+@click.option("--report-images", type=click.IntRange(0), default=24, show_default=True,
               help="Images per set that the report shows in full, worst first.")  # fmt: skip
 @click.option("--save-images", is_flag=True, help="Write every result as PNG below OUT/restored.")
 @inference_options
@@ -85,7 +85,7 @@ def run(network: str, sets: tuple[str, ...], out: Path, **options: Any) -> int:
     from samdeblur.evaluation.evaluate import Evaluation
     from samdeblur.evaluation.metrics.perceptual import perceptual_metrics
     from samdeblur.evaluation.ranks import is_first, joined
-    from samdeblur.evaluation.report.pictures import forget_sets
+    from samdeblur.evaluation.report.images import forget_sets
     from samdeblur.evaluation.report.write import write_report
     from samdeblur.evaluation.results import Conventions, Results, write_results
     from samdeblur.evaluation.tables.caveats import caveats
@@ -123,7 +123,7 @@ def run(network: str, sets: tuple[str, ...], out: Path, **options: Any) -> int:
             sha256,
             Conventions(collapse_db=options["collapse_db"], align=options["align"]),
             extra,
-            options["pictures"],
+            options["report_images"],
             options["save_images"],
             _say,
             _bar,

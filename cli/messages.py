@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import click
 
-from samdeblur.cli.ending import Told, ends_when_told
+from samdeblur.cli.ending import SignalledToEnd, ends_when_signalled
 from samdeblur.storage.access.location import without_secrets
 from samdeblur.storage.files import printable
 
@@ -46,7 +46,7 @@ REFUSALS = frozenset({
 })  # fmt: skip
 FAILURES = frozenset({
     "samdeblur.storage.store.StoreDamaged",
-    "samdeblur.storage.store.PictureError",
+    "samdeblur.storage.store.ExternalImageError",
     "samdeblur.storage.writing.fence.StoreBusy",
     "samdeblur.train.running.Diverged",
     "samdeblur.train.data.loader.LoaderFailed",
@@ -85,9 +85,12 @@ def run_command(command: click.Command, interrupted: str = "", grace: float = 10
         told: the exit code then.
     """
     try:
-        with ends_when_told(grace, told, interrupted.lstrip("; ") or "run the same command again"), _harmless_streams():
+        with (
+            ends_when_signalled(grace, told, interrupted.lstrip("; ") or "run the same command again"),
+            _harmless_streams(),
+        ):
             code = _run(command, interrupted, told)
-    except Told:  # just before, or just after
+    except SignalledToEnd:  # just before, or just after
         code = told
     sys.exit(code or 0)
 
@@ -136,7 +139,7 @@ def _run(command: click.Command, interrupted: str, told: int) -> int:
             message, code = _explain(stopped.__cause__)
             _say(f"error: {message}", code)
         else:
-            by = told if isinstance(stopped.__cause__ or stopped, Told) else INTERRUPTED
+            by = told if isinstance(stopped.__cause__ or stopped, SignalledToEnd) else INTERRUPTED
             code = _say(f"interrupted{stopped.__cause__ or stopped}{interrupted}", by)
     except BrokenPipeError:  # who read it, such as head, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

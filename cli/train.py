@@ -18,7 +18,7 @@ from samdeblur.cli.support.commands import Command
 from samdeblur.cli.support.images import images_options, say_left_out, some, with_all_images
 from samdeblur.cli.support.paths import FOLDER, PLACE
 from samdeblur.storage import folders
-from samdeblur.storage.words import counted
+from samdeblur.storage.plurals import counted
 
 if TYPE_CHECKING:
     from samdeblur.storage import MaskStore

@@ -22,12 +22,12 @@ from samdeblur.evaluation.metrics.alignment import aligned_scores
 from samdeblur.evaluation.metrics.perceptual import PerceptualError, PerceptualMetrics
 from samdeblur.evaluation.metrics.psnr_ssim import FIDELITY, SMALLEST, compare
 from samdeblur.evaluation.ranks import Ranks
-from samdeblur.evaluation.report.pictures import (
-    forget_pictures,
-    keep_pictures,
+from samdeblur.evaluation.report.images import (
+    forget_images,
+    keep_images,
     keep_strip,
     keep_thumbnail,
-    kept_pictures,
+    kept_images,
     read_thumbnail,
 )
 from samdeblur.evaluation.restore import Restored, Restorer
@@ -39,7 +39,7 @@ from samdeblur.storage import AtomMap, MaskStore
 from samdeblur.storage.files import file_stamp, write_durably
 from samdeblur.storage.format.layout import pixel_digest
 from samdeblur.storage.names import file_name, file_path
-from samdeblur.storage.words import counted
+from samdeblur.storage.plurals import counted
 
 Item = TypeVar("Item")
 Found = TypeVar("Found")
@@ -227,7 +227,7 @@ class _Scoring:
             if masks is None and self.images.stored:
                 masks = self.images.masks(key, sample.blurred)
             atoms, records = masks or (None, None)
-            keep_pictures(folder, self.name, key, sample.blurred, restored.picture, sample.sharp, atoms, records)
+            keep_images(folder, self.name, key, sample.blurred, restored.picture, sample.sharp, atoms, records)
 
     def complete(self, scores: Sequence[Score]) -> None:
         """Take away what the report does not show, and make what it lacks: where more images are asked for now."""
@@ -236,14 +236,14 @@ class _Scoring:
         if self.ranks.first:
             thumbnails = [score.key for score in scores] if shown else []
             strips = [score.key for _, score in examples(scores)] if shown else []
-            forget_pictures(folder, self.name, [score.key for score in worst], thumbnails, strips)
+            forget_images(folder, self.name, [score.key for score in worst], thumbnails, strips)
         self.ranks.wait()
         in_full = {score.key for score in worst}
         lacking = [
             score
             for score in (scores if shown else [])
             if read_thumbnail(folder, self.name, score.key) is None
-            or (score.key in in_full and not kept_pictures(folder, self.name, score.key))
+            or (score.key in in_full and not kept_images(folder, self.name, score.key))
         ]
         for score in self.task.bar(self.ranks.share(lacking), f"{self.name}: images of the report"):
             sample = self.read(score.key).sample

@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from samdeblur.storage import AtomMap, MaskStore, PictureError, StoreError
+from samdeblur.storage import AtomMap, ExternalImageError, MaskStore, StoreError
 from samdeblur.storage.files import file_stamp, sha256_file
 from samdeblur.storage.format.layout import mask_kind
 
@@ -90,15 +90,15 @@ class StoreSet:
         self.left_out: Mapping[str, str] = {key: store.why_not_ready(key) for key in store.keys if key not in ready}
 
     def stamp(self, key: str) -> str:
-        return " ".join([self.store.content(key), *map(file_stamp, self.store.picture_files(key))])
+        return " ".join([self.store.content(key), *map(file_stamp, self.store.external_files(key))])
 
     def content(self, key: str) -> str:
-        return _digest(self.store.content(key), self.store.picture_files(key))
+        return _digest(self.store.content(key), self.store.external_files(key))
 
     def sample(self, key: str) -> Sample:
         try:
             return Sample(self.store.image("blurred", key), self.store.image("sharp", key))
-        except PictureError as error:
+        except ExternalImageError as error:
             raise UnusableImage(str(error)) from error
 
     def masks(self, key: str, blurred: NDArray[np.uint8]) -> Masks:

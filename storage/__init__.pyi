@@ -2,9 +2,9 @@ from .access.files import Unreachable as Unreachable
 from .atoms import AtomMap as AtomMap
 from .atoms import TooManyAtoms as TooManyAtoms
 from .format.layout import StoreError as StoreError
+from .store import ExternalImageError as ExternalImageError
 from .store import ImageNotReady as ImageNotReady
 from .store import MaskStore as MaskStore
-from .store import PictureError as PictureError
 from .store import StoreDamaged as StoreDamaged
 from .store import UnknownImage as UnknownImage
 from .store import open_store as open_store

@@ -85,8 +85,8 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     with opened(path) as (image, header):
         upright_shape(image)
         _refuse_depth(image, header)
-        if (pictures := getattr(image, "n_frames", 1)) > 1:
-            raise BadImage(f"{pictures} images in one file, animated or of several pages; keep one of them")
+        if (count := getattr(image, "n_frames", 1)) > 1:
+            raise BadImage(f"{count} images in one file, animated or of several pages; keep one of them")
         return np.array(opaque(upright(image)))
 
 

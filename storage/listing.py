@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from samdeblur.storage.names import in_unicode, nfc
-from samdeblur.storage.pictures import SUFFIXES, UNREAD_SUFFIXES
+from samdeblur.storage.suffixes import SUFFIXES, UNREAD_SUFFIXES
 
 CLUTTER = frozenset({
     "__macosx", "@eadir", "lost+found", "$recycle.bin", "system volume information", "thumbs.db", "ehthumbs.db",

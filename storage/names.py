@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
-from samdeblur.storage.pictures import SUFFIXES, UNREAD_SUFFIXES
+from samdeblur.storage.suffixes import SUFFIXES, UNREAD_SUFFIXES
 
 FILE_NAME_BYTES = 200  # file systems take 255, of which suffixes and what others add are to find room
 DIGEST_LETTERS = 12

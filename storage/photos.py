@@ -64,9 +64,9 @@ def read_photo(path: Path) -> Photo:
     """Raises BadImage, from the OSError when the disk gave one."""
     with opened(path) as (image, header):
         upright_shape(image)
-        pictures = getattr(image, "n_frames", 1)
-        several = pictures > 1 and image.format != "MPO"  # a JPEG with a preview or a depth map behind it
-        notes = (f"the first of {pictures} images in the file",) if several else ()
+        count = getattr(image, "n_frames", 1)
+        several = count > 1 and image.format != "MPO"  # a JPEG with a preview or a depth map behind it
+        notes = (f"the first of {count} images in the file",) if several else ()
         profile, exif = _profile(image), _exif(image)
         if _bits(image, header) > 8:
             return Photo(_deep(path, orientation_of(image)), profile, exif, notes)

@@ -51,11 +51,11 @@ class StoreDamaged(StoreError):
     """A file of the store is missing or does not match its checksum."""
 
 
-class PictureError(StoreError):
+class ExternalImageError(StoreError):
     """An image that lies elsewhere than its masks is missing, cannot be read, or is another one."""
 
 
-class Pictures(Protocol):
+class ExternalImages(Protocol):
     """Images that lie elsewhere than the masks; names join the two. Sent to other processes along with the store."""
 
     def __contains__(self, key: object, /) -> bool: ...
@@ -71,7 +71,7 @@ class Pictures(Protocol):
             (H, W, 3) uint8 RGB, of the size that the store says.
 
         Raises:
-            PictureError: there is no such image.
+            ExternalImageError: there is no such image.
         """
         ...
 
@@ -94,7 +94,7 @@ class MaskStore:
         self._present: set[tuple[str, int]] = set()
         self._tables: OrderedDict[int, NDArray[np.uint16]] = OrderedDict()
         self._table_bytes = 0
-        self._pictures: Pictures | None = None
+        self._external: ExternalImages | None = None
         index = self._read_index("counts", "state", "shape", "shard_digest")
         self.counts: NDArray[np.int32] = index["index/counts"]  # (I, 3) masks, atoms, pairs
         self.states: NDArray[np.uint8] = index["index/state"]  # (I,)
@@ -115,15 +115,15 @@ class MaskStore:
         place = (
             self.path.text if self.path.remote else str(self.path.path)
         )  # the other process may be in another folder
-        return MaskStore, (place,), {"_pictures": self._pictures}
+        return MaskStore, (place,), {"_external": self._external}
 
-    def with_pictures(self, pictures: Pictures) -> MaskStore:
+    def with_external_images(self, images: ExternalImages) -> MaskStore:
         """This store with images that lie elsewhere, in place of any of its own: `image` and `ready_keys` go by them.
 
         Nothing is read anew, and this one stays as it is.
         """
         other = MaskStore.__new__(MaskStore)
-        vars(other).update(vars(self), _pictures=pictures, _tables=OrderedDict(), _table_bytes=0)
+        vars(other).update(vars(self), _external=images, _tables=OrderedDict(), _table_bytes=0)
         return other
 
     def __len__(self) -> int:
@@ -164,7 +164,7 @@ class MaskStore:
     def ready_keys(self) -> list[str]:
         """Names of the images whose masks can be read, and whose images are there when they lie elsewhere."""
         done = [self.keys[i] for i in np.flatnonzero(self.states == DONE).tolist()]
-        return done if self._pictures is None else [key for key in done if key in self._pictures]
+        return done if self._external is None else [key for key in done if key in self._external]
 
     def position(self, key: str) -> int:
         """Row of an image. Raises UnknownImage."""
@@ -223,16 +223,16 @@ class MaskStore:
     def image(self, name: str, key: str, window: Window | None = None) -> NDArray[np.uint8]:
         """The `blurred` or `sharp` image, (h, w, 3) uint8 RGB.
 
-        Raises as `atoms`, StoreError without images, and PictureError for one that lies elsewhere and cannot be used.
+        Raises as `atoms`, StoreError without images, and ExternalImageError for one elsewhere that cannot be used.
         """
         self.require_images()
         if name not in IMAGE_NAMES:
             raise StoreError(f"{self.path}: no images {name!r}, choose from {', '.join(IMAGE_NAMES)}")
         position = self._ready(key)
-        if self._pictures is None:
+        if self._external is None:
             return self._plane(f"images/{name}", position, window)
         top, left, height, width = self._window(position, window)
-        return self._pictures.image(self, name, key)[top : top + height, left : left + width].copy()
+        return self._external.image(self, name, key)[top : top + height, left : left + width].copy()
 
     def content(self, key: str) -> str:
         """Of what an image's masks, records and own images are, SHA-256 (hex): the same as long as no byte changes.
@@ -250,15 +250,15 @@ class MaskStore:
         digest.update(self.counts[rows].astype("<i4").tobytes())
         return digest.hexdigest()
 
-    def picture_files(self, key: str) -> Sequence[Path]:
+    def external_files(self, key: str) -> Sequence[Path]:
         """The files that an image is read from, blurred and sharp, where they lie elsewhere than the masks."""
-        return () if self._pictures is None else self._pictures.files(key)
+        return () if self._external is None else self._external.files(key)
 
     def require_images(self) -> None:
         """Raise StoreError when the store holds masks alone."""
-        if not self.header.images and self._pictures is None:
+        if not self.header.images and self._external is None:
             raise StoreError(
-                f"{self.path}: holds masks without images; add them with samdeblur-prep add-pictures, or train and "
+                f"{self.path}: holds masks without images; add them with samdeblur-prep add-images, or train and "
                 "evaluate with --images FOLDER, the dataset's"
             )
 

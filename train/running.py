@@ -311,7 +311,7 @@ class Run:
         try:
             for score, result in score_images(self.shown.eval(), self.val.store, keys):
                 if score.key == self.val.keys[0]:
-                    self.trackers.picture(self.step, self.val.store, score.key, result)
+                    self.trackers.image(self.step, self.val.store, score.key, result)
                 scores.append(score)
                 self.progress({"step": self.step, "validated": len(scores), "of": len(keys)})
                 if self.request.by and self.ranks.world == 1:  # others would wait for the scores of this process

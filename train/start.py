@@ -20,7 +20,7 @@ from samdeblur.models.checkpoints.loading import BUNDLED_NETWORK, checkpoint_dig
 from samdeblur.models.networks import named
 from samdeblur.storage import MaskStore, StoreError
 from samdeblur.storage.format.layout import mask_kind
-from samdeblur.storage.words import counted
+from samdeblur.storage.plurals import counted
 from samdeblur.train.config import ARCHITECTURE, ConfigError, TrainConfig
 
 

@@ -153,7 +153,7 @@ class Campaign:
         return Command("train", store or self.store, "--out", out, "--method", method, *settings, before=before)
 
     def evaluate(self, out: Path, store: Path | None = None) -> Command:
-        return Command("evaluate", "run", self.run, store or self.store, "--out", out, "--pictures", 0)
+        return Command("evaluate", "run", self.run, store or self.store, "--out", out, "--report-images", 0)
 
     def same_weights(self, run: Path) -> list[str]:
         ours, theirs = (torch.load(folder / "state.pt", weights_only=True)["network"] for folder in (self.run, run))

@@ -46,7 +46,7 @@ def worlds(split: str, first: int, count: int) -> tuple[Pair, ...]:
 
 
 @cache
-def fit_pictures() -> tuple[Picture, ...]:
+def fit_images() -> tuple[Picture, ...]:
     """Sharp images that the thresholds are fixed on: the photographs of the sample's training split, and worlds."""
     source = SampleSource.of("sample", "train")
     photos = [source.read(key).sharp for key in source.keys]
@@ -235,20 +235,20 @@ class Case:
     run: nn.Module | None
 
 
-def to_picture(light: NDArray[np.floating]) -> Picture:
+def to_image(light: NDArray[np.floating]) -> Picture:
     return np.round(np.clip(light, 0, 1) * 255).astype(np.uint8)
 
 
 def noisy(pair: Pair, rng: np.random.Generator) -> Pair:
     """Gaussian noise of 1 to 12% of full scale."""
     sigma = math.exp(rng.uniform(math.log(0.01), math.log(0.12)))
-    return to_picture(pair[0] / 255 + rng.normal(0, sigma, pair[0].shape)), pair[1]
+    return to_image(pair[0] / 255 + rng.normal(0, sigma, pair[0].shape)), pair[1]
 
 
 def toned(pair: Pair, rng: np.random.Generator) -> Pair:
     """Another gamma, of image and sharp image alike."""
     gamma = math.exp(rng.uniform(-1, 1))
-    return to_picture((pair[0] / 255) ** gamma), to_picture((pair[1] / 255) ** gamma)
+    return to_image((pair[0] / 255) ** gamma), to_image((pair[1] / 255) ** gamma)
 
 
 def compressed(pair: Pair, rng: np.random.Generator) -> Pair:
@@ -275,7 +275,7 @@ def hot(pair: Pair, rng: np.random.Generator) -> Pair:
 def hazy(pair: Pair, rng: np.random.Generator) -> Pair:
     """Little contrast, of image and sharp image alike."""
     share, veil = rng.uniform(0.15, 0.6), rng.uniform(0.3, 0.8)
-    blurred, sharp = (to_picture(share * image / 255 + (1 - share) * veil) for image in pair)
+    blurred, sharp = (to_image(share * image / 255 + (1 - share) * veil) for image in pair)
     return blurred, sharp
 
 
@@ -285,7 +285,7 @@ def local(pair: Pair, rng: np.random.Generator) -> Pair:
     y, x = np.mgrid[:height, :width]
     centre, radius = rng.uniform(0.25, 0.75, 2) * (height, width), rng.uniform(0.1, 0.3) * height
     share = np.clip((radius - np.hypot(y - centre[0], x - centre[1])) / 8 + 0.5, 0, 1)[..., None]
-    return to_picture((pair[0] * share + pair[1] * (1 - share)) / 255), pair[1]
+    return to_image((pair[0] * share + pair[1] * (1 - share)) / 255), pair[1]
 
 
 def enlarged(pair: Pair, rng: np.random.Generator) -> Pair:
@@ -350,7 +350,7 @@ def attacked(network: nn.Module, pair: Pair, rng: np.random.Generator) -> Pair:
         (slope,) = torch.autograd.grad(error, change)
         change = (change.detach() + 0.4 * bound * slope.sign()).clamp(-bound, bound)
         change = (image + change).clamp(0, 1) - image
-    return to_picture((image + change)[0].permute(1, 2, 0).numpy()), pair[1]
+    return to_image((image + change)[0].permute(1, 2, 0).numpy()), pair[1]
 
 
 def mirrored(pair: Pair, size: int) -> Pair:
@@ -398,7 +398,7 @@ def cases(side: str, folder: Path, thin: int = 1) -> Iterator[Case]:
     networks = {name: trained(name, folder) for name, training in TRAININGS.items() if training.side == side}
     if side == "test":
         networks["bundled"] = load_network("bundled")
-    pictures = fit_pictures() if side == "fit" else test_pictures()
+    pictures = fit_images() if side == "fit" else test_pictures()
     for number, picture in list(enumerate(pictures))[::thin]:
         yield from ideal(side, number, picture)
     for order, (name, network) in enumerate(networks.items()):
@@ -419,7 +419,7 @@ def cases(side: str, folder: Path, thin: int = 1) -> Iterator[Case]:
                 yield case("nearly sharp", convolved(picture, gaussian(rng.uniform(0.35, 0.7))))
             else:
                 yield case("other blur", long_blur(number))
-                yield case("twice", (to_picture(first.output[0].permute(1, 2, 0).numpy()), picture))
+                yield case("twice", (to_image(first.output[0].permute(1, 2, 0).numpy()), picture))
             for condition, change in DEGRADED[side].items():
                 yield case(condition, change(own, rng))
             for condition, fault in BROKEN[side].items():

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.common.figures import RESULTS
-from benchmarks.evaluation.collapses import BROKEN, IDEAL, Case, Picture, cases, to_picture, to_tensor
+from benchmarks.evaluation.collapses import BROKEN, IDEAL, Case, Picture, cases, to_image, to_tensor
 from samdeblur.evaluation.guard import LIMITS, Findings, Limits, flags, inspect, rescue
 from samdeblur.evaluation.metrics.mode_collapse import COLLAPSE_DB, mode_collapse_rate
 from samdeblur.evaluation.metrics.psnr_ssim import psnr
@@ -54,7 +54,7 @@ def quality(output: Tensor, sharp: Picture) -> float:
     """PSNR as evaluations compute it; 0 for values that are not finite."""
     if not output.isfinite().all():
         return 0.0
-    return psnr(to_picture(output[0].permute(1, 2, 0).numpy()), sharp)
+    return psnr(to_image(output[0].permute(1, 2, 0).numpy()), sharp)
 
 
 def measured(case: Case) -> Row:

@@ -29,7 +29,7 @@ from PIL import Image
 
 from benchmarks.common.figures import ROOT
 from samdeblur.evaluation.metrics.psnr_ssim import psnr, ssim
-from samdeblur.evaluation.report.pictures import keep_pictures, keep_strip, keep_thumbnail
+from samdeblur.evaluation.report.images import keep_images, keep_strip, keep_thumbnail
 from samdeblur.evaluation.report.write import write_comparison, write_report
 from samdeblur.evaluation.results import Results, Score, SetResult
 from samdeblur.evaluation.tables.cells import Table
@@ -90,7 +90,7 @@ def large_report(folder: Path, images: int) -> Path:
         if score.key in worst:
             shown = cv2.resize(window(photos, position), SIZE, interpolation=cv2.INTER_CUBIC)
             blurred = cv2.blur(shown, (9, 9))
-            keep_pictures(folder, result.name, score.key, blurred, shown, shown, atoms, {"area": atoms.mask_areas()})
+            keep_images(folder, result.name, score.key, blurred, shown, shown, atoms, {"area": atoms.mask_areas()})
     return write_report(folder, Results("map-dropout", "run/best.safetensors", "ab" * 32, (result,)))
 
 
@@ -156,7 +156,7 @@ def example(folder: Path) -> Path:
                 keep_thumbnail(folder / method, name, key, result)
                 keep_strip(folder / method, name, key, blurred, result, sharp)
                 if atoms is not None:
-                    keep_pictures(folder / method, name, key, blurred, result, sharp, atoms, records)
+                    keep_images(folder / method, name, key, blurred, result, sharp, atoms, records)
     runs = [
         Results(method, "", "", (SetResult("photographs", "test", "", tuple(scores[method])),)) for method in methods
     ]
@@ -166,7 +166,7 @@ def example(folder: Path) -> Path:
     return write_comparison(folder, runs, [folder / method for method in methods], {}, tables)
 
 
-def take_picture(page: Path) -> bytes:
+def take_screenshot(page: Path) -> bytes:
     """The list, and below it an image of the report, as PNG with few colours."""
     with Browser(1120, 985) as browser:
         browser.open(page)
@@ -193,7 +193,7 @@ def main(images: Sequence[int], picture: bool) -> None:
     if picture:
         with tempfile.TemporaryDirectory() as folder:
             target = ROOT / "docs/images/report.png"
-            target.write_bytes(take_picture(example(Path(folder))))
+            target.write_bytes(take_screenshot(example(Path(folder))))
             click.echo(f"{target}: {target.stat().st_size / 1e3:.0f} kB")
         return
     rows = [measure(number) for number in images]

@@ -101,7 +101,7 @@ WAYS = (
 
 
 @dataclass(frozen=True)
-class PictureArray(ArraySpec):
+class ImagesArray(ArraySpec):
     """The array of a way: what the format says, with other codecs between `bytes` and `crc32c`."""
 
     compressors: tuple[dict[str, Any], ...] = ()
@@ -112,10 +112,10 @@ class PictureArray(ArraySpec):
         return document
 
 
-def array_of(way: Way, shapes: Sequence[tuple[int, int]]) -> PictureArray:
+def array_of(way: Way, shapes: Sequence[tuple[int, int]]) -> ImagesArray:
     """For images of these heights and widths; sides are whole chunks, and at least multiples of 256."""
     extent = [round_up(max(shape[axis] for shape in shapes), max(CHUNK, way.chunk[axis])) for axis in range(2)]
-    return PictureArray(
+    return ImagesArray(
         (IMAGES, *extent, 3),
         "uint8",
         (1, *way.chunk, 3),

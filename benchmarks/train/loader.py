@@ -45,7 +45,7 @@ from torch.utils.data import DataLoader, Dataset
 from benchmarks.common.figures import RESULTS
 from benchmarks.train.loader_files import COPIES, DISTINCT, HEIGHT, OURS, THEIRS, TILE, WIDTH, write_sets
 from samdeblur.pipeline import open_source
-from samdeblur.pipeline.sources.pictures import with_dataset
+from samdeblur.pipeline.sources.external_images import with_dataset
 from samdeblur.storage import MaskStore, open_store
 from samdeblur.storage.access import readers
 from samdeblur.train import ConfigError, TrainConfig, build_network

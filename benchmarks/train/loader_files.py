@@ -121,7 +121,7 @@ def write_store(path: Path, contents: list[Content], copies: int) -> None:
         assert all(np.array_equal(store.image(name, key), getattr(content, name)) for name in ("blurred", "sharp"))
 
 
-def write_pictures(folder: Path, contents: list[Content], copies: int) -> None:
+def write_images(folder: Path, contents: list[Content], copies: int) -> None:
     """Whole images as PNG files; copies are links."""
     for name, kind in (("blur", "blurred"), ("sharp", "sharp")):
         (folder / name).mkdir(parents=True)
@@ -171,7 +171,7 @@ def prepare(folder: Path, pairs: list[Any], scenes: list[AtomMap], everything: b
     write_store(folder / "store.zarr", contents, COPIES)
     groups = [number for task in writing for number in task.result()]
     if everything:
-        write_pictures(folder / "pictures", contents, COPIES)
+        write_images(folder / "pictures", contents, COPIES)
         write_store(folder / "small.zarr", contents, 1)
         export_zip(folder / "small.zarr", folder / "small.zip", images=True)
         export_hdf5(folder / "small.zarr", folder / "small.h5", images=True)

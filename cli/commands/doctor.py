@@ -20,7 +20,7 @@ import click
 from samdeblur.cli.messages import FAILED
 from samdeblur.cli.support.commands import Command
 from samdeblur.cli.support.paths import PLACE
-from samdeblur.storage.words import counted
+from samdeblur.storage.plurals import counted
 
 PACKAGES = (
     "torch torchvision segment-anything numpy opencv-python-headless zarr tensorstore obstore h5py dask distributed"

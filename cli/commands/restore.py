@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from samdeblur.cli.messages import FAILED, QUARANTINED, harmless, progress_bar
-from samdeblur.cli.support.choices import ALBUM, PICTURES
+from samdeblur.cli.support.choices import COMPARE_PAGE, RESULT_FORMATS
 from samdeblur.cli.support.commands import Command
 from samdeblur.cli.support.inference import (
     inference_of,
@@ -24,20 +24,20 @@ from samdeblur.cli.support.inference import (
 from samdeblur.cli.support.paths import FOLDER, PLACE
 from samdeblur.cli.support.sets import Loose, Segmenter
 from samdeblur.storage.listing import files_in, is_image
-from samdeblur.storage.words import counted
+from samdeblur.storage.plurals import counted
 
 if TYPE_CHECKING:
-    from samdeblur.evaluation.album import Named, Picture
+    from samdeblur.evaluation.restore_files import Input, Named
 
 
 @click.command(cls=Command)
 @click.argument("network", metavar="MODEL", type=PLACE)
-@click.argument("places", metavar="PICTURE|FOLDER...", nargs=-1, required=True, type=PLACE)
+@click.argument("places", metavar="IMAGE|FOLDER...", nargs=-1, required=True, type=PLACE)
 @click.option("--out", required=True, type=FOLDER, help="Folder of the results.")
-@click.option("--format", "form", type=click.Choice(PICTURES), default="png", show_default=True,
+@click.option("--format", "form", type=click.Choice(RESULT_FORMATS), default="png", show_default=True,
               help="Of the results. png keeps 16 bits.")  # fmt: skip
 @click.option("--quality", type=click.IntRange(1, 100), default=95, show_default=True, help="Of jpg and webp.")
-@click.option("--compare", is_flag=True, help=f"Write OUT/{ALBUM}, a slider between before and after for each image.")
+@click.option("--compare", is_flag=True, help=f"Write OUT/{COMPARE_PAGE}, a before-and-after slider for each image.")
 @weights_option
 @click.option("--sam", default="bundled", show_default=True, metavar="bundled|NAME|PATH",
               help="Segment Anything weights that find the masks, for a network that looks at masks.")  # fmt: skip
@@ -50,8 +50,8 @@ def restore(network: str, places: tuple[str, ...], out: Path, **options: Any) ->
     through the network in tiles where memory asks for it. Run the same command again to go on; what is there stays.
     """
 
-    from samdeblur.evaluation.album import Way, restore_pictures
     from samdeblur.evaluation.restore import Restorer
+    from samdeblur.evaluation.restore_files import Way, restore_images
     from samdeblur.models import load_network, pick_device
     from samdeblur.models.checkpoints.loading import checkpoint_digest
     from samdeblur.storage import folders
@@ -59,7 +59,7 @@ def restore(network: str, places: tuple[str, ...], out: Path, **options: Any) ->
 
     inference = inference_of(options)
     folders.check_claim(out, folders.RESTORED)
-    pictures = find_pictures(places)
+    inputs = find_images(places)
     path = run_weights(Path(network), options["weights"])
     device = pick_device(options["device"])
     model = load_network(path).to(device)
@@ -75,8 +75,8 @@ def restore(network: str, places: tuple[str, ...], out: Path, **options: Any) ->
         click.echo(f"note: masks of {segmenter.kind}, where training saw those of {weights.segmenter}", err=True)
     recipe = segmenter.recipe if segmenter is not None else ""
     way = Way(checkpoint_digest(path), inference, recipe, options["form"], options["quality"])
-    album = restore_pictures(
-        pictures,
+    outcome = restore_images(
+        inputs,
         out,
         way,
         lambda: Restorer(model, inference, _say),
@@ -85,24 +85,24 @@ def restore(network: str, places: tuple[str, ...], out: Path, **options: Any) ->
         _say,
         _bar,
     )
-    for source, found in album.flagged.items():
+    for source, found in outcome.flagged.items():
         _say(f"{source}: looks collapsed ({found})")
-    there = f", {album.kept} of them there before" if album.kept else ""
-    count = len(album.written)
+    there = f", {outcome.kept} of them there before" if outcome.kept else ""
+    count = len(outcome.written)
     click.echo(f"{out}: {counted(count, 'image')} restored{there}")
-    if options["compare"] and album.written:
-        click.echo(f"to look at: {out / ALBUM}")
-    if album.left_out:
-        _say(f"{len(album.left_out)} could not be restored and are left out, as said above")
-    return 0 if not album.left_out else QUARANTINED if album.written else FAILED
+    if options["compare"] and outcome.written:
+        click.echo(f"to look at: {out / COMPARE_PAGE}")
+    if outcome.left_out:
+        _say(f"{len(outcome.left_out)} could not be restored and are left out, as said above")
+    return 0 if not outcome.left_out else QUARANTINED if outcome.written else FAILED
 
 
-def find_pictures(places: Sequence[str]) -> list[Picture]:
+def find_images(places: Sequence[str]) -> list[Input]:
     """The images at some places, with the names of their results; each file once. Raises UsageError."""
 
-    from samdeblur.evaluation.album import Picture
+    from samdeblur.evaluation.restore_files import Input
 
-    found: dict[str, Picture] = {}
+    found: dict[str, Input] = {}
     several = sum(os.path.isdir(place) for place in places) > 1
     for place in places:
         path = Path(place)
@@ -110,7 +110,7 @@ def find_pictures(places: Sequence[str]) -> list[Picture]:
             raise click.UsageError(f"{place}: no such image or folder")
         for name, file in sorted(_files(path)) if path.is_dir() else [(path.name, path)]:
             parts = (Path(os.path.abspath(path)).name, name) if several and path.is_dir() else (name,)
-            found.setdefault(os.path.realpath(file), Picture(file, PurePosixPath(*parts)))
+            found.setdefault(os.path.realpath(file), Input(file, PurePosixPath(*parts)))
     return list(found.values())
 
 
@@ -121,7 +121,7 @@ def _files(folder: Path) -> list[tuple[str, Path]]:
 
     kind = folders.kind_of(folder)
     if kind is not None:
-        swapped = "; swapped? It is samdeblur-eval restore MODEL PICTURE|FOLDER..." if kind == folders.RUN else ""
+        swapped = "; swapped? It is samdeblur-eval restore MODEL IMAGE|FOLDER..." if kind == folders.RUN else ""
         raise click.UsageError(f"{folder}: holds {folders.WORDS[kind]}, not images to restore{swapped}")
     ours: dict[Path, bool] = {folder: False}
 
@@ -140,11 +140,11 @@ def _files(folder: Path) -> list[tuple[str, Path]]:
     return found
 
 
-def _bar(pictures: Sequence[Named]) -> Iterable[Named]:
-    bar = progress_bar(pictures, unit="image", desc="restored")
-    for picture, name in bar:
-        bar.set_postfix_str(harmless(picture.source.name), refresh=False)
-        yield picture, name
+def _bar(inputs: Sequence[Named]) -> Iterable[Named]:
+    bar = progress_bar(inputs, unit="image", desc="restored")
+    for one, name in bar:
+        bar.set_postfix_str(harmless(one.source.name), refresh=False)
+        yield one, name
 
 
 def _say(line: str) -> None:

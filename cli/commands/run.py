@@ -21,7 +21,7 @@ from samdeblur.cli.support.progress import Progress
 from samdeblur.cli.support.summary import report, report_plan, report_status
 from samdeblur.pipeline.segmenters.bounds import BOUNDS, MASK_THRESHOLDS, check_settings
 from samdeblur.storage.files import decode_text
-from samdeblur.storage.words import counted
+from samdeblur.storage.plurals import counted
 
 if TYPE_CHECKING:
     from samdeblur.pipeline import PrepSettings, Source, StoreOptions, Workers

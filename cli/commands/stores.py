@@ -20,7 +20,7 @@ from samdeblur.storage.access.location import without_secrets
 from samdeblur.storage.files import decode_text, naming
 from samdeblur.storage.format import layout
 from samdeblur.storage.names import select
-from samdeblur.storage.words import counted
+from samdeblur.storage.plurals import counted
 
 if TYPE_CHECKING:
     from samdeblur.storage import MaskStore
@@ -159,9 +159,9 @@ def export(
         opened = open_store(store)
         about: dict[str, Any] = {"licence": "" if licence == "not stated" else licence} if coco else {}
         if coco and (images or suffix):
-            from samdeblur.storage.exchange.originals import picture_names
+            from samdeblur.storage.exchange.originals import image_names
 
-            about["file_name"] = picture_names(opened.ready_keys, images, suffix)
+            about["file_name"] = image_names(opened.ready_keys, images, suffix)
         with image_bar(len(opened), form) as progress, naming(target):
             lost = export_masks(opened, target, form, progress, **about)
         _say_lost(lost)
@@ -368,13 +368,13 @@ def view_command(
     return 0
 
 
-@click.command("add-pictures", cls=Command)
+@click.command("add-images", cls=Command)
 @click.argument("store", type=PLACE)
 @click.argument("source", type=PLACE)
 @store_target
 @click.option("--layout", default="auto", show_default=True, help="Of SOURCE; as in run.")
 @click.option("--skip-unpaired", is_flag=True, help="As in run, for SOURCE.")
-def add_pictures_command(store: str, source: str, target: Path, layout: str, skip_unpaired: bool) -> int:
+def add_images_command(store: str, source: str, target: Path, layout: str, skip_unpaired: bool) -> int:
     """Write the masks of STORE, a share without images, with those of your copy of the dataset, SOURCE, into TARGET.
 
     TARGET is then as good to train on as if you had made the masks. Images are compared by their digests; an image
@@ -382,17 +382,17 @@ def add_pictures_command(store: str, source: str, target: Path, layout: str, ski
     """
 
     from samdeblur.pipeline import open_source
-    from samdeblur.pipeline.sources.dataset import add_pictures
+    from samdeblur.pipeline.sources.dataset import add_images
     from samdeblur.storage import open_store
 
     opened = open_store(store)
     pairs = open_source(source, opened.header.split, layout, skip_unpaired=skip_unpaired)
-    with image_bar(len(opened), "add-pictures") as progress:
-        return _say_made(add_pictures(opened, pairs, target, progress))
+    with image_bar(len(opened), "add-images") as progress:
+        return _say_made(add_images(opened, pairs, target, progress))
 
 
 COMMANDS = (
-    add_pictures_command,
+    add_images_command,
     verify,
     export,
     import_command,

@@ -44,5 +44,5 @@ OVERLAP = 64
 COLLAPSE_DB = 3.0
 TABLES = {"markdown": "table.md", "csv": "table.csv", "latex": "table.tex"}
 RESAMPLES = 10_000
-PICTURES = ("png", "jpg", "webp")
-ALBUM = "compare.html"
+RESULT_FORMATS = ("png", "jpg", "webp")
+COMPARE_PAGE = "compare.html"

@@ -9,7 +9,7 @@ import click
 
 from samdeblur.cli.support.paths import PLACE
 from samdeblur.storage.format.layout import PENDING, QUARANTINED
-from samdeblur.storage.words import counted
+from samdeblur.storage.plurals import counted
 
 if TYPE_CHECKING:
     from samdeblur.storage import MaskStore
@@ -59,7 +59,7 @@ def with_images(store: MaskStore, folder: str, layout: str = "auto") -> MaskStor
     """
 
     from samdeblur.pipeline import open_source
-    from samdeblur.pipeline.sources.pictures import with_dataset
+    from samdeblur.pipeline.sources.external_images import with_dataset
 
     source = open_source(folder, store.header.split, layout, skip_unpaired=True)
     joined = with_dataset(store, source, folder)

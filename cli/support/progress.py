@@ -12,14 +12,14 @@ import click
 from tqdm import tqdm
 
 from samdeblur.cli.messages import progress_bar
-from samdeblur.storage.words import counted
+from samdeblur.storage.plurals import counted
 
 Style = Literal["auto", "json", "none"]
 INTERVAL = 15.0  # seconds between two lines
 
 
 class Progress:
-    """Told about images that are done, it says so now and then.
+    """SignalledToEnd about images that are done, it says so now and then.
 
     Args:
         style: "auto" moves a bar on a terminal and writes a line every INTERVAL elsewhere, both to stderr; "json"

@@ -181,7 +181,7 @@ class Segmenter:
 
 
 @dataclass(frozen=True)
-class _Pictures:
+class _ImageList:
     """The images of a folder, or of a source of this package.
 
     Attributes:
@@ -205,7 +205,7 @@ class _Pictures:
         )
 
 
-def _open_source(location: str, loose: Loose) -> _Pictures:
+def _open_source(location: str, loose: Loose) -> _ImageList:
     """Pairs in a known layout, else blurred images alone."""
 
     from samdeblur.pipeline import open_source
@@ -223,7 +223,7 @@ def _open_source(location: str, loose: Loose) -> _Pictures:
             )
         alone = _readable(root)
         files = {key: (path,) for key, path in alone.items()}
-        return _Pictures(root.resolve().name, "blurred", list(alone), lambda key: _read_alone(alone[key]), files)
+        return _ImageList(root.resolve().name, "blurred", list(alone), lambda key: _read_alone(alone[key]), files)
     try:
         source = open_source(location, loose.split or "test", loose.layout or "auto")
     except SourceError as error:
@@ -233,7 +233,7 @@ def _open_source(location: str, loose: Loose) -> _Pictures:
     if root.is_dir() and not embedded(location) and (strays := list(filter(is_image, os.listdir(root)))):
         click.echo(f"note: {location}: {some(sorted(strays))}: beside the pairs, and none of them", err=True)
     made_by = "" if hasattr(source, "files") else f"{location} {source.split} samdeblur {metadata.version('samdeblur')}"
-    return _Pictures(
+    return _ImageList(
         source.dataset,
         source.split,
         source.keys,

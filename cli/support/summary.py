@@ -12,7 +12,7 @@ import click
 from tqdm import tqdm
 
 from samdeblur.cli.messages import QUARANTINED
-from samdeblur.storage.words import counted
+from samdeblur.storage.plurals import counted
 
 if TYPE_CHECKING:
     from samdeblur.pipeline import Plan, Summary

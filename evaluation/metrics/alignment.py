@@ -25,7 +25,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from samdeblur.evaluation.metrics.psnr_ssim import Convention, Picture, check_pictures, masked_psnr, masked_ssim
+from samdeblur.evaluation.metrics.psnr_ssim import Convention, Picture, check_images, masked_psnr, masked_ssim
 
 STEPS, TOLERANCE, SMOOTHING = 100, 1e-8, 5
 LEAST_VALID = 0.5  # share of the pixels; a homography that leaves fewer has not found the scene
@@ -74,7 +74,7 @@ def find_warp(result: Picture, sharp: Picture) -> Warp | None:
     Raises:
         ValueError: the images differ in shape, or are not (H, W, 3) uint8.
     """
-    check_pictures(result, sharp)
+    check_images(result, sharp)
     energy = float(np.sum(np.square(result, dtype=np.float64)))
     if energy == 0:
         return None

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from samdeblur.evaluation.metrics.psnr_ssim import Picture, check_pictures
+from samdeblur.evaluation.metrics.psnr_ssim import Picture, check_images
 
 # name -> class of torchmetrics.image, its options, whether lower is better
 TORCHMETRICS: dict[str, tuple[str, dict[str, Any], bool]] = {
@@ -32,7 +32,7 @@ TORCHMETRICS: dict[str, tuple[str, dict[str, Any], bool]] = {
 # What people ask pyiqa for, so that the names are known where it is not installed; it has about a hundred.
 PYIQA = ("niqe", "ilniqe", "piqe", "brisque", "musiq", "maniqa", "topiq_nr", "topiq_fr", "fsim", "gmsd")
 # Metrics of pyiqa that are of whole sets or of texts, and those that `metrics` has.
-NOT_OF_A_PICTURE = frozenset({"fid", "sfid", "fid_dinov2", "inception_score", "clipscore", "psnr", "ssim", "ssimc"})
+NOT_OF_ONE_IMAGE = frozenset({"fid", "sfid", "fid_dinov2", "inception_score", "clipscore", "psnr", "ssim", "ssimc"})
 
 
 class PerceptualError(ValueError):
@@ -80,7 +80,7 @@ class PerceptualMetrics:
             ValueError: the images differ in shape, or are not (H, W, 3) uint8.
             PerceptualError: a metric refuses them; some need images of a certain size.
         """
-        check_pictures(result, result if sharp is None else sharp)
+        check_images(result, result if sharp is None else sharp)
         result_tensor = self._tensor(result)
         sharp_tensor = None if sharp is None else self._tensor(sharp)
         values = {}
@@ -152,7 +152,7 @@ def _from_pyiqa(name: str, device: torch.device) -> PerceptualMetric:
             raise _unknown(name, PYIQA, "those of pyiqa, which is not installed") from error
         advice = "pip install pyiqa (for noncommercial use only)"
         raise PerceptualError(f"metric {name} needs pyiqa, which is not installed; {advice}") from error
-    known = set(pyiqa.list_models()) - NOT_OF_A_PICTURE
+    known = set(pyiqa.list_models()) - NOT_OF_ONE_IMAGE
     if name not in known:
         raise _unknown(name, sorted(known), "those of pyiqa.list_models() that are of single images")
     metric = pyiqa.create_metric(name, device=device)

@@ -29,7 +29,7 @@ def psnr(image: Picture, reference: Picture) -> float:
     Raises:
         ValueError: the images differ in shape, or are not (H, W, 3) uint8.
     """
-    check_pictures(image, reference)
+    check_images(image, reference)
     return _decibel(round(cv2.norm(image, reference, cv2.NORM_L2SQR)), image.size)
 
 
@@ -44,7 +44,7 @@ def ssim(image: Picture, reference: Picture, convention: Convention = "wang") ->
     Raises:
         ValueError: the images differ in shape, or are smaller than a window of "wang".
     """
-    check_pictures(image, reference)
+    check_images(image, reference)
     _check_convention(convention, *image.shape[:2])
     return float(similarities(reference, [image], [convention], OnCPU())[0][convention])
 
@@ -157,7 +157,7 @@ def _channels_last(batch: Tensor | Picture) -> Tensor:
     return one
 
 
-def check_pictures(image: Picture, reference: Picture) -> None:
+def check_images(image: Picture, reference: Picture) -> None:
     if image.shape != reference.shape or image.shape[2:] != (3,) or image.size == 0:
         raise ValueError(f"images must be (H, W, 3) of one shape, got {image.shape} and {reference.shape}")
     if image.dtype != np.uint8 or reference.dtype != np.uint8:

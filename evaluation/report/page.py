@@ -14,7 +14,7 @@ from urllib.parse import quote
 import jinja2
 from PIL import Image
 
-from samdeblur.evaluation.report.pictures import address
+from samdeblur.evaluation.report.images import address
 from samdeblur.evaluation.results import Score
 from samdeblur.evaluation.tables.cells import BLURRED, Table, metric_digits, metric_label, metric_names
 

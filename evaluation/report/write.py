@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from samdeblur.evaluation.report.page import Example, ShownImage, ShownResult, ShownSet, render_page
-from samdeblur.evaluation.report.pictures import (
-    borrow_picture,
-    kept_pictures,
-    picture_path,
+from samdeblur.evaluation.report.images import (
+    borrow_image,
+    kept_images,
     read_strip,
     read_thumbnail,
+    shown_path,
 )
+from samdeblur.evaluation.report.page import Example, ShownImage, ShownResult, ShownSet, render_page
 from samdeblur.evaluation.results import Conventions, Results, SetResult, examples
 from samdeblur.evaluation.tables.arrangement import distinct_labels
 from samdeblur.evaluation.tables.caveats import caveats
@@ -21,7 +21,7 @@ from samdeblur.evaluation.tables.cells import Table
 from samdeblur.evaluation.tables.text import run_table
 from samdeblur.storage.files import write_durably
 from samdeblur.storage.names import shared_names
-from samdeblur.storage.words import counted
+from samdeblur.storage.plurals import counted
 
 REPORT = "report.html"
 LABELS = ("blurred", "result", "sharp")
@@ -37,7 +37,7 @@ def write_report(folder: Path, results: Results, figures: Mapping[str, bytes] | 
     for result in results.sets:
         images = []
         for score in result.scores:
-            kept = kept_pictures(folder, result.name, score.key)
+            kept = kept_images(folder, result.name, score.key)
             thumbnail = read_thumbnail(folder, result.name, score.key)
             shown = ShownResult(score, thumbnail, kept.pop("result", None))
             images.append(ShownImage(score.key, [shown], kept))
@@ -148,16 +148,16 @@ def _compared_set(
         results: list[ShownResult | None] = []
         pictures: dict[str, Path] = {}
         own = {n: scores[n][key].key for n in found if key in scores[n]}
-        kept = {n: kept_pictures(run_folders[n], name, own.get(n, key)) for n in found}
+        kept = {n: kept_images(run_folders[n], name, own.get(n, key)) for n in found}
         worst = min((n for n in found if key in scores[n]), key=lambda n: scores[n][key].gain)
         for n in found:
             if key not in scores[n]:
                 results.append(None)
                 continue
             for kind, source in kept[n].items():
-                target = picture_path(folder, name, key, kind, n + 1 if kind == "result" else None)
+                target = shown_path(folder, name, key, kind, n + 1 if kind == "result" else None)
                 if kind not in pictures:
-                    borrow_picture(source, target)
+                    borrow_image(source, target)
                     pictures[kind] = target
             picture = pictures.pop("result", None)
             wanted = n == worst or (picture is None and any(kept.values()))  # in the list, or in place of an image

@@ -14,10 +14,10 @@ from samdeblur.evaluation.results import RESULTS, Conventions, Results, ResultsE
 from samdeblur.evaluation.tables import published
 from samdeblur.storage.files import printable
 from samdeblur.storage.names import shared_names
-from samdeblur.storage.words import counted
+from samdeblur.storage.plurals import counted
 
 SAME_DB = 0.05  # blurred images whose PSNR differs by more are other images; decoders of JPEG differ by less
-FROM_PICTURES = ("psnr", "ssim_wang", "ssim_nafnet")
+FROM_IMAGES = ("psnr", "ssim_wang", "ssim_nafnet")
 
 SetKey = tuple[str, str, str]  # dataset, split, fingerprint of the masks
 
@@ -209,7 +209,7 @@ def _with_metrics(run: Results, place: str, notes: list[str]) -> list[SetResult]
 
 
 def _check_numbers(score: Score, where: str) -> None:
-    for name in (*FROM_PICTURES, *(f"{metric}_blurred" for metric in FROM_PICTURES)):
+    for name in (*FROM_IMAGES, *(f"{metric}_blurred" for metric in FROM_IMAGES)):
         value = score.metrics.get(name, 0.0)
         if not math.isfinite(value) and not (value > 0 and name.startswith("psnr")):
             raise NotComparable(f"{where}: {printable(score.key)}: {name} is {value}; evaluate again")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from samdeblur.evaluation.results import Results, SetResult, Trained
 from samdeblur.storage.files import printable
-from samdeblur.storage.words import counted
+from samdeblur.storage.plurals import counted
 
 FEW = 10  # images; the mean of fewer says little
 NAMED = 4

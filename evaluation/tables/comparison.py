@@ -31,7 +31,7 @@ from samdeblur.evaluation.tables.estimates import (
     sample,
 )
 from samdeblur.storage.files import printable
-from samdeblur.storage.words import counted
+from samdeblur.storage.plurals import counted
 
 MEANS = ("mean of sets", "mean of images")
 USUAL = "whole images and no TLC"  # inference that has no words of its own

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samdeblur.evaluation.results import SetResult
-from samdeblur.evaluation.tables.arrangement import FROM_PICTURES, Arrangement, Column
+from samdeblur.evaluation.tables.arrangement import FROM_IMAGES, Arrangement, Column
 from samdeblur.evaluation.tables.bootstrap import mean_of_rates, percentiles, resampled_means
 
-METRICS = (*FROM_PICTURES, "mcr")
+METRICS = (*FROM_IMAGES, "mcr")
 HIGHEST_DB = 100.0  # PSNR above it, that of perfect results too, counts as this much, so that means stay finite
 FEWEST = 2  # images that have an interval
 INPUT = -1  # position of the blurred input among rows
@@ -90,7 +90,7 @@ def sample(column: Column, arrangement: Arrangement, resamples: int, seed: int) 
             if all(metric in of_run for of_run in arrays):
                 values[position, metric] = np.stack([of_run[metric] for of_run in arrays], axis=1)
         blurred = _values(column, results[0], collapse_db, "_blurred")
-        for metric in FROM_PICTURES:
+        for metric in FROM_IMAGES:
             if metric in blurred:
                 values.setdefault((INPUT, metric), blurred[metric][:, None])
     over_runs = np.stack([array.mean(axis=1) for array in values.values()], axis=1)
@@ -108,7 +108,7 @@ def _values(column: Column, result: SetResult, collapse_db: float, of: str = "")
     ordered = [scores[key] for key in column.images]
     values = {
         metric: np.array([score.metrics[metric + of] for score in ordered])
-        for metric in FROM_PICTURES
+        for metric in FROM_IMAGES
         if all(metric + of in score.metrics for score in ordered)
     }
     values["psnr"] = np.minimum(values["psnr"], HIGHEST_DB)

@@ -113,7 +113,7 @@ def read_torch(path: Path, head: bytes = b"", place: str = "cpu") -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the pickle protocol of files that are refused anyway
-            with torch.serialization.safe_globals([(Unread, name) for name in _foreign(path)]):
+            with torch.serialization.safe_globals([(Unread, name) for name in _unknown_classes(path)]):
                 return torch.load(path, map_location=place, weights_only=True)
     except Exception as error:  # torch raises whatever its unpickler stumbles over
         what = next((f": it is {what}" for begin, what in _BEGINNINGS.items() if head.startswith(begin)), "")
@@ -124,7 +124,7 @@ def read_torch(path: Path, head: bytes = b"", place: str = "cpu") -> Any:
         ) from error
 
 
-def _foreign(path: Path) -> list[str]:
+def _unknown_classes(path: Path) -> list[str]:
     """Names of the classes in a torch file that torch does not load by itself; none of files in the old format."""
     try:
         return torch.serialization.get_unsafe_globals_in_checkpoint(path)

@@ -221,7 +221,7 @@ def _watching(network: nn.Module) -> Iterator[tuple[dict[nn.Module, set[tuple[in
         def __torch_dispatch__(
             self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
         ) -> Any:
-            if inside and not _is_global_pool(inside[-1][1]) and _sums_pictures(function, args):
+            if inside and not _is_global_pool(inside[-1][1]) and _sums_image(function, args):
                 name, module = inside[-1]
                 operation = function.overloadpacket.__name__.lstrip("_")
                 found[f"{name or 'the network'} ({operation} in {type(module).__name__})"] = None
@@ -251,7 +251,7 @@ _SUMS = {
 _POOLS = {torch.ops.aten.adaptive_avg_pool2d.default, torch.ops.aten._adaptive_avg_pool2d.default}
 
 
-def _sums_pictures(function: Any, args: Sequence[Any]) -> bool:
+def _sums_image(function: Any, args: Sequence[Any]) -> bool:
     """Whether an operation adds up both sides of the image in a (B, C, H, W) tensor; a side of 1 needs no sum."""
     if function in _POOLS:
         return tuple(args[1]) == (1, 1) and args[0].shape[-2:].numel() > 1

@@ -17,8 +17,8 @@ import torch
 from distributed import Nanny, Scheduler, SpecCluster
 from distributed.system import MEMORY_LIMIT
 
+from samdeblur.storage.plurals import counted
 from samdeblur.storage.processes import Note, Pulse, without_script
-from samdeblur.storage.words import counted
 
 # Each worker has a core to itself. Dask's own default here, MALLOC_TRIM_THRESHOLD_, is left out on purpose: it makes
 # glibc map and return every large array, which slowed the rendering of worlds 2.4 times.

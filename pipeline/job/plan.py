@@ -18,8 +18,8 @@ from samdeblur.storage import StoreError, open_store
 from samdeblur.storage.access.header import read_header
 from samdeblur.storage.format.layout import DONE, PENDING, QUARANTINED, Header, round_up
 from samdeblur.storage.names import nfc
+from samdeblur.storage.plurals import counted
 from samdeblur.storage.sharing.info import stored_bytes
-from samdeblur.storage.words import counted
 from samdeblur.storage.writing.bulk import fitting, new_extent
 from samdeblur.storage.writing.commits import Committer, run_folder
 from samdeblur.storage.writing.compare import recipe_differences
@@ -31,7 +31,7 @@ HEADERS_AT_ONCE = 16  # files opened for their size; a network file system answe
 
 # Bytes per pixel where a store has none to measure yet: docs/scaling.md and docs/image-codecs.md.
 MASK_BYTES_PER_PIXEL = 0.075  # dense masks, 213 at 720p
-PICTURE_BYTES_PER_PIXEL = 3.5  # blurred and sharp together
+IMAGE_BYTES_PER_PIXEL = 3.5  # blurred and sharp together
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ def make_plan(source: Source, path: Path, settings: PrepSettings, options: Store
         unreadable = image_shapes(source, [keys[row] for row in todo])[1]
     blocks = {row // header.block_size for row in todo}
     pixels = float(shapes.prod(axis=1, dtype=np.int64).mean())
-    estimate = pixels * (MASK_BYTES_PER_PIXEL + PICTURE_BYTES_PER_PIXEL * header.images)
+    estimate = pixels * (MASK_BYTES_PER_PIXEL + IMAGE_BYTES_PER_PIXEL * header.images)
     return Plan(
         images=len(keys),
         blocks=header.n_blocks,

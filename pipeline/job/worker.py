@@ -28,8 +28,8 @@ from samdeblur.models import NotFinite, deblur, device_facts, let_go, pick_devic
 from samdeblur.models.checkpoints.finding import SeveralNetworks
 from samdeblur.pipeline.job.blame import Blame, Blamed, alike, as_sent, blame, is_out_of_gpu_memory
 from samdeblur.pipeline.job.blocks import BlockFailure, BlockReport, BlockTask, Clock, NotShared
+from samdeblur.pipeline.job.memory import require_room
 from samdeblur.pipeline.job.recipe import PrepSettings, Stages, load_stages
-from samdeblur.pipeline.job.room import require_room
 from samdeblur.pipeline.segmenters.base import Embeds, Finds, Records, TrueMasks
 from samdeblur.pipeline.segmenters.plugins import checked, provider
 from samdeblur.pipeline.sources.base import BadImage, ImagePair
@@ -229,7 +229,7 @@ def _fail(error: Exception) -> tuple[AtomMap, Records]:
     raise error
 
 
-def _finish(image: Opened, encode: Encode, clock: Clock, with_pictures: bool) -> Finished:
+def _finish(image: Opened, encode: Encode, clock: Clock, with_images: bool) -> Finished:
     pair = image.pair
     try:
         with clock("encode", image.key):
@@ -245,9 +245,9 @@ def _finish(image: Opened, encode: Encode, clock: Clock, with_pictures: bool) ->
         digest = pair.digest if pair is not None else bytes(32)
         return None, ImageOutcome(QUARANTINED, digest, error=reason), kind
     assert pair is not None
-    pictures = (pair.blurred, pair.sharp) if with_pictures else (None, None)
+    sides = (pair.blurred, pair.sharp) if with_images else (None, None)
     counts = (atoms.n_masks, atoms.n_atoms, len(atoms.pairs))
-    return ImageContent(atoms, records, *pictures), ImageOutcome(DONE, pair.digest, counts), ""
+    return ImageContent(atoms, records, *sides), ImageOutcome(DONE, pair.digest, counts), ""
 
 
 def _loaded_stages(settings: PrepSettings, device: torch.device) -> Stages:

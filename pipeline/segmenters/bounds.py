@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from samdeblur.pipeline.segmenters.base import SettingsError
-from samdeblur.storage.words import counted
+from samdeblur.storage.plurals import counted
 
 # The least and the most that each may be, both taken; beyond them a run ends, or never does, without one mask.
 BOUNDS: Mapping[str, tuple[int, int] | tuple[float, float]] = {

@@ -14,7 +14,7 @@ from samdeblur.storage.writing.bulk import Row, fill_store
 from samdeblur.storage.writing.commits import ImageContent, ImageOutcome
 
 Progress = Callable[[int], None]
-OTHER_PICTURE = "its masks are of another image than the one in the dataset"
+OTHER_IMAGE = "its masks are of another image than the one in the dataset"
 
 
 def source_problems(store: MaskStore, source: Source, progress: Progress = lambda images: None) -> Iterator[str]:
@@ -32,7 +32,7 @@ def source_problems(store: MaskStore, source: Source, progress: Progress = lambd
         elif store.states[position] == DONE:
             try:
                 if source.read(there).digest != store.digest(key):
-                    yield f"{store.path}: {key}: {OTHER_PICTURE}"
+                    yield f"{store.path}: {key}: {OTHER_IMAGE}"
             except BadImage as error:
                 yield f"{store.path}: {key}: {error}"
         progress(1)
@@ -40,7 +40,7 @@ def source_problems(store: MaskStore, source: Source, progress: Progress = lambd
         yield f"{store.path}: {key}: in the dataset, not in the store"
 
 
-def add_pictures(store: MaskStore, source: Source, target: Path, progress: Progress = lambda images: None) -> MaskStore:
+def add_images(store: MaskStore, source: Source, target: Path, progress: Progress = lambda images: None) -> MaskStore:
     """A store with the masks of one and the images of the dataset they were made of, ready to train on.
 
     An image whose file is missing, damaged or another one is quarantined.
@@ -92,7 +92,7 @@ def read_own(store: MaskStore, source: Source, key: str, name: str) -> ImagePair
     if (height, width) != (rows, columns):
         raise BadImage(f"its masks are {columns}x{rows}, the image in the dataset is {width}x{height}")
     if store.header.digest != "none" and pair.digest != store.digest(key):
-        raise BadImage(OTHER_PICTURE)
+        raise BadImage(OTHER_IMAGE)
     return pair
 
 

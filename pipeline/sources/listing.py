@@ -8,7 +8,7 @@ from pathlib import Path
 
 from samdeblur.pipeline.sources.base import SourceError
 from samdeblur.storage.listing import ListingError, image_files, is_unread
-from samdeblur.storage.words import counted
+from samdeblur.storage.plurals import counted
 
 NAMED = 8  # names in a message
 

@@ -15,7 +15,7 @@ from samdeblur.pipeline.sources.worlds import WorldSource
 from samdeblur.storage.access.places import local_path
 from samdeblur.storage.listing import is_empty
 from samdeblur.storage.names import in_unicode, nfc
-from samdeblur.storage.pictures import LOSSY_SUFFIXES, SUFFIXES
+from samdeblur.storage.suffixes import LOSSY_SUFFIXES, SUFFIXES
 
 # Sources of this package by name: (location, split) -> source.
 EMBEDDED: dict[str, Callable[[str, str], Source]] = {"sample": SampleSource.of, "worlds": WorldSource.of}

@@ -283,20 +283,20 @@ def _object(
         depth = cv2.distanceTransform((outline > 127).astype(np.uint8), cv2.DIST_L2, 3)
         shading = 1 - rng.uniform(0.3, 0.8) * np.exp(-depth / (0.35 * radius))[..., None].astype(np.float32)
     regions = [nodes.leaf()]
-    _fill(rng, light, labels, outline, regions[0], base, shading, look.patterns)
+    _paint_object(rng, light, labels, outline, regions[0], base, shading, look.patterns)
     for _ in range(rng.choice(5, p=[0.45, 0.2, 0.15, 0.12, 0.08])):
         place = centre + rng.normal(0, 0.45 * radius, 2)
         part = np.minimum(cover(rng, radius * rng.uniform(0.2, 0.6), place, labels.shape), outline)
         leaf = nodes.leaf()
         tint = near_colour(rng, base, 0.6) if rng.random() < 0.5 else colour(rng)
-        _fill(rng, light, labels, part, leaf, tint, shading, look.patterns)
+        _paint_object(rng, light, labels, part, leaf, tint, shading, look.patterns)
         nodes.sets.append([leaf])
         regions.append(leaf)
     nodes.sets.append(regions)
     return regions
 
 
-def _fill(
+def _paint_object(
     rng: np.random.Generator,
     light: Light,
     labels: NDArray[np.int32],

@@ -61,14 +61,14 @@ def what_lies_at(path: Path) -> str:
         return WORDS[kind]
     if is_empty(path):
         return "an empty folder; samdeblur-prep run makes a store there"
-    if (path / "train").is_dir() or (path / "test").is_dir() or _has_pictures(path):
+    if (path / "train").is_dir() or (path / "test").is_dir() or _has_images(path):
         return "a folder of images; samdeblur-prep run makes a store of it"
     names = sorted(os.listdir(path))
     more = ", ..." if len(names) > NAMED else ""
     return f"a folder that holds {', '.join(names[:NAMED])}{more}; name the store itself"
 
 
-def _has_pictures(folder: Path) -> bool:
+def _has_images(folder: Path) -> bool:
     try:
         return bool(image_files(folder))
     except (ValueError, OSError):

@@ -29,8 +29,8 @@ from samdeblur.storage.exchange.annotations import (
 )
 from samdeblur.storage.exchange.rle import ExchangeError, brief, check_size
 from samdeblur.storage.files import PARTIAL, fsync_path
+from samdeblur.storage.plurals import counted
 from samdeblur.storage.store import MaskStore
-from samdeblur.storage.words import counted
 
 CATEGORY = {"id": 1, "name": "mask", "supercategory": "object"}
 Progress = Callable[[int], None]

@@ -16,7 +16,7 @@ from samdeblur.storage.exchange.amg import TABLE, is_list, is_table, list_amg, n
 from samdeblur.storage.exchange.annotations import CROP_BOX, POINT, SCORES, LeftOut, Listing
 from samdeblur.storage.exchange.coco import Progress, export_instances, export_results, list_instances, list_results
 from samdeblur.storage.exchange.ome import export_ome
-from samdeblur.storage.exchange.originals import with_pictures
+from samdeblur.storage.exchange.originals import with_originals
 from samdeblur.storage.exchange.parquet import export_parquet, list_parquet
 from samdeblur.storage.exchange.released import list_grey, list_npz
 from samdeblur.storage.exchange.rle import ExchangeError
@@ -32,8 +32,8 @@ from samdeblur.storage.format.layout import (
     StoreError,
 )
 from samdeblur.storage.listing import files_in
+from samdeblur.storage.plurals import counted
 from samdeblur.storage.store import MaskStore
-from samdeblur.storage.words import counted
 from samdeblur.storage.writing.bulk import BLOCK_SIZE, Row, fill_store, key_bytes, new_extent
 from samdeblur.storage.writing.commits import ImageContent, ImageOutcome, geometry_records
 
@@ -156,7 +156,7 @@ def import_masks(
         if not listing.keys and left_out.reasons:
             raise ExchangeError(left_out.reasons[0])
         if images is not None:
-            listing = with_pictures(listing, images)
+            listing = with_originals(listing, images)
         _check(listing)
     except ExchangeError as error:
         raise ExchangeError(f"{source}: cannot be imported as {name}: {error}") from error

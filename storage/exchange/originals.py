@@ -13,10 +13,10 @@ from samdeblur.storage.files import sha256_file
 from samdeblur.storage.format.layout import pixel_digest
 from samdeblur.storage.listing import ListingError, image_files
 from samdeblur.storage.names import Names
-from samdeblur.storage.pictures import LOSSY_SUFFIXES
+from samdeblur.storage.suffixes import LOSSY_SUFFIXES
 
 
-def with_pictures(listing: Listing, folder: Path) -> Listing:
+def with_originals(listing: Listing, folder: Path) -> Listing:
     """The listing with digests of images that are named like its keys, with a suffix or as they are.
 
     They also say how large an image is where the source does not. Digests are of pixels, or of files when one of the
@@ -27,11 +27,11 @@ def with_pictures(listing: Listing, folder: Path) -> Listing:
         ExchangeError: no file of any image in this folder, or two of one name.
     """
     try:
-        pictures = image_files(folder)
+        files = image_files(folder)
     except ListingError as error:
         raise ExchangeError(str(error)) from error
-    names = Names(pictures)
-    found = [pictures.get(names.find(key) or "") for key in listing.keys]
+    names = Names(files)
+    found = [files.get(names.find(key) or "") for key in listing.keys]
     if not any(found):
         raise ExchangeError(f"{folder}: none of {len(found)} images is there, such as {listing.keys[0]}.png")
     shapes, problems = list(listing.shapes), dict(listing.problems)
@@ -56,18 +56,18 @@ def with_pictures(listing: Listing, folder: Path) -> Listing:
     return replace(listing, shapes=shapes, problems=problems, sizeless=sizeless, digest_kind=kind, digest=digest)
 
 
-def picture_names(keys: Sequence[str], folder: Path | None, suffix: str) -> Callable[[str], str]:
+def image_names(keys: Sequence[str], folder: Path | None, suffix: str) -> Callable[[str], str]:
     """What the files of images are called: as in a folder, or else with a suffix.
 
     Raises:
         ExchangeError: the folder has none of them, or two of one name.
     """
     try:
-        pictures = image_files(folder) if folder else {}
+        files = image_files(folder) if folder else {}
     except ListingError as error:
         raise ExchangeError(str(error)) from error
-    names = Names(pictures)
-    there = {key: pictures[found] for key in keys if (found := names.find(key))}
+    names = Names(files)
+    there = {key: files[found] for key in keys if (found := names.find(key))}
     if folder and not there:
         raise ExchangeError(f"{folder}: none of {len(keys)} images is there, such as {keys[0]}.png")
 

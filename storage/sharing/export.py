@@ -27,10 +27,10 @@ from samdeblur.storage.format.layout import (
 )
 from samdeblur.storage.listing import files_in
 from samdeblur.storage.names import in_unicode
+from samdeblur.storage.plurals import counted
 from samdeblur.storage.sharing.hdf5 import SHARD_DIGEST, Codec, check_codec, write_apart
 from samdeblur.storage.sharing.verify import verify_store
 from samdeblur.storage.store import MaskStore, StoreDamaged, open_store
-from samdeblur.storage.words import counted
 
 LONG_AGO = (1980, 1, 1, 0, 0, 0)  # the time of every entry, so that equal stores give equal bytes
 

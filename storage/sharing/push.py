@@ -27,7 +27,7 @@ LICENCES = (  # those that the Hub has a name for
     *("cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "cc-by-nd-4.0", "cc-by-nc-nd-4.0"),
     *("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "odbl", "odc-by", "pddl", "gpl-3.0"),
 )
-PICTURE_WIDTH = 960
+IMAGE_WIDTH = 960
 
 
 class PushError(StoreError):
@@ -147,7 +147,7 @@ The zip is read where it lies, by byte ranges: a crop takes a few requests.
 ```sh
 pip install 'samdeblur[hub]'
 samdeblur-prep info {address}
-samdeblur-train {address} --images FOLDER-OF-THE-PICTURES --method map
+samdeblur-train {address} --images FOLDER-OF-THE-IMAGES --method map
 ```
 
 `{name}.sha256` holds its checksum; `samdeblur-prep verify` checks every mask.
@@ -164,7 +164,7 @@ def sample(source: MaskStore) -> bytes:
         atoms = source.atoms(key)
         grey = np.full((*atoms.shape, 3), 128, np.uint8)
         picture = Image.fromarray(paint_masks(grey, atoms))
-    picture.thumbnail((PICTURE_WIDTH, PICTURE_WIDTH))
+    picture.thumbnail((IMAGE_WIDTH, IMAGE_WIDTH))
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=85)
     return buffer.getvalue()

@@ -26,8 +26,8 @@ from samdeblur.storage.files import write_durably
 from samdeblur.storage.format.layout import DONE, PENDING, QUARANTINED, RECORD_COLUMNS, StoreError
 from samdeblur.storage.listing import image_files
 from samdeblur.storage.names import Names, select
+from samdeblur.storage.plurals import counted
 from samdeblur.storage.store import MaskStore, StoreDamaged
-from samdeblur.storage.words import counted
 
 FOLDERS = ("blur", "blurred", "input", "lq", "sharp", "target", "gt")
 JPEG_QUALITY = 85
@@ -80,7 +80,7 @@ def write_view(
         UnknownImage: a key the store does not have.
         StoreDamaged: what the store holds of an image cannot be read.
     """
-    pictures = _Pictures(images) if images is not None else None
+    folder_images = _ImageFolder(images) if images is not None else None
     cards, missing = [], Counter[str]()
     for key in keys:
         state = store.states[store.position(key)]
@@ -88,7 +88,7 @@ def write_view(
             height, image_width = store.shape(key)
             cards.append(Card(key, (image_width, height), reason=store.error(key)))
         elif state == DONE:
-            picture = _find_picture(store, key, pictures)
+            picture = _find_image(store, key, folder_images)
             cards.append(_card(store, key, width, picture if isinstance(picture, Image.Image) else None))
             if isinstance(picture, str):
                 missing[picture] += 1
@@ -186,7 +186,7 @@ def rounded_rows(table: NDArray[np.float64]) -> list[list[int | float | None]]:
     return [[rounded(value) for value in row] for row in table.tolist()]
 
 
-class _Pictures:
+class _ImageFolder:
     """The images in a folder, found by the names of images. Raises ListingError."""
 
     def __init__(self, folder: Path) -> None:
@@ -204,22 +204,22 @@ class _Pictures:
                 yield self._files[found]
 
 
-def _find_picture(store: MaskStore, key: str, pictures: _Pictures | None) -> Image.Image | str:
+def _find_image(store: MaskStore, key: str, folder_images: _ImageFolder | None) -> Image.Image | str:
     """The RGB image under the masks of an image, or why there is none."""
     if store.header.images:
         return Image.fromarray(store.image("blurred", key))
-    if pictures is None:
+    if folder_images is None:
         return "because the store holds masks alone and no folder of images was named"
-    problem = f"not found in {pictures.folder}"
-    for path in pictures.places(key):
+    problem = f"not found in {folder_images.folder}"
+    for path in folder_images.places(key):
         try:
             picture = read_image(path)
         except BadImage:
-            problem = f"unreadable in {pictures.folder}"
+            problem = f"unreadable in {folder_images.folder}"
             continue
         if picture.shape[:2] == store.shape(key):
             return Image.fromarray(picture)
-        problem = f"of another size in {pictures.folder}"
+        problem = f"of another size in {folder_images.folder}"
     return problem
 
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from samdeblur.storage.format.layout import DONE, PENDING, QUARANTINED, StoreError
 from samdeblur.storage.names import nfc, shared_names
+from samdeblur.storage.plurals import counted
 from samdeblur.storage.store import MaskStore
-from samdeblur.storage.words import counted
 from samdeblur.storage.writing.bulk import Row, fill_store, key_bytes, new_extent
 from samdeblur.storage.writing.commits import ImageContent, ImageOutcome
 from samdeblur.storage.writing.compare import recipe_differences

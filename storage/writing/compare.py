@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from samdeblur.storage.atoms import AtomMap
 from samdeblur.storage.format.layout import DONE, IMAGE_NAMES, STATE_NAMES
 from samdeblur.storage.names import nfc
+from samdeblur.storage.plurals import counted
 from samdeblur.storage.store import MaskStore
-from samdeblur.storage.words import counted
 
 if TYPE_CHECKING:
     from scipy.sparse import coo_array, csr_array

@@ -252,7 +252,7 @@ def smoke(tmp_path_factory):
     return out, done.stdout
 
 
-def test_the_smallest_study_ends_with_tables_figures_and_pictures(study, smoke):
+def test_the_smallest_study_ends_with_tables_figures_and_images(study, smoke):
     out, said = smoke
     size = study.plan.SIZES["smoke"]
     names = {variant.name for variant in study.plan.variants(size)}

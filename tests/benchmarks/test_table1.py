@@ -52,7 +52,7 @@ def plan(table1, roots, tmp_path):
     train = ("--set", "steps=2", "--set", "width=4", "--set", "enc_blk_nums=[1]", "--set", "dec_blk_nums=[1]",
              "--set", "crop_size=32", "--set", "batch_size=2", "--set", "val_images=1")  # fmt: skip
     return table1.Plan(
-        roots, tmp_path / "out", ("--segmenter", "superpixels", "--workers", "1"), train, ("--pictures", "1"),
+        roots, tmp_path / "out", ("--segmenter", "superpixels", "--workers", "1"), train, ("--report-images", "1"),
         predeblur="none", sam="",
     )  # fmt: skip
 

@@ -65,7 +65,7 @@ def test_any_weights_of_a_run_can_be_asked_for_and_are_named(samdeblur, stopped,
     run = stopped("run", 3)
     for which, step in (("last", 3), ("initial", 0), ("step-2", 2)):
         out = tmp_path / which
-        done = samdeblur("eval", "run", run, store, "--weights", which, "--pictures", 0, "--out", out)
+        done = samdeblur("eval", "run", run, store, "--weights", which, "--report-images", 0, "--out", out)
         assert done.code == 0, done.err
         assert document(out)["trained"]["step"] == step
         assert f"step {step} of 4" in done.out
@@ -219,6 +219,6 @@ def test_the_report_is_there_before_anything_is_printed(store, tmp_path, monkeyp
             raise BrokenPipeError(32, "Broken pipe")
 
     monkeypatch.setattr("samdeblur.cli.eval.click.echo", gone)
-    samdeblur("eval", "run", "bundled", store, "--out", tmp_path / "out", "--pictures", 0)
+    samdeblur("eval", "run", "bundled", store, "--out", tmp_path / "out", "--report-images", 0)
     assert (tmp_path / "out/report.html").stat().st_size > 0
     assert (tmp_path / "out/results.json").stat().st_size > 0

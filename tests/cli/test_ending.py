@@ -10,19 +10,19 @@ import threading
 
 import pytest
 
-from samdeblur.cli.ending import Told, ends_when_told
+from samdeblur.cli.ending import SignalledToEnd, ends_when_signalled
 from samdeblur.cli.messages import run_command
 
 STUCK = """
 import ctypes, signal
-from samdeblur.cli.ending import Told, ends_when_told
+from samdeblur.cli.ending import SignalledToEnd, ends_when_signalled
 mutex = ctypes.create_string_buffer(256)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where the tests run under nohup
-with ends_when_told(0.05, 42, "what was committed is safe"):
+with ends_when_signalled(0.05, 42, "what was committed is safe"):
     try:
         print("ready", flush=True)
         signal.pause()
-    except Told:
+    except SignalledToEnd:
         ctypes.CDLL(None).pthread_mutex_lock(mutex)
         ctypes.CDLL(None).pthread_mutex_lock(mutex)  # for ever, and no signal interrupts it
 """
@@ -62,7 +62,7 @@ def test_who_is_told_twice_cleans_up_in_peace():
             signal.raise_signal(signal.SIGTERM)
             cleaned.append(True)
 
-    with pytest.raises(Told), ends_when_told(60, 1, ""):
+    with pytest.raises(SignalledToEnd), ends_when_signalled(60, 1, ""):
         work()
     assert cleaned
 
@@ -73,7 +73,7 @@ def test_handlers_are_put_back_and_what_nohup_ignores_stays_ignored():
 
     before = {signal.SIGTERM: signal.signal(signal.SIGTERM, theirs), signal.SIGHUP: signal.signal(signal.SIGHUP, 1)}
     try:
-        with ends_when_told(60, 1, ""):
+        with ends_when_signalled(60, 1, ""):
             assert signal.getsignal(signal.SIGTERM) != theirs
             signal.raise_signal(signal.SIGHUP)
         assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGHUP)) == (theirs, signal.SIG_IGN)
@@ -87,7 +87,7 @@ def test_a_thread_leaves_signals_alone():
     before = signal.getsignal(signal.SIGTERM)
 
     def run():
-        with ends_when_told(60, 1, ""):
+        with ends_when_signalled(60, 1, ""):
             seen.append(signal.getsignal(signal.SIGTERM))
 
     thread = threading.Thread(target=run)

@@ -60,7 +60,7 @@ def results_of(folder):
 
 def test_a_folder_of_pairs_needs_no_store_where_no_masks_are_wanted(samdeblur, checkpoint, pairs, store, tmp_path):
     for name, place in (("folder", pairs), ("store", store)):
-        assert samdeblur("eval", "run", checkpoint, place, "--out", tmp_path / name, "--pictures", 1).code == 0
+        assert samdeblur("eval", "run", checkpoint, place, "--out", tmp_path / name, "--report-images", 1).code == 0
     (loose,), (stored,) = (results_of(tmp_path / name)["sets"] for name in ("folder", "store"))
     assert loose["images"] == stored["images"]
     assert (loose["dataset"], loose["split"], loose["recipe"]) == ("pairs", "test", "")
@@ -71,28 +71,30 @@ def test_masks_found_on_the_spot_are_those_of_a_preparation(samdeblur, trained, 
     prepared = tmp_path / "sam.zarr"
     assert prep_run(pairs, prepared, "--sam", tmp_path / "sam.pth", "--predeblur", "none").code == 0
     for name, *places in (("folder", pairs, "--sam", tmp_path / "sam.pth"), ("store", prepared)):
-        done = samdeblur("eval", "run", trained, *places, "--out", tmp_path / name, "--pictures", 1)
+        done = samdeblur("eval", "run", trained, *places, "--out", tmp_path / name, "--report-images", 1)
         assert done.code == 0, done.err
     (loose,), (stored,) = (results_of(tmp_path / name)["sets"] for name in ("folder", "store"))
     assert loose == stored
     assert loose["recipe"] == open_store(prepared).header.fingerprint
 
 
-@pytest.mark.parametrize("options", [(), ("--save-images",), ("--tile", 128), ("--sam", "bundled"), ("--pictures", 0)])
-def test_blurred_pictures_alone_have_no_scores_and_are_sent_to_restore(samdeblur, checkpoint, pairs, tmp_path, options):
+@pytest.mark.parametrize(
+    "options", [(), ("--save-images",), ("--tile", 128), ("--sam", "bundled"), ("--report-images", 0)]
+)
+def test_blurred_images_alone_have_no_scores_and_are_sent_to_restore(samdeblur, checkpoint, pairs, tmp_path, options):
     refused = samdeblur("eval", "run", checkpoint, pairs / "blur", *options, "--out", tmp_path / "o")
     assert refused.code == 2
     assert f"restore them with samdeblur-eval restore RUN {pairs / 'blur'} --out FOLDER" in refused.error
     assert not (tmp_path / "o").exists()
 
 
-def test_one_picture_is_sent_to_restore(samdeblur, checkpoint, pairs, tmp_path):
+def test_one_image_is_sent_to_restore(samdeblur, checkpoint, pairs, tmp_path):
     refused = samdeblur("eval", "run", checkpoint, pairs / "blur/000.png", "--out", tmp_path / "o")
     assert (refused.code, "samdeblur-eval restore RUN" in refused.error) == (2, True)
 
 
 def test_stores_and_folders_may_stand_beside_each_other(samdeblur, checkpoint, pairs, store, tmp_path):
-    options = ("--out", tmp_path / "o", "--pictures", 0)
+    options = ("--out", tmp_path / "o", "--report-images", 0)
     assert samdeblur("eval", "run", checkpoint, store, pairs, *options).code == 0
     sets = results_of(tmp_path / "o")["sets"]
     assert [(found["dataset"], bool(found["recipe"])) for found in sets] == [("pairs", True), ("pairs", False)]
@@ -119,9 +121,9 @@ def test_places_where_nothing_is_are_refused(samdeblur, checkpoint, tmp_path, pl
     assert not (tmp_path / "o").exists()
 
 
-def test_a_picture_that_cannot_be_used_is_named_and_left_out(samdeblur, checkpoint, pairs, tmp_path):
+def test_an_image_that_cannot_be_used_is_named_and_left_out(samdeblur, checkpoint, pairs, tmp_path):
     (pairs / "blur/002.png").write_bytes(b"no image")
-    done = samdeblur("eval", "run", checkpoint, pairs, "--out", tmp_path / "o", "--pictures", 0)
+    done = samdeblur("eval", "run", checkpoint, pairs, "--out", tmp_path / "o", "--report-images", 0)
     assert done.code == 3
     assert "pairs test: 002 is left out:" in done.err
     assert "1 image could not be used, left out" in done.err
@@ -132,7 +134,7 @@ def test_a_picture_that_cannot_be_used_is_named_and_left_out(samdeblur, checkpoi
 @pytest.mark.parametrize("stop", [0, 2])
 def test_killed_in_the_middle_and_run_again_it_finds_the_same(samdeblur, checkpoint, store, tmp_path, stop):
     def command(out):
-        return ["run", str(checkpoint), str(store), "--out", str(out), "--pictures", "2", "--save-images"]
+        return ["run", str(checkpoint), str(store), "--out", str(out), "--report-images", "2", "--save-images"]
 
     assert samdeblur("eval", *command(tmp_path / "whole")).code == 0
     environment = os.environ | {"STOP": str(stop)}
@@ -152,7 +154,7 @@ def test_killed_in_the_middle_and_run_again_it_finds_the_same(samdeblur, checkpo
 
 
 def test_results_that_are_there_already_are_not_computed_again(samdeblur, checkpoint, store, tmp_path, monkeypatch):
-    options = ("--out", tmp_path / "o", "--pictures", 0)
+    options = ("--out", tmp_path / "o", "--report-images", 0)
     assert samdeblur("eval", "run", checkpoint, store, *options).code == 0
     before = results_of(tmp_path / "o")
     monkeypatch.setattr(NAFNet, "forward", None)
@@ -161,7 +163,7 @@ def test_results_that_are_there_already_are_not_computed_again(samdeblur, checkp
 
 
 def test_two_processes_find_what_one_finds(samdeblur, checkpoint, store, tmp_path):
-    options = [str(checkpoint), str(store), "--pictures", "3", "--device", "cpu"]
+    options = [str(checkpoint), str(store), "--report-images", "3", "--device", "cpu"]
     assert samdeblur("eval", "run", *options, "--out", tmp_path / "one").code == 0
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "samdeblur.cli.eval"]
     done = subprocess.run(
@@ -174,7 +176,7 @@ def test_two_processes_find_what_one_finds(samdeblur, checkpoint, store, tmp_pat
 
 
 def test_saved_images_are_what_the_network_gives(samdeblur, checkpoint, store, tmp_path):
-    options = ("--out", tmp_path / "o", "--pictures", 0, "--save-images")
+    options = ("--out", tmp_path / "o", "--report-images", 0, "--save-images")
     assert samdeblur("eval", "run", checkpoint, store, *options).code == 0
     network, opened = load_network(checkpoint), open_store(store)
     for path in (tmp_path / "o/restored").rglob("*.png"):
@@ -185,7 +187,7 @@ def test_saved_images_are_what_the_network_gives(samdeblur, checkpoint, store, t
 
 
 def test_results_of_other_weights_are_not_written_over(samdeblur, checkpoint, store, tmp_path):
-    options = (store, "--out", tmp_path / "o", "--pictures", 0)
+    options = (store, "--out", tmp_path / "o", "--report-images", 0)
     assert samdeblur("eval", "run", checkpoint, *options).code == 0
     before = results_of(tmp_path / "o")
     refused = samdeblur("eval", "run", "bundled", *options)
@@ -203,7 +205,7 @@ def test_alignment_other_metrics_and_the_threshold_of_collapse_reach_the_results
     )
     options = ("--align", "ecc", "--metric", "light", "--collapse-db", 0.25)
     for name, more in (("plain", ()), ("other", options)):
-        done = samdeblur("eval", "run", checkpoint, store, *more, "--pictures", 0, "--out", tmp_path / name)
+        done = samdeblur("eval", "run", checkpoint, store, *more, "--report-images", 0, "--out", tmp_path / name)
         assert done.code == 0, done.err
     plain, other = (results_of(tmp_path / name) for name in ("plain", "other"))
     assert (other["conventions"]["align"], other["conventions"]["collapse_db"]) == ("ecc", 0.25)

@@ -102,7 +102,7 @@ def test_a_set_given_twice_is_refused(samdeblur, checkpoint, photos, tmp_path):
 
 
 @pytest.mark.parametrize("side", ["blur", "sharp"])
-def test_a_picture_that_was_replaced_is_scored_anew_and_no_other(
+def test_an_image_that_was_replaced_is_scored_anew_and_no_other(
     samdeblur, checkpoint, photos, tmp_path, monkeypatch, side
 ):
     folder, other = photos("x", 1), photos("y", 2)
@@ -126,7 +126,7 @@ def counted(monkeypatch):
     return calls
 
 
-def test_pictures_that_were_touched_or_moved_are_the_same(samdeblur, checkpoint, photos, tmp_path, monkeypatch):
+def test_images_that_were_touched_or_moved_are_the_same(samdeblur, checkpoint, photos, tmp_path, monkeypatch):
     folder = photos("x", 1)
     assert samdeblur("eval", "run", checkpoint, folder, "--out", tmp_path / "o").code == 0
     calls = counted(monkeypatch)
@@ -151,7 +151,7 @@ def test_a_store_made_anew_under_its_name_is_scored_anew(samdeblur, checkpoint, 
     assert pictures(tmp_path / "o") == pictures(tmp_path / "fresh")
 
 
-def test_a_restored_picture_that_was_taken_away_is_restored_again(samdeblur, checkpoint, photos, tmp_path, monkeypatch):
+def test_a_restored_image_that_was_taken_away_is_restored_again(samdeblur, checkpoint, photos, tmp_path, monkeypatch):
     options = (checkpoint, photos("x", 1), "--save-images", "--out", tmp_path / "o")
     assert samdeblur("eval", "run", *options).code == 0
     (gone,) = (tmp_path / "o/restored").rglob("1.png")
@@ -166,7 +166,7 @@ def test_a_restored_picture_that_was_taken_away_is_restored_again(samdeblur, che
 
 
 @pytest.mark.parametrize("name", ["preview.png", "._preview.png", "Thumbs.jpg", "sheet.webp"])
-def test_a_stray_picture_beside_the_pairs_changes_nothing(samdeblur, checkpoint, photos, tmp_path, name):
+def test_a_stray_image_beside_the_pairs_changes_nothing(samdeblur, checkpoint, photos, tmp_path, name):
     folder = photos("x", 1)
     assert samdeblur("eval", "run", checkpoint, folder, "--out", tmp_path / "before").code == 0
     cv2.imwrite(str(tmp_path / "stray.png"), np.zeros((20, 20, 3), np.uint8))
@@ -191,7 +191,7 @@ def test_a_layout_or_split_that_is_given_is_obeyed(samdeblur, checkpoint, photos
     assert sets(tmp_path / "o")[0]["split"] == "val"
 
 
-def test_runs_results_and_pictures_in_each_others_place_are_recognised(
+def test_runs_results_and_images_in_each_others_place_are_recognised(
     samdeblur, checkpoint, photos, tiny, prep_run, tmp_path
 ):
     folder = photos("x", 1)

@@ -49,7 +49,7 @@ def sets(folder):
     return json.loads((folder / "results.json").read_text())["sets"]
 
 
-def test_masks_of_a_share_are_scored_with_pictures_of_the_folder(evaluate, store, share, pairs):
+def test_masks_of_a_share_are_scored_with_images_of_the_folder(evaluate, store, share, pairs):
     own, expected = evaluate("own", store)
     joined, results = evaluate("joined", share, "--images", pairs)
     assert (own.code, joined.code) == (0, 0), joined.err
@@ -73,7 +73,7 @@ def test_what_the_folder_lacks_is_said_and_left_out(evaluate, share, pairs):
     assert scored["left_out"] == {"002": "its file is not there", "004": "its file is not there"}
 
 
-def test_pictures_of_the_folder_go_before_those_of_the_store(evaluate, store, pairs):
+def test_images_of_the_folder_go_before_those_of_the_store(evaluate, store, pairs):
     for file in (pairs / "sharp").iterdir():
         cv2.imwrite(str(file), cv2.imread(str(file)) ^ 64)
     (own, results), (joined, other) = evaluate("own", store), evaluate("joined", store, "--images", pairs)
@@ -82,7 +82,7 @@ def test_pictures_of_the_folder_go_before_those_of_the_store(evaluate, store, pa
 
 
 def test_each_store_has_a_folder_of_its_own(evaluate, store, share, pairs, tmp_path):
-    done, results = evaluate("two", share, store, "--images", pairs, "--images", pairs, "--pictures", 0)
+    done, results = evaluate("two", share, store, "--images", pairs, "--images", pairs, "--report-images", 0)
     assert done.code == 0, done.err
     first, second = sets(results)
     assert (first["dataset"], second["dataset"]) == ("pairs (masks.zarr.zip)", "pairs (prepared.zarr)")
@@ -103,7 +103,7 @@ def test_each_store_has_a_folder_of_its_own(evaluate, store, share, pairs, tmp_p
         assert not folder.exists()
 
 
-def test_another_picture_than_that_of_the_masks_is_left_out_and_where_all_are_nothing_is_scored(evaluate, share, pairs):
+def test_another_image_than_that_of_the_masks_is_left_out_and_where_all_are_nothing_is_scored(evaluate, share, pairs):
     picture = cv2.imread(str(pairs / "blur/001.png"))
     cv2.imwrite(str(pairs / "blur/001.png"), picture ^ 1)
     done, results = evaluate("done", share, "--images", pairs)

@@ -32,7 +32,7 @@ def evaluate(samdeblur, checkpoint, store, tmp_path):
 
     def call(*options):
         out = tmp_path / ("results" + "".join(map(str, options)))
-        done = samdeblur("eval", "run", checkpoint, store, "--pictures", 1, "--out", out, *options)
+        done = samdeblur("eval", "run", checkpoint, store, "--report-images", 1, "--out", out, *options)
         assert done.code == 0, done.err
         return json.loads((out / "results.json").read_text()), done, out
 
@@ -61,7 +61,7 @@ def _scores(document):
 def test_results_say_how_images_went_through_the_network(
     samdeblur, checkpoint, store, tmp_path, options, inference, words
 ):
-    done = samdeblur("eval", "run", checkpoint, store, "--pictures", 0, "--out", tmp_path / "o", *options)
+    done = samdeblur("eval", "run", checkpoint, store, "--report-images", 0, "--out", tmp_path / "o", *options)
     if words is None:  # the usual overlap is more than so small a tile
         assert (done.code, "overlap 64: must be less than the tile, 32" in done.error) == (2, True)
         assert not (tmp_path / "o").exists()
@@ -104,7 +104,7 @@ def test_of_itself_tlc_is_for_gopro_alone(
 ):
     monkeypatch.setitem(LAYOUTS, "gopro", replace(LAYOUTS["gopro"], published={"test": 5}))
     assert prep_run(pairs, tmp_path / "s.zarr", "--dataset", dataset).code == 0
-    done = samdeblur("eval", "run", checkpoint, tmp_path / "s.zarr", "--pictures", 0, "--out", tmp_path / "o")
+    done = samdeblur("eval", "run", checkpoint, tmp_path / "s.zarr", "--report-images", 0, "--out", tmp_path / "o")
     assert done.code == 0, done.err
     document = json.loads((tmp_path / "o/results.json").read_text())
     assert document["sets"][0]["inference"]["tlc"] == local
@@ -119,7 +119,7 @@ def test_a_set_that_only_looks_like_gopro_is_named_by_its_place_and_has_no_tlc(
     pairs.rename(place / "test/GOPR0001_01_00")
     if as_store:
         assert prep_run(place, tmp_path / "own.zarr").code == 0
-    options = ("--pictures", 0, "--out", tmp_path / "o")
+    options = ("--report-images", 0, "--out", tmp_path / "o")
     done = samdeblur("eval", "run", checkpoint, tmp_path / "own.zarr" if as_store else place, *options)
     assert done.code == 0, done.err
     (found,) = json.loads((tmp_path / "o/results.json").read_text())["sets"]
@@ -162,7 +162,7 @@ def test_out_of_gpu_memory_is_one_line_that_suggests_tiles(samdeblur, checkpoint
 def test_what_stays_global_is_named(samdeblur, checkpoint, store, tmp_path, monkeypatch):
     forward = NAFNet.forward
     monkeypatch.setattr(NAFNet, "forward", lambda self, image: forward(self, image - image.mean((2, 3), keepdim=True)))
-    done = samdeblur("eval", "run", checkpoint, store, "--pictures", 0, "--tlc", "--out", tmp_path / "o")
+    done = samdeblur("eval", "run", checkpoint, store, "--report-images", 0, "--tlc", "--out", tmp_path / "o")
     assert done.code == 0
     assert "--tlc: these keep looking at the whole image: network (mean in NAFNet)" in done.err
 
@@ -172,7 +172,7 @@ def test_the_guard_is_named_in_results_and_its_findings_with_each_image(
 ):
     forward = NAFNet.forward
     monkeypatch.setattr(NAFNet, "forward", lambda self, image: 5 * forward(self, image) - 2)
-    options = ("--pictures", 1, "--guard", "tlc-off,input", "--out", tmp_path / "o")
+    options = ("--report-images", 1, "--guard", "tlc-off,input", "--out", tmp_path / "o")
     done = samdeblur("eval", "run", checkpoint, store, *options)
     assert done.code == 0, done.err
     (found,) = json.loads((tmp_path / "o/results.json").read_text())["sets"]

@@ -156,7 +156,7 @@ def test_images_that_are_not_ready_are_counted_and_left_out(samdeblur, prep_run,
 
 
 def test_a_table_of_what_is_not_there_is_refused_before_anything_is_written(samdeblur, store, tmp_path):
-    samdeblur("eval", "run", _checkpoint(tmp_path), store, "--pictures", 0, "--out", tmp_path / "o")
+    samdeblur("eval", "run", _checkpoint(tmp_path), store, "--report-images", 0, "--out", tmp_path / "o")
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad/results.json").write_text("{}")
     for arguments, words in (
@@ -187,7 +187,7 @@ def test_settings_without_a_preset_or_with_yaml_that_is_none_are_refused_by_name
 @pytest.mark.parametrize("command", ["train", "eval run"])
 def test_a_target_below_a_file_is_refused_with_its_name(samdeblur, store, tiny, tmp_path, command):
     (tmp_path / "file").write_text("")
-    before = [store, *tiny] if command == "train" else [_checkpoint(tmp_path), store, "--pictures", 0]
+    before = [store, *tiny] if command == "train" else [_checkpoint(tmp_path), store, "--report-images", 0]
     failed = samdeblur(*command.split(), *before, "--out", tmp_path / "file/out")
     assert (failed.code, str(tmp_path / "file") in failed.error) == (2, True)
 

@@ -13,8 +13,8 @@ import torch
 from PIL import Image, ImageCms
 
 from samdeblur.cli.support import sets as sets_of_cli
-from samdeblur.evaluation import album
 from samdeblur.evaluation import restore as restoring
+from samdeblur.evaluation import restore_files
 from samdeblur.models import NAFNet, deblur, load_network
 from samdeblur.models.inference import memory
 from samdeblur.storage import AtomMap, folders
@@ -56,7 +56,7 @@ def holiday(tmp_path):
     return folder
 
 
-def test_one_picture_is_what_the_network_gives_under_its_own_name(samdeblur, checkpoint, holiday, tmp_path):
+def test_one_image_is_what_the_network_gives_under_its_own_name(samdeblur, checkpoint, holiday, tmp_path):
     done = samdeblur("eval", "restore", checkpoint, holiday / "夜.png", "--out", tmp_path / "o")
     assert (done.code, done.err) == (0, "")
     assert "1 image restored" in done.out
@@ -75,7 +75,7 @@ def test_folders_are_kept_and_two_of_one_name_are_kept_apart(samdeblur, checkpoi
         assert np.array_equal(pixels(tmp_path / f"o/{name}.png"), deblur(network, scene(number))), name
 
 
-def test_pictures_of_one_name_from_several_places_and_calls_are_kept_apart(samdeblur, checkpoint, tmp_path):
+def test_images_of_one_name_from_several_places_and_calls_are_kept_apart(samdeblur, checkpoint, tmp_path):
     for number, place in enumerate(("x/a", "y/a", "z")):
         (tmp_path / place).mkdir(parents=True)
         Image.fromarray(scene(number)).save(tmp_path / place / "p.png")
@@ -109,7 +109,7 @@ def test_orientation_profile_and_exif(samdeblur, checkpoint, tmp_path, form):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
-def test_pictures_of_16_bits_are_turned_as_those_of_8_are(tmp_path, orientation, suffix):
+def test_images_of_16_bits_are_turned_as_those_of_8_are(tmp_path, orientation, suffix):
     """By Pillow's own way of turning, on pixels that both hold."""
     small = scene(3, 20, 30)
     eight = io.BytesIO()
@@ -200,7 +200,7 @@ def count(monkeypatch, target, name):
     return calls
 
 
-def test_every_stage_runs_once_for_each_picture_and_not_again(samdeblur, store, tiny, holiday, tmp_path, monkeypatch):
+def test_every_stage_runs_once_for_each_image_and_not_again(samdeblur, store, tiny, holiday, tmp_path, monkeypatch):
     assert samdeblur("train", store, *tiny, "--method", "map", "--out", tmp_path / "run").code == 0
     segmented = []
 
@@ -210,7 +210,7 @@ def test_every_stage_runs_once_for_each_picture_and_not_again(samdeblur, store, 
 
     monkeypatch.setattr(sets_of_cli.Segmenter, "__call__", segment)
     network = count(monkeypatch, restoring, "restore")
-    read = count(monkeypatch, album, "read_photo")
+    read = count(monkeypatch, restore_files, "read_photo")
     command = ("eval", "restore", tmp_path / "run", holiday, "--out", tmp_path / "o")
     done = samdeblur(*command)
     assert done.code == 0, done.err
@@ -233,7 +233,7 @@ def test_every_stage_runs_once_for_each_picture_and_not_again(samdeblur, store, 
     assert len(read) == 12
 
 
-def test_large_pictures_go_in_tiles_where_memory_asks_for_it(samdeblur, checkpoint, tmp_path, monkeypatch):
+def test_large_images_go_in_tiles_where_memory_asks_for_it(samdeblur, checkpoint, tmp_path, monkeypatch):
     wide = scene(1, 48, 700)
     Image.fromarray(wide).save(tmp_path / "wide.png")
     command = ("eval", "restore", checkpoint, tmp_path / "wide.png")
@@ -309,7 +309,7 @@ def test_what_is_refused(samdeblur, checkpoint, holiday, tmp_path, monkeypatch, 
 def test_an_interrupted_restoration_goes_on(samdeblur, checkpoint, holiday, tmp_path, monkeypatch):
     command = ("eval", "restore", checkpoint, holiday)
     assert samdeblur(*command, "--out", tmp_path / "whole").code == 0
-    write, written = album.write_durably, []
+    write, written = restore_files.write_durably, []
 
     def stopped(path, data):
         if len(written) == 2:
@@ -317,9 +317,9 @@ def test_an_interrupted_restoration_goes_on(samdeblur, checkpoint, holiday, tmp_
         written.append(path)
         write(path, data)
 
-    monkeypatch.setattr(album, "write_durably", stopped)
+    monkeypatch.setattr(restore_files, "write_durably", stopped)
     assert samdeblur(*command, "--out", tmp_path / "o").code == 130
-    monkeypatch.setattr(album, "write_durably", write)
+    monkeypatch.setattr(restore_files, "write_durably", write)
     done = samdeblur(*command, "--out", tmp_path / "o")
     assert "5 images restored, 2 of them there before" in done.out
     for path in (tmp_path / "whole").rglob("*.png"):

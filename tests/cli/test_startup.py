@@ -52,8 +52,8 @@ def test_weights_are_listed_without_a_network():
 
 
 def test_choices_said_again_are_those_of_their_modules():
-    from samdeblur.evaluation.album import PAGE
     from samdeblur.evaluation.metrics.mode_collapse import COLLAPSE_DB
+    from samdeblur.evaluation.restore_files import PAGE
     from samdeblur.evaluation.tables.bootstrap import RESAMPLES
     from samdeblur.evaluation.tables.formats import FILES
     from samdeblur.models import METHODS
@@ -68,8 +68,8 @@ def test_choices_said_again_are_those_of_their_modules():
     assert choices.BUNDLED_SETTINGS == BUNDLED_SETTINGS
     assert (choices.IMPORTS, choices.EXPORTS, choices.METHODS) == (FORMATS, EXPORTS, METHODS)
     assert (choices.PATIENCE, choices.OVERLAP, choices.COLLAPSE_DB) == (PATIENCE, OVERLAP, COLLAPSE_DB)
-    assert (choices.TABLES, choices.RESAMPLES, choices.ALBUM) == (FILES, RESAMPLES, PAGE)
-    assert tuple(FORMS) == choices.PICTURES
+    assert (choices.TABLES, choices.RESAMPLES, choices.COMPARE_PAGE) == (FILES, RESAMPLES, PAGE)
+    assert tuple(FORMS) == choices.RESULT_FORMATS
 
 
 @pytest.mark.parametrize("name", sorted(messages.REFUSALS | messages.FAILURES))

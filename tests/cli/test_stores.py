@@ -76,22 +76,22 @@ def test_what_is_there_is_not_written_over(samdeblur, store, tmp_path):
     assert samdeblur("prep", "export", store, tmp_path / "x.zip", "--overwrite").code == 0
 
 
-def test_masks_of_a_share_get_the_pictures_of_the_dataset(samdeblur, pairs, store, tiny, tmp_path):
+def test_masks_of_a_share_get_the_images_of_the_dataset(samdeblur, pairs, store, tiny, tmp_path):
     share, whole = tmp_path / "masks.zarr.zip", tmp_path / "whole.zarr"
     assert samdeblur("prep", "export", store, share).code == 0
     refused = samdeblur("train", share, *tiny, "--out", tmp_path / "run")
-    assert (refused.code, "add-pictures" in refused.error) == (2, True)
-    assert samdeblur("prep", "add-pictures", share, pairs, whole).code == 0
+    assert (refused.code, "add-images" in refused.error) == (2, True)
+    assert samdeblur("prep", "add-images", share, pairs, whole).code == 0
     assert samdeblur("prep", "diff", store, whole).code == 0
     assert samdeblur("train", whole, *tiny, "--method", "map", "--out", tmp_path / "run").code == 0
     picture = cv2.imread(str(pairs / "blur" / "002.png"))
     cv2.imwrite(str(pairs / "blur" / "002.png"), picture ^ 1)
     for folder in ("blur", "sharp"):
         (pairs / folder / "004.png").unlink()
-    found = samdeblur("prep", "add-pictures", share, pairs, tmp_path / "less.zarr")
+    found = samdeblur("prep", "add-images", share, pairs, tmp_path / "less.zarr")
     assert (found.code, "3 of 5 images done, 2 quarantined" in found.out) == (3, True)
     assert "002: its masks are of another image" in found.out
-    other = samdeblur("prep", "add-pictures", share, "sample", tmp_path / "no.zarr")
+    other = samdeblur("prep", "add-images", share, "sample", tmp_path / "no.zarr")
     assert (other.code, "no image of" in other.error) == (2, True)
 
 
@@ -125,7 +125,7 @@ def test_masks_go_through_other_formats(samdeblur, store, tmp_path, form):
     assert samdeblur("prep", "verify", tmp_path / "back.zarr").code == 0
 
 
-def test_grey_files_are_imported_with_their_pictures(samdeblur, pairs, tmp_path):
+def test_grey_files_are_imported_with_their_images(samdeblur, pairs, tmp_path):
     for number in range(5):
         grey = np.zeros((48, 64), np.uint8)
         grey[10:20, 10:30], grey[15:40, 40:50] = 2, 4
@@ -137,7 +137,7 @@ def test_grey_files_are_imported_with_their_pictures(samdeblur, pairs, tmp_path)
     assert samdeblur("prep", "view", tmp_path / "grey.zarr", tmp_path / "v.html", "--images", pairs / "blur").code == 0
 
 
-def test_deep_verification_names_other_pictures(samdeblur, pairs, store):
+def test_deep_verification_names_other_images(samdeblur, pairs, store):
     assert samdeblur("prep", "verify", store, "--deep", pairs).code == 0
     picture = cv2.imread(str(pairs / "blur" / "002.png"))
     picture[0, 0, 0] ^= 1

@@ -176,7 +176,7 @@ def test_results_that_are_not_there_or_broken_are_refused(samdeblur, two, tmp_pa
     assert (refused.code, str(two[0] / "results.json") in refused.error) == (2, True)
 
 
-def test_a_set_without_sharp_pictures_does_not_stop_the_others(samdeblur, write):
+def test_a_set_without_sharp_images_does_not_stop_the_others(samdeblur, write):
     made = results("map", one_set([1.0]), UNSCORED)
     shown = samdeblur("eval", "table", write("a", made), write("b", replace(made, method="cat", sha256="")))
     assert shown.code == 0

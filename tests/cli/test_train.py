@@ -163,7 +163,7 @@ def test_the_architecture_of_a_checkpoint_is_not_to_be_set(samdeblur, store, sma
 # Stores
 
 
-def test_a_store_without_images_trains_with_the_pictures_of_a_folder_or_not_at_all(
+def test_a_store_without_images_trains_with_the_images_of_a_folder_or_not_at_all(
     samdeblur, train, refused, prep_run, store, pairs, tmp_path
 ):
     bare = tmp_path / "masks.zarr"
@@ -176,7 +176,7 @@ def test_a_store_without_images_trains_with_the_pictures_of_a_folder_or_not_at_a
     assert one.read_bytes() == other.read_bytes()
 
 
-def test_pictures_of_other_content_are_refused_with_their_name(train, prep_run, pairs, tmp_path):
+def test_images_of_other_content_are_refused_with_their_name(train, prep_run, pairs, tmp_path):
     bare = tmp_path / "masks.zarr"
     assert prep_run(pairs, bare, "--without-images").code == 0
     for file in sorted((pairs / "blur").glob("*.png")):
@@ -188,7 +188,7 @@ def test_pictures_of_other_content_are_refused_with_their_name(train, prep_run, 
     assert "its masks are of another image" in line
 
 
-def test_pictures_of_another_size_are_refused_with_their_name(train, prep_run, pairs, tmp_path):
+def test_images_of_another_size_are_refused_with_their_name(train, prep_run, pairs, tmp_path):
     bare = tmp_path / "masks.zarr"
     assert prep_run(pairs, bare, "--without-images").code == 0
     for file in sorted(pairs.rglob("*.png")):

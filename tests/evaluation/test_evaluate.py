@@ -14,7 +14,7 @@ from samdeblur.evaluation.metrics import psnr_ssim as metrics
 from samdeblur.evaluation.metrics.alignment import aligned_scores
 from samdeblur.evaluation.metrics.perceptual import PerceptualMetric, PerceptualMetrics
 from samdeblur.evaluation.ranks import Ranks
-from samdeblur.evaluation.report.pictures import kept_pictures, read_strip, read_thumbnail
+from samdeblur.evaluation.report.images import kept_images, read_strip, read_thumbnail
 from samdeblur.evaluation.results import Conventions, Inference, SetResult, examples, worst_first
 from samdeblur.evaluation.sets import LooseSet, Sample, StoreSet, UnusableImage
 from samdeblur.models import CATPrior, MAPUnit, NAFNet, NotFinite, deblur, with_prior
@@ -157,7 +157,7 @@ def test_saved_results_stay_in_their_folder_whatever_they_are_called(tmp_path):
         assert "\0" not in str(path)
 
 
-def test_blurred_pictures_alone_are_restored_and_have_no_metrics(store, network, tmp_path):
+def test_blurred_images_alone_are_restored_and_have_no_metrics(store, network, tmp_path):
     segmented = []
 
     def segment(blurred):
@@ -224,7 +224,7 @@ def test_mixed_precision_changes_little_and_is_another_evaluation(store, network
         assert one.metrics["psnr"] == pytest.approx(other.metrics["psnr"], abs=0.5)
 
 
-def test_aligned_scores_are_of_aligned_pictures_and_say_so(store, network, tmp_path):
+def test_aligned_scores_are_of_aligned_images_and_say_so(store, network, tmp_path):
     conventions = Conventions(align="ecc")
     found = evaluate(network, StoreSet(store), Inference(), task(tmp_path, conventions=conventions), CPU)
     plain = evaluate(network, StoreSet(store), Inference(), task(tmp_path), CPU)
@@ -255,16 +255,16 @@ def test_more_metrics_are_asked_of_the_result(store, network, tmp_path):
     assert lone.summary == {"images": 1, "light": pytest.approx(store.image("blurred", "s/0").mean() / 255, rel=1e-5)}
 
 
-def test_pictures_of_an_evaluation_before_do_not_stay(store, network, tmp_path):
+def test_images_of_an_evaluation_before_do_not_stay(store, network, tmp_path):
     evaluate(network, StoreSet(store), Inference(), task(tmp_path, pictures=4), CPU)
     name = SetResult("toy", "train", store.header.fingerprint, ()).name
-    assert all(kept_pictures(tmp_path, name, key) for key in store.keys)
+    assert all(kept_images(tmp_path, name, key) for key in store.keys)
     found = evaluate(network, StoreSet(store), Inference(), task(tmp_path, pictures=1, sha256="cd" * 32), CPU)
-    kept = {key for key in store.keys if kept_pictures(tmp_path, name, key)}
+    kept = {key for key in store.keys if kept_images(tmp_path, name, key)}
     assert kept == {worst_first(found.scores)[0].key}
     assert all(read_thumbnail(tmp_path, name, key) for key in store.keys)
     evaluate(network, StoreSet(store), Inference(), task(tmp_path, pictures=0, sha256="ef" * 32), CPU)
-    assert not any(read_thumbnail(tmp_path, name, key) or kept_pictures(tmp_path, name, key) for key in store.keys)
+    assert not any(read_thumbnail(tmp_path, name, key) or kept_images(tmp_path, name, key) for key in store.keys)
 
 
 # Work that is done once
@@ -317,8 +317,8 @@ def test_network_and_segmenter_see_each_image_once_however_many_the_report_shows
     found = evaluate(network, images, Inference(tlc=64), task(tmp_path, pictures=shown), CPU)
     assert (len(segmented), counted) == (9, {"restored": 9, "ready": 1})
     worst = [score.key for score in worst_first(found.scores)][:shown]
-    assert [key for key in images.keys if kept_pictures(tmp_path, found.name, key)] == sorted(worst)
-    assert all("masks" in kept_pictures(tmp_path, found.name, key) for key in worst)
+    assert [key for key in images.keys if kept_images(tmp_path, found.name, key)] == sorted(worst)
+    assert all("masks" in kept_images(tmp_path, found.name, key) for key in worst)
     assert all(bool(read_thumbnail(tmp_path, found.name, key)) == bool(shown) for key in images.keys)
     strips = [key for key in images.keys if read_strip(tmp_path, found.name, key)]
     assert strips == (sorted(score.key for _, score in examples(found.scores)) if shown else [])
@@ -327,7 +327,7 @@ def test_network_and_segmenter_see_each_image_once_however_many_the_report_shows
     assert (len(segmented), counted) == (9, {"restored": 9, "ready": 1})
 
 
-def test_more_pictures_than_before_are_made_and_no_others(network, loose, counted, tmp_path):
+def test_more_images_than_before_are_made_and_no_others(network, loose, counted, tmp_path):
     images, segmented = loose(9)
     evaluate(network, images, Inference(), task(tmp_path, pictures=2), CPU)
     shown = []
@@ -335,17 +335,17 @@ def test_more_pictures_than_before_are_made_and_no_others(network, loose, counte
     found = evaluate(network, images, Inference(), task_of_five, CPU)
     assert shown == [(3, f"{found.name}: images of the report")]
     assert (len(segmented), counted["restored"]) == (12, 12)
-    assert len([key for key in images.keys if kept_pictures(tmp_path, found.name, key)]) == 5
+    assert len([key for key in images.keys if kept_images(tmp_path, found.name, key)]) == 5
 
 
 def test_a_network_without_a_prior_waits_for_no_masks_of_a_set_without_a_store(loose, counted, tmp_path):
     images, segmented = loose(3)
     found = evaluate(with_prior(Brighter(0.01), None), images, Inference(), task(tmp_path, pictures=3), CPU)
     assert segmented == []
-    assert all("masks" not in kept_pictures(tmp_path, found.name, key) for key in images.keys)
+    assert all("masks" not in kept_images(tmp_path, found.name, key) for key in images.keys)
 
 
-def test_resumed_evaluations_show_the_same_pictures_as_whole_ones(network, loose, tmp_path):
+def test_resumed_evaluations_show_the_same_images_as_whole_ones(network, loose, tmp_path):
     images, _ = loose(9)
     whole = evaluate(network, images, Inference(), task(tmp_path / "whole", pictures=3), CPU)
     for stop_at in (4, 2):

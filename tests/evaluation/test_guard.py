@@ -103,7 +103,7 @@ def close(found, expected):
 
 
 @pytest.mark.parametrize("size", [(128, 256), (101, 67), (17, 300), (5, 3), (1, 1)])
-def test_mirrored_and_transposed_pictures_give_the_same(size):
+def test_mirrored_and_transposed_images_give_the_same(size):
     image, output = BLURRED[..., : size[0], : size[1]], (SHARP * 1.3 - 0.1)[..., : size[0], : size[1]]
     image, output = (F.pad(x, (0, size[1] - x.shape[-1], 0, 0)) for x in (image, output))
     (expected,) = inspect(image, output)
@@ -111,13 +111,13 @@ def test_mirrored_and_transposed_pictures_give_the_same(size):
         assert close(inspect(change(image), change(output))[0], expected)
 
 
-def test_the_same_picture_twice_as_large_gives_the_same_range():
+def test_the_same_image_twice_as_large_gives_the_same_range():
     output = SHARP * 1.5 - 0.25
     larger = [F.interpolate(x, scale_factor=2, mode="nearest") for x in (BLURRED, output)]
     assert inspect(*larger)[0].range == pytest.approx(inspect(BLURRED, output)[0].range, rel=1e-4)
 
 
-def test_a_picture_is_judged_alone_whatever_else_is_in_the_batch():
+def test_an_image_is_judged_alone_whatever_else_is_in_the_batch():
     outputs = torch.cat([SHARP, torch.full_like(SHARP, math.nan), BLURRED + checkerboard(0.3), SHARP * 3])
     together = inspect(BLURRED.expand_as(outputs), outputs)
     assert len(together) == 4
@@ -161,7 +161,7 @@ def test_values_whose_square_is_not_finite_are_out_of_range():
     assert "range" in flagged(torch.full_like(BLURRED, 1e30))
 
 
-def test_an_even_picture_has_a_floor_of_detail():
+def test_an_even_image_has_a_floor_of_detail():
     even = torch.full((1, 3, 64, 64), 0.5)
     assert flagged(even + 1 / 255 / 8, even) == ()
     assert flagged(even + checkerboard(0.02)[:64, :64], even) == ("detail",)

@@ -35,7 +35,7 @@ def scores(tmp_path, checkpoint):
     def call(name, store, processes):
         arguments = ["run", checkpoint, store.path, "--out", tmp_path / name, "--metric", "ms-ssim", "--device", "cpu"]
         with children.started_together(
-            [[*arguments, "--pictures", 1]] * processes, tmp_path / name, program="eval"
+            [[*arguments, "--report-images", 1]] * processes, tmp_path / name, program="eval"
         ) as all_:
             ended = [child.end() for child in all_]
         assert [end.code for end in ended] == [0] * processes, ended

@@ -68,13 +68,13 @@ def test_the_input_stands_where_nothing_else_will_do(blurred, guard):
     assert found.fallback == "input"
 
 
-def test_tiles_help_where_only_large_pictures_collapse(blurred):
+def test_tiles_help_where_only_large_images_collapse(blurred):
     found = restorer(lambda image: image.shape[-1] > 512, guard="tlc-off,tiled,input")(blurred, None)
     assert np.array_equal(found.picture, blurred)
     assert found.fallback == "tiled"
 
 
-def test_means_over_the_whole_picture_help_where_local_ones_collapse(blurred, monkeypatch):
+def test_means_over_the_whole_image_help_where_local_ones_collapse(blurred, monkeypatch):
     def local(network, size):
         return with_prior(Odd(lambda image: True), None)
 

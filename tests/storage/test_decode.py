@@ -185,7 +185,7 @@ def _turned(pixels, orientation):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".webp", "deflate.tif"])
-def test_pictures_are_turned_as_exif_says(tmp_path, colours, suffix, orientation):
+def test_images_are_turned_as_exif_says(tmp_path, colours, suffix, orientation):
     path, plain = tmp_path / f"a{suffix}", tmp_path / f"plain{suffix}"
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -255,7 +255,7 @@ def test_the_largest_size_is_taken_without_a_warning(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".webp", ".jpg"])
-def test_files_of_several_pictures_are_refused_and_those_of_one_are_not(tmp_path, colours, suffix):
+def test_files_of_several_images_are_refused_and_those_of_one_are_not(tmp_path, colours, suffix):
     path = tmp_path / f"a{suffix}"
     image, form = Image.fromarray(colours), {"format": "MPO"} if suffix == ".jpg" else {}
     image.save(path, save_all=True, append_images=[Image.fromarray(255 - colours)], **form)
@@ -280,7 +280,7 @@ OTHER_FORM = "not an image in PNG, JPEG, BMP, TIFF, WebP, GIF or PPM; convert it
     ],
     ids=["empty", "text", "web page", "AVIF", "EPS", "sound"],
 )
-def test_what_is_no_picture_of_a_known_form_is_refused(tmp_path, content, said):
+def test_what_is_no_image_of_a_known_form_is_refused(tmp_path, content, said):
     (tmp_path / "a.png").write_bytes(content)
     assert refusal(tmp_path / "a.png") == said
 
@@ -323,7 +323,7 @@ def test_files_cut_off_anywhere_are_bad_images_that_name_the_file(tmp_path, save
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, on damaged TIFF
-def test_flipped_bytes_give_a_picture_of_the_promised_shape_or_a_bad_image(tmp_path, save, colours, suffix):
+def test_flipped_bytes_give_an_image_of_the_promised_shape_or_a_bad_image(tmp_path, save, colours, suffix):
     content = save(tmp_path / f"whole{suffix}", colours).read_bytes()
     rng, path = np.random.default_rng(0), tmp_path / f"flipped{suffix}"
     for _ in range(300):

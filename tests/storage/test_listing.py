@@ -30,7 +30,7 @@ def test_what_systems_and_notebooks_leave_behind_does_not_count(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".jfif", ".JPE", ".ppm", ".pgm", ".gif", ".tiff"])
-def test_less_usual_suffixes_are_pictures(tmp_path, suffix):
+def test_less_usual_suffixes_are_images(tmp_path, suffix):
     assert list(image_files(fill(tmp_path, f"a{suffix}", "b.txt", "c"))) == ["a"]
 
 

@@ -146,7 +146,7 @@ def test_images_that_are_not_stored_are_refused_with_what_to_do(store_case, fini
     case = dataclasses.replace(store_case, path=tmp_path / "masks.zarr", header=header)
     assert not (case.create() / "images").exists()
     with pytest.raises(
-        StoreError, match=r"masks\.zarr: holds masks without images; add them with samdeblur-prep add-pictures"
+        StoreError, match=r"masks\.zarr: holds masks without images; add them with samdeblur-prep add-images"
     ):
         open_store(case.path).image("sharp", "scene/small")
     with pytest.raises(StoreError, match=r"'depth'.* blurred, sharp"):
@@ -180,8 +180,8 @@ def masks(request, store_case, tmp_path):
     return open_store(case.path)
 
 
-def test_pictures_from_elsewhere_are_cropped_like_its_own(masks):
-    joined = masks.with_pictures(Elsewhere(tuple(masks.keys)))
+def test_images_from_elsewhere_are_cropped_like_its_own(masks):
+    joined = masks.with_external_images(Elsewhere(tuple(masks.keys)))
     joined.require_images()
     assert joined.ready_keys == masks.ready_keys
     for key in masks.ready_keys:
@@ -199,9 +199,9 @@ def test_pictures_from_elsewhere_are_cropped_like_its_own(masks):
         joined.image("depth", masks.ready_keys[0])
 
 
-def test_a_store_is_not_changed_by_pictures_from_elsewhere(masks, store_case, monkeypatch):
+def test_a_store_is_not_changed_by_images_from_elsewhere(masks, store_case, monkeypatch):
     monkeypatch.setattr(store, "TABLE_BYTES", 100)  # both drop tables
-    joined = masks.with_pictures(Elsewhere(()))
+    joined = masks.with_external_images(Elsewhere(()))
     for _ in range(2):
         for key in masks.ready_keys:
             assert joined.atoms(key) == masks.atoms(key)
@@ -213,9 +213,9 @@ def test_a_store_is_not_changed_by_pictures_from_elsewhere(masks, store_case, mo
             masks.require_images()
 
 
-def test_images_without_a_picture_elsewhere_are_not_ready(masks):
+def test_images_without_an_image_elsewhere_are_not_ready(masks):
     some = tuple(masks.keys[1:])  # quarantined and pending ones too
-    joined = masks.with_pictures(Elsewhere(some))
+    joined = masks.with_external_images(Elsewhere(some))
     assert joined.ready_keys == [key for key in masks.ready_keys if key in some]
     assert len(joined) == len(masks)
     assert joined.atoms(masks.keys[0]) == masks.atoms(masks.keys[0])
@@ -224,9 +224,9 @@ def test_images_without_a_picture_elsewhere_are_not_ready(masks):
             joined.image("blurred", key)
 
 
-def test_pictures_go_with_the_store_to_another_process(masks):
+def test_images_go_with_the_store_to_another_process(masks):
     there = tuple(masks.keys[:2])
-    received = pickle.loads(pickle.dumps(masks.with_pictures(Elsewhere(there))))
+    received = pickle.loads(pickle.dumps(masks.with_external_images(Elsewhere(there))))
     assert received.ready_keys == list(there)
     assert received.image("blurred", there[1], (3, 4, 1, 1)).tolist() == [[[1, 8, 9]]]
 

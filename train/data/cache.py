@@ -19,7 +19,7 @@ SHARED = Path("/dev/shm")  # where memory that processes share is counted
 NAMES = ("blurred", "sharp")
 
 
-class PictureCache:
+class ImageCache:
     """The images of a store, each decoded once and kept while there is room.
 
     Crops come from all images equally often, so what came first is kept and nothing is ever thrown away: the share of

@@ -21,7 +21,7 @@ from torch.utils.data import Dataset, Sampler
 from samdeblur.models import AtomBatch, drop_masks
 from samdeblur.storage import AtomMap, MaskStore, StoreError
 from samdeblur.storage.store import Window
-from samdeblur.train.data.cache import PictureCache
+from samdeblur.train.data.cache import ImageCache
 from samdeblur.train.data.phases import Phases
 
 
@@ -83,7 +83,7 @@ class CropDataset(Dataset[Crop]):
         cutting: how crops are cut.
         seed: of the order, the windows, the flips and the mask dropout.
         with_atoms: whether masks are read.
-        cache_bytes: memory for decoded images, see `PictureCache`.
+        cache_bytes: memory for decoded images, see `ImageCache`.
 
     Raises:
         StoreError: no images to draw from, or every one is smaller than the crop.
@@ -110,7 +110,7 @@ class CropDataset(Dataset[Crop]):
                 f"{width}x{height}); set crop_size to at most {sides.max()}"
             )
         self.n_small = int((sides < cutting.largest).sum())
-        self.cache = PictureCache(store, self.keys, cache_bytes)
+        self.cache = ImageCache(store, self.keys, cache_bytes)
 
     def __getitem__(self, sample: int) -> Crop:
         return self.crop(sample, self.cutting.size_of(sample))
@@ -123,12 +123,12 @@ class CropDataset(Dataset[Crop]):
         window = self._window(self.store.shape(key), rng, size)
         turn = int(rng.integers(8))
         blurred, sharp = (
-            orient(_filled(self.cache.image(name, key, window), size), turn) for name in ("blurred", "sharp")
+            orient(_reflected(self.cache.image(name, key, window), size), turn) for name in ("blurred", "sharp")
         )
         atoms = None
         if self.with_atoms:
             atoms = self.store.atoms(key, window)
-            atoms = AtomMap(_filled(atoms.atoms, size), atoms.pairs, atoms.mask_ids)
+            atoms = AtomMap(_reflected(atoms.atoms, size), atoms.pairs, atoms.mask_ids)
             atoms = misrotate_atoms(atoms, turn) if self.cutting.misrotated else orient_atoms(atoms, turn)
         return Crop(blurred, sharp, atoms, int(rng.integers(-(1 << 63), (1 << 63) - 1)))
 
@@ -146,7 +146,7 @@ class CropDataset(Dataset[Crop]):
         return starts[0], starts[1], lengths[0], lengths[1]
 
 
-def _filled(plane: NDArray[Any], size: int) -> NDArray[Any]:
+def _reflected(plane: NDArray[Any], size: int) -> NDArray[Any]:
     """Continued by reflection to the size of a crop."""
     missing = [(0, size - side) for side in plane.shape[:2]]
     if missing == [(0, 0), (0, 0)]:

@@ -63,9 +63,9 @@ def crop_loader(
     forkserver.set_forkserver_preload([__name__])  # libraries are imported once, not by every worker
     warnings.filterwarnings("ignore", "This DataLoader will create")  # more processes than cores, as it was told
     loader: DataLoader[Any] = DataLoader(
-        _Told(dataset),
+        _CropsOrErrors(dataset),
         batch_sampler=share,
-        collate_fn=partial(_collate_told, dropout=dropout, packed=workers > 0),
+        collate_fn=partial(_collate_or_error, dropout=dropout, packed=workers > 0),
         num_workers=workers,
         multiprocessing_context=forkserver if workers else None,
         pin_memory=torch.cuda.is_available(),
@@ -89,7 +89,7 @@ def _serve(process: int, worker: int) -> None:
 
 
 @dataclass(frozen=True)
-class _Told(Dataset[Any]):
+class _CropsOrErrors(Dataset[Any]):
     """Crops, or the error of reading one: torch would wrap it in the traceback of a worker."""
 
     crops: Dataset[Crop]
@@ -101,7 +101,7 @@ class _Told(Dataset[Any]):
             return error
 
 
-def _collate_told(crops: Sequence[Crop | Exception], dropout: float, packed: bool) -> Batch | Parcel | Exception:
+def _collate_or_error(crops: Sequence[Crop | Exception], dropout: float, packed: bool) -> Batch | Parcel | Exception:
     errors = [crop for crop in crops if isinstance(crop, Exception)]
     if errors:
         return errors[0]

@@ -31,7 +31,7 @@ class Tracker(Protocol):
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None: ...
 
-    def picture(self, step: int, name: str, pixels: NDArray[np.uint8]) -> None:
+    def image(self, step: int, name: str, pixels: NDArray[np.uint8]) -> None:
         """(H, W, 3) RGB."""
 
     def files(self, paths: Sequence[Path]) -> None: ...
@@ -70,11 +70,11 @@ class Trackers:
         values = {name: value for name, value in row.items() if name != "step"}
         self._each("scalars", int(row["step"]), values)
 
-    def picture(self, step: int, store: MaskStore, key: str, result: NDArray[np.uint8]) -> None:
+    def image(self, step: int, store: MaskStore, key: str, result: NDArray[np.uint8]) -> None:
         """Blurred, result and sharp beside each other."""
         if self._opened:
             strip = np.concatenate([store.image("blurred", key), result, store.image("sharp", key)], axis=1)
-            self._each("picture", step, f"blurred, result, sharp: {key}", strip)
+            self._each("image", step, f"blurred, result, sharp: {key}", strip)
 
     def close(self, folder: Path | None = None) -> None:
         """The end, with the files of the run where it is one that is done."""

@@ -43,7 +43,7 @@ class MLflow:
         for name, value in values.items():
             self._client.log_metric(self._id, name, value, timestamp=now, step=step)
 
-    def picture(self, step: int, name: str, pixels: NDArray[np.uint8]) -> None:
+    def image(self, step: int, name: str, pixels: NDArray[np.uint8]) -> None:
         self._client.log_image(self._id, pixels, artifact_file=f"validation/step-{step}.png")
 
     def files(self, paths: Sequence[Path]) -> None:

@@ -25,7 +25,7 @@ class TensorBoard:
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
-    def picture(self, step: int, name: str, pixels: NDArray[np.uint8]) -> None:
+    def image(self, step: int, name: str, pixels: NDArray[np.uint8]) -> None:
         self._writer.add_image(name, pixels, step, dataformats="HWC")
 
     def files(self, paths: Sequence[Path]) -> None:

@@ -32,7 +32,7 @@ class Trackio:
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         self._run.log(dict(values), step=step)
 
-    def picture(self, step: int, name: str, pixels: NDArray[np.uint8]) -> None:
+    def image(self, step: int, name: str, pixels: NDArray[np.uint8]) -> None:
         self._run.log({"validation": self._trackio.Image(pixels, caption=name)}, step=step)
 
     def files(self, paths: Sequence[Path]) -> None:

@@ -37,7 +37,7 @@ class WandB:
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         self._run.log({"step": step, **values})
 
-    def picture(self, step: int, name: str, pixels: NDArray[np.uint8]) -> None:
+    def image(self, step: int, name: str, pixels: NDArray[np.uint8]) -> None:
         self._run.log({"step": step, "validation": self._wandb.Image(pixels, caption=name)})
 
     def files(self, paths: Sequence[Path]) -> None:

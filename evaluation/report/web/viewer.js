@@ -36,7 +36,7 @@ function sayMissing() {
   const {image} = shown, text = byId("missing");
   text.hidden = false;
   text.textContent = image.blurred ? "Originals of this image are not where the page expects them: beside it, in the folder pictures."
-    : "The originals of this image were not kept; samdeblur-eval run keeps those of more images with --pictures.";
+    : "The originals of this image were not kept; samdeblur-eval run keeps those of more images with --report-images.";
 }
 
 function pictureElement(source, fallback) {

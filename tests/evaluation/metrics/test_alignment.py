@@ -94,7 +94,7 @@ def test_an_equal_result_is_perfect(sharp):
     assert (scores.ssim_wang, scores.ssim_nafnet) == (pytest.approx(1, abs=1e-4), pytest.approx(1, abs=1e-4))
 
 
-def test_the_result_comes_to_the_sharp_picture_and_what_it_does_not_show_is_not_valid(sharp):
+def test_the_result_comes_to_the_sharp_image_and_what_it_does_not_show_is_not_valid(sharp):
     result = seen(np.array([[1, 0, 12], [0, 1, 0], [0, 0, 1]], float))  # the scene 12 pixels to the right
     assert np.array_equal(result[:, 12:], sharp[:, :-12])
     aligned, valid, found = align(result, sharp)
@@ -152,7 +152,7 @@ def test_a_homography_that_leaves_too_little_is_not_used(sharp, monkeypatch):
     assert np.array_equal(aligned, sharp)
 
 
-def test_pictures_of_other_shapes_and_types_are_refused(sharp):
+def test_images_of_other_shapes_and_types_are_refused(sharp):
     for result in (sharp[:-1], sharp[..., 0], sharp.astype(np.float32)):
         with pytest.raises(ValueError, match="images must be"):
             align(result, sharp)

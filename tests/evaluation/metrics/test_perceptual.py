@@ -111,12 +111,12 @@ def test_the_direction_and_the_library_of_each_are_known(torchmetrics, pyiqa):
     assert [metric.name for metric in found.metrics if not metric.needs_sharp] == ["niqe"]
 
 
-def test_without_a_sharp_picture_only_metrics_that_need_none_are_given(torchmetrics, pyiqa):
+def test_without_a_sharp_image_only_metrics_that_need_none_are_given(torchmetrics, pyiqa):
     result, _ = pictures()
     assert list(perceptual_metrics(["lpips", "niqe", "topiq_fr"], CPU)(result, None)) == ["niqe"]
 
 
-def test_pictures_may_be_views_and_must_fit(torchmetrics):
+def test_images_may_be_views_and_must_fit(torchmetrics):
     found = perceptual_metrics(["lpips"], CPU)
     result, sharp = pictures()
     assert found(result[..., ::-1], sharp[::-1]) == found(result[..., ::-1].copy(), sharp[::-1].copy())
@@ -174,7 +174,7 @@ def test_weights_that_cannot_be_fetched_are_one_line(pyiqa, monkeypatch):
         perceptual_metrics(["niqe"], CPU)
 
 
-def test_a_metric_that_refuses_a_picture_is_one_line_and_memory_errors_pass(torchmetrics, monkeypatch):
+def test_a_metric_that_refuses_an_image_is_one_line_and_memory_errors_pass(torchmetrics, monkeypatch):
     found = perceptual_metrics(["dists"], CPU)
     monkeypatch.setattr(Accumulating, "compute", failing(ValueError("too small\nby far")))
     with pytest.raises(PerceptualError, match=r"metric dists of an image of 28x24: too small$"):

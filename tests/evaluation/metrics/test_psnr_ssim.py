@@ -50,7 +50,7 @@ def test_psnr_is_that_of_scikit_image(shape, noise):
     assert psnr(one, other) == pytest.approx(peak_signal_noise_ratio(one, other, data_range=255), abs=1e-10)
 
 
-def test_psnr_of_a_large_picture_is_exact():
+def test_psnr_of_a_large_image_is_exact():
     black, white = np.zeros((1000, 4000, 3), np.uint8), np.full((1000, 4000, 3), 255, np.uint8)
     assert psnr(black, white) == 0
     white[:, ::2] = 0
@@ -145,7 +145,7 @@ def test_constant_images_differ_in_luminance_alone(one, other, convention):
 
 
 @pytest.mark.parametrize("view", [np.s_[..., ::-1], np.s_[::-1], np.s_[:, ::-2], np.s_[3:, 4:]], ids=str)
-def test_views_of_pictures_score_as_their_copies(view):
+def test_views_of_images_score_as_their_copies(view):
     one, other = (picture[view] for picture in images((40, 33, 3)))
     assert psnr(one, other) == psnr(one.copy(), other.copy())
     for convention in ("wang", "nafnet"):
@@ -173,7 +173,7 @@ def blank(shape, kind=np.uint8):
     ids=lambda image: f"{image.shape} {image.dtype}",
 )
 @pytest.mark.parametrize("metric", [psnr, ssim, lambda a, b: ssim(a, b, "nafnet")], ids=["psnr", "wang", "nafnet"])
-def test_pictures_of_other_shapes_and_types_are_refused(metric, one, other):
+def test_images_of_other_shapes_and_types_are_refused(metric, one, other):
     with pytest.raises(ValueError, match="images must be"):
         metric(one, other)
 

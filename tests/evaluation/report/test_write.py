@@ -17,7 +17,7 @@ import pytest
 from browser import PROGRAM, Browser
 from PIL import Image
 
-from samdeblur.evaluation.report.pictures import keep_pictures, keep_strip, keep_thumbnail
+from samdeblur.evaluation.report.images import keep_images, keep_strip, keep_thumbnail
 from samdeblur.evaluation.report.write import write_comparison, write_report
 from samdeblur.evaluation.results import Conventions, Inference, Results, Score, SetResult, Trained, examples
 from samdeblur.evaluation.tables.cells import Table
@@ -80,7 +80,7 @@ def fill(folder, made, kept=KEPT, colour=GREEN, sharp=True, thumbnails=True):
                 keep_thumbnail(folder, result.name, found.key, plain(colour))
             if found.key in kept:
                 pictures = plain(RED), plain(colour), truth if sharp else None
-                keep_pictures(folder, result.name, found.key, *pictures, atoms, records)
+                keep_images(folder, result.name, found.key, *pictures, atoms, records)
     return folder
 
 
@@ -104,7 +104,7 @@ class Page(HTMLParser):
         self.text[tag] = self.text.get(tag, "") + data
 
 
-def test_a_report_needs_nothing_but_its_pictures(tmp_path):
+def test_a_report_needs_nothing_but_its_images(tmp_path):
     made = results()
     page = Page(write_report(fill(tmp_path, made), made))
     assert page.links == []
@@ -183,7 +183,7 @@ def test_names_that_are_no_text_do_not_stop_a_report(tmp_path):
     assert "blurred" in image
 
 
-def test_a_comparison_borrows_the_pictures_of_all_runs(tmp_path):
+def test_a_comparison_borrows_the_images_of_all_runs(tmp_path):
     one, other = results("none"), results("map", scores=SCORES[:3])
     folders = [fill(tmp_path / "none", one), fill(tmp_path / "map", other, kept=("good/1",), colour=BLUE)]
     path = write_comparison(tmp_path / "both", [one, other], folders, {"curves": b"png"}, [Table("t", ["a"], [["b"]])])
@@ -290,11 +290,11 @@ def like(colour, other):
 
 def open_viewer(show, path, key="good/1", **look):
     window = show(path, f"#0/{quote(key, safe='')}", **look)
-    pictures_are_there(window)
+    images_are_there(window)
     return window
 
 
-def pictures_are_there(window):
+def images_are_there(window):
     window.until("[...document.querySelectorAll('.pane img')].every(p => p.complete && p.naturalWidth)")
     window.until("document.querySelector('.pane') !== null")
     if window.run("!document.getElementById('masked').hidden && document.querySelectorAll('.pane').length > 1"):
@@ -472,7 +472,7 @@ def test_an_image_is_shown_with_masks_and_error(show, report):
 
 
 @in_browser
-def test_all_pictures_zoom_and_move_together(show, report):
+def test_all_images_zoom_and_move_together(show, report):
     window = open_viewer(show, report)
     assert set(transforms(window)) == {"matrix(1, 0, 0, 1, 0, 0)"}
     stage = ".pane[data-name=result] .stage"
@@ -506,10 +506,10 @@ def test_all_pictures_zoom_and_move_together(show, report):
 
 
 @in_browser
-def test_the_slider_shows_one_picture_on_either_side(show, report):
+def test_the_slider_shows_one_image_on_either_side(show, report):
     window = open_viewer(show, report)
     window.press("s")
-    pictures_are_there(window)
+    images_are_there(window)
     assert panes(window) == ["slider"]
     assert window.run("[...document.querySelectorAll('.end')].map(end => end.textContent)") == ["blurred", "result"]
 
@@ -528,7 +528,7 @@ def test_the_slider_shows_one_picture_on_either_side(show, report):
     assert like(sides(0.22)[0], GREEN)
     choose(window, "border", "90")
     choose(window, "left", "sharp")
-    pictures_are_there(window)
+    images_are_there(window)
     assert like(sides(0.45)[0], BLUE)
     window.wheel(*window.place(".stage", 0.9, 0.5), -240)
     window.drag([window.place(".handle", 0.5, 0.2), window.place(".stage", 0.5, 0.2)])  # also while zoomed
@@ -582,7 +582,7 @@ def test_masks_are_switched_and_stepped_with_keys(show, report):
 
 
 @in_browser
-def test_a_mask_that_was_chosen_stays_in_view_when_the_picture_is_enlarged(show, report):
+def test_a_mask_that_was_chosen_stays_in_view_when_the_image_is_enlarged(show, report):
     """It would be the one bright spot of an image in shade, and out of sight."""
     window = open_viewer(show, report)
     style = "document.getElementById('stages').style.getPropertyValue"
@@ -600,7 +600,7 @@ def test_a_mask_that_was_chosen_stays_in_view_when_the_picture_is_enlarged(show,
 
 
 @in_browser
-def test_the_page_opens_with_pictures_of_the_best_the_middle_and_the_worst(show, tmp_path):
+def test_the_page_opens_with_images_of_the_best_the_middle_and_the_worst(show, tmp_path):
     made = fill_with_strips(tmp_path)
     window = show(write_report(tmp_path, made))
     window.show(390, 844)
@@ -720,7 +720,7 @@ def test_hostile_names_are_text(show, report):
     assert listed(window) == [HOSTILE]
     window.click(*window.place(".card img"))
     window.until("!document.getElementById('viewer').hidden")
-    pictures_are_there(window)
+    images_are_there(window)
     assert text(window, "#key") == HOSTILE
     assert panes(window) == ["blurred", "masks", "result", "sharp", "error"]
     assert window.run("document.title") == before
@@ -750,7 +750,7 @@ def test_an_image_has_an_address_of_its_own(show, report):
 def test_images_that_were_not_kept_show_their_thumbnail(show, report):
     window = open_viewer(show, report, "edge/1")
     assert panes(window) == ["result"]
-    assert "--pictures" in text(window, "#missing")
+    assert "--report-images" in text(window, "#missing")
     assert like(colour_at(window, *window.place(".stage")), GREEN)
     assert window.run("document.querySelector('.stage').clientWidth") <= 3 * WIDTH
     assert not visible(window, "#ways")
@@ -760,7 +760,7 @@ def test_images_that_were_not_kept_show_their_thumbnail(show, report):
 
 
 @in_browser
-def test_a_page_without_its_pictures_says_so(window, report, tmp_path):
+def test_a_page_without_its_images_says_so(window, report, tmp_path):
     lonely = tmp_path / "report.html"
     shutil.copyfile(report, lonely)
     window.open("about:blank")
@@ -787,7 +787,7 @@ def test_light_and_dark_follow_the_person(show, report):
 def test_narrow_windows_are_not_scrolled_sideways(show, report, place):
     window = show(report, place, width=390, height=800)
     if place:
-        pictures_are_there(window)
+        images_are_there(window)
     assert window.run("document.documentElement.scrollWidth <= innerWidth")
     window.press("s")  # the slider, in an image
     assert window.run("document.documentElement.scrollWidth <= innerWidth")
@@ -810,7 +810,7 @@ def test_long_lists_are_drawn_as_they_are_scrolled(show, tmp_path):
 
 
 @in_browser
-def test_pictures_without_a_sharp_one_are_compared_with_the_blurred(show, tmp_path):
+def test_images_without_a_sharp_one_are_compared_with_the_blurred(show, tmp_path):
     made = results(scores=(Score("b"), Score("a", flags=("flat",)), Score("c", {"niqe": 4.0})), recipe="")
     fill(tmp_path, made, kept=("a", "b"), sharp=False)
     window = show(write_report(tmp_path, made))
@@ -820,7 +820,7 @@ def test_pictures_without_a_sharp_one_are_compared_with_the_blurred(show, tmp_pa
     assert listed(window) == ["b", "a", "c"]
     window.press("j", "Enter")
     window.until("!document.getElementById('viewer').hidden")
-    pictures_are_there(window)
+    images_are_there(window)
     assert panes(window) == ["blurred", "masks", "result", "change"]
     window.press("s")
     assert window.run("[...document.querySelectorAll('.end')].map(end => end.textContent)") == ["blurred", "result"]
@@ -830,7 +830,7 @@ def test_pictures_without_a_sharp_one_are_compared_with_the_blurred(show, tmp_pa
 
 
 @in_browser
-def test_a_report_without_any_picture_is_still_a_report(show, tmp_path):
+def test_a_report_without_any_image_is_still_a_report(show, tmp_path):
     window = show(write_report(tmp_path, results()))
     assert len(listed(window)) == 9
     window.press("j", "Enter")
@@ -867,13 +867,13 @@ def test_networks_are_compared_image_by_image(show, comparison):
     assert listed(window) == ["good/1"]
     window.press("j", "Enter")
     window.until("!document.getElementById('viewer').hidden")
-    pictures_are_there(window)
+    images_are_there(window)
     assert panes(window) == ["blurred", "masks", "none", "map", "sharp", "error"]
     stage = ".pane[data-name=error] .stage"
     assert window.run("document.getElementById('judged').selectedOptions[0].text") == "map"
     assert like(colour_at(window, *window.place(stage, 0.3)), (0, 0, 0))  # the result of map is the sharp image there
     window.press("n")
-    pictures_are_there(window)
+    images_are_there(window)
     assert not like(colour_at(window, *window.place(stage, 0.3)), (0, 0, 0))
     window.press("s")
     assert window.run("[...document.querySelectorAll('.end')].map(end => end.textContent)") == ["blurred", "none"]

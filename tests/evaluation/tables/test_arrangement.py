@@ -53,7 +53,7 @@ def test_other_images_under_the_same_name_are_refused():
 
 
 @pytest.mark.parametrize(("before", "same"), [(20.01, True), (20.2, False), (math.inf, False)])
-def test_other_pictures_under_the_same_keys_are_refused(before, same):
+def test_other_images_under_the_same_keys_are_refused(before, same):
     made = one_set([1, 2])
     other = replace(made, scores=(made.scores[0], *scores({"0001": before}, [1.0])))
     if same:  # another decoder of JPEG
@@ -63,7 +63,7 @@ def test_other_pictures_under_the_same_keys_are_refused(before, same):
         assert all(part in said for part in (*PLACES, "other images", "0001", "20.00"))
 
 
-def test_perfect_pictures_are_the_same_pictures():
+def test_perfect_images_are_the_same_images():
     made = replace(one_set([1]), scores=scores({"a": math.inf}, [0.0]))
     assert labels(arrange([results("none", made), results("map", made)])) == ["none", "map"]
 
@@ -85,7 +85,7 @@ def test_results_that_no_table_can_take_are_refused(sets, words):
     assert words in said
 
 
-def test_sets_without_sharp_pictures_are_left_out_and_named():
+def test_sets_without_sharp_images_are_left_out_and_named():
     arrangement = arrange([results("map", one_set([1]), UNSCORED)], PLACES[:1])
     assert names(arrangement) == ["toy test"]
     assert any("holiday blurred is left out: results/a" in note for note in arrangement.notes)

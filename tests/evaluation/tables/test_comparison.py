@@ -265,7 +265,7 @@ def test_steps_of_unfinished_runs_and_masks_of_another_kind_are_noted():
     assert row(comparison, "map").trained == (seen,)
 
 
-def test_pictures_that_only_look_the_same_are_noted():
+def test_images_that_only_look_the_same_are_noted():
     one, other = (
         results("map", replace(found, scores=tuple(replace(s, pixels=pixels) for s in found.scores)), run=pixels)
         for found, pixels in ((one_set([1.0] * 3), "aa"), (one_set([2.0] * 3), "bb"))

@@ -79,6 +79,6 @@ def test_nafnet_deblurs_worlds_and_photographs_it_never_saw(worlds):
         assert np.mean(gains) > 0.3
 
 
-def test_nafnet_leaves_sharp_pictures_sharp(worlds):
+def test_nafnet_leaves_sharp_images_sharp(worlds):
     network = local_pooling(load_network("bundled"), load_network("bundled").train_size)
     assert all(psnr(deblur(network, world.sharp), world.sharp) > 40 for world in worlds[:2])

@@ -43,7 +43,7 @@ def seen_in(module):
 @pytest.mark.parametrize(
     ("precision", "tf32"), [("float32", False), ("tf32", True), ("bfloat16", False), ("float16", False)]
 )
-def test_a_picture_is_deblurred_without_tf32_unless_it_is_asked_for(precision, tf32):
+def test_an_image_is_deblurred_without_tf32_unless_it_is_asked_for(precision, tf32):
     with pretended.cuda():
         network = pretended.moved(with_prior(NAFNet(4, [1], 1, [1]), None).eval())
         found = seen_in(network.network.intro)

@@ -135,7 +135,7 @@ def test_tiles_fade_into_each_other():
 @pytest.mark.parametrize("prior", [CATPrior(), MAPUnit(), MAPUnit(5)], ids=["cat", "map", "map 5"])
 @pytest.mark.parametrize("make_network", [Plain, Strided])
 @pytest.mark.parametrize("size", [(64, 96), (61, 75)], ids=str)
-def test_the_prior_sees_the_masks_of_the_whole_picture(make_network, prior, size, make_atoms):
+def test_the_prior_sees_the_masks_of_the_whole_image(make_network, prior, size, make_atoms):
     deblurrer = with_prior(make_network(), prior, "default").eval()
     image, atoms = torch.rand(2, 3, *size), make_atoms(*size, images=2)
     expected = deblurrer(image, atoms)
@@ -183,14 +183,14 @@ def test_the_prior_is_back_also_after_an_error(make_atoms):
     assert deblurrer.prior is prior
 
 
-def test_a_picture_no_larger_than_a_tile_is_one_ordinary_call(make_atoms):
+def test_an_image_no_larger_than_a_tile_is_one_ordinary_call(make_atoms):
     deblurrer = with_prior(_nafnet(), MAPUnit(), "default")
     for size in ((32, 32), (9, 30)):
         image, atoms = torch.rand(1, 3, *size), make_atoms(*size)
         assert torch.equal(forward_in_tiles(deblurrer, image, atoms, tile=32, overlap=0), deblurrer(image, atoms))
 
 
-def test_local_means_bring_tiles_closer_to_the_whole_picture():
+def test_local_means_bring_tiles_closer_to_the_whole_image():
     network, image = _nafnet(), torch.rand(1, 3, 96, 160)
     image[..., 80:] *= 0.2  # a mean over everything is that of neither half
     local = local_pooling(network, 16)

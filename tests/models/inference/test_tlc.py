@@ -110,7 +110,7 @@ def test_up_to_the_windows_nothing_changes_to_the_bit(size):
 
 
 @pytest.mark.parametrize("size", [(48, 49), (64, 40), (61, 107)], ids=str)
-def test_a_larger_picture_is_seen_through_windows(monkeypatch, size):
+def test_a_larger_image_is_seen_through_windows(monkeypatch, size):
     """Against the network with means taken densely, pixel by pixel."""
     network, image = _nafnet().double(), torch.rand(1, 3, *size, dtype=torch.float64)
     converted = local_pooling(network, 32)
@@ -299,7 +299,7 @@ def test_a_gpu_that_must_be_repeatable_takes_no_running_sums():
     assert torch.allclose(found, local_mean(x, (9, 12)), rtol=1e-6, atol=1e-6)
 
 
-def test_a_gpu_is_given_a_picture_in_few_pieces(monkeypatch):
+def test_a_gpu_is_given_an_image_in_few_pieces(monkeypatch):
     """64 channels of 1280 x 720: at the size that suits a core it would be 64 pieces, with 15 operations each."""
     sums = []
     sliding = tlc_module._sliding_sum

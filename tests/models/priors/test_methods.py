@@ -25,7 +25,7 @@ def _grey(masks: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("n_masks", [0, 1, 20, 128, 300])
-def test_cat_is_the_grey_picture_of_the_released_code(random_masks, n_masks):
+def test_cat_is_the_grey_image_of_the_released_code(random_masks, n_masks):
     masks = random_masks(np.random.default_rng(n_masks), n_masks, 20, 30)
     atoms = AtomMap.from_masks(masks)
     found = CATPrior()(_image(2, 20, 30), AtomBatch.collate([atoms, AtomMap.empty((20, 30))]))
@@ -56,7 +56,7 @@ def test_cat_clips_the_sum_and_not_the_parts():
     assert found.flatten().mul(255).round().tolist() == [255, 0, 17, 250]
 
 
-def test_cat_of_a_crop_is_the_crop_of_the_whole_picture(random_masks):
+def test_cat_of_a_crop_is_the_crop_of_the_whole_image(random_masks):
     masks = random_masks(np.random.default_rng(5), 160, 40, 40)
     windows = [(0, 0, 9, 12), (20, 3, 9, 12), (31, 28, 9, 12)]
     batch = AtomBatch.collate([AtomMap.from_masks(masks).crop(*window) for window in windows])

@@ -119,7 +119,7 @@ def test_the_order_of_the_masks_does_not_matter(stacks):
     ],
     ids=["mirror", "upside down", "transpose", "quarter turn", "half turn"],
 )
-def test_turning_picture_and_atoms_together_turns_the_result(stacks, turn):
+def test_turning_image_and_atoms_together_turns_the_result(stacks, turn):
     batch, features = _batch(*stacks["ragged batch"]), _features(4, 2, 23, 31)
     found = mask_average_pool(turn(features), batch._replace(atoms=turn(batch.atoms)))
     torch.testing.assert_close(found, turn(mask_average_pool(features, batch)), rtol=1e-12, atol=1e-12)

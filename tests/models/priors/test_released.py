@@ -169,7 +169,7 @@ def test_every_choice_of_regions_is_dropped_and_the_background_too():
 
 
 @pytest.mark.parametrize("window", [(0, 0, 16, 16), (20, 3, 9, 12), (31, 28, 9, 12)], ids=str)
-def test_a_crop_takes_its_regions_from_the_grey_picture_of_the_whole(random_masks, window):
+def test_a_crop_takes_its_regions_from_the_grey_image_of_the_whole(random_masks, window):
     masks = random_masks(np.random.default_rng(5), 260, 40, 40) & (np.random.default_rng(6).random((260, 1, 1)) < 0.2)
     top, left, height, width = window
     torch.manual_seed(0)

@@ -487,7 +487,7 @@ def test_images_that_cannot_be_opened_at_all_do_not_stop_the_plan(own_folder, tm
 
 
 @pytest.mark.parametrize("shape", [(44, 33), (30, 90), (300, 20), None], ids=str)
-def test_a_picture_replaced_after_planning_is_never_stored_under_another_size(
+def test_an_image_replaced_after_planning_is_never_stored_under_another_size(
     own_folder, tmp_path, monkeypatch, save, picture, shape
 ):
     """None: the image could not be opened when the store was planned."""

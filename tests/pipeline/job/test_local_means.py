@@ -13,7 +13,7 @@ from samdeblur.pipeline.job.recipe import PrepSettings, Weights, load_stages
 
 
 @pytest.mark.parametrize("asks", [True, False])
-def test_pictures_are_deblurred_as_the_weights_ask(tmp_path, asks):
+def test_images_are_deblurred_as_the_weights_ask(tmp_path, asks):
     torch.manual_seed(0)
     network = with_prior(NAFNet(4, (1, 1), 1, (1, 1)), None).eval()
     for parameter in network.parameters():

@@ -92,7 +92,7 @@ def test_the_bundled_model_gives_the_masks_of_the_reference(sam, images, thresho
     assert threshold != "all pass" or max(found) > 150
 
 
-def test_the_same_picture_gives_the_same_masks_again(sam, images):
+def test_the_same_image_gives_the_same_masks_again(sam, images):
     settings = {"points_per_side": 4} | THRESHOLDS["bundled"]
     first, second = (MaskGenerator(sam, **settings).generate(images["coffee"]) for _ in range(2))
     assert first[0] == second[0]
@@ -100,13 +100,13 @@ def test_the_same_picture_gives_the_same_masks_again(sam, images):
 
 
 @pytest.mark.parametrize("shape", [(40, 1), (1, 40), (3, 3), (1, 1)])
-def test_very_narrow_pictures(sam, shape):
+def test_very_narrow_images(sam, shape):
     image = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
     compare(sam, image, {"points_per_side": 2} | THRESHOLDS["all pass"])
 
 
 @pytest.mark.parametrize(("shape", "words"), [((2000, 1), "too narrow"), ((1, 32768), "at most 32767")])
-def test_pictures_that_cannot_be_segmented_are_refused(sam, shape, words):
+def test_images_that_cannot_be_segmented_are_refused(sam, shape, words):
     with pytest.raises(ValueError, match=words):
         MaskGenerator(sam, points_per_side=2).generate(np.zeros((*shape, 3), np.uint8))
 

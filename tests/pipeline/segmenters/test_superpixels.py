@@ -60,12 +60,12 @@ def test_areas_keep_to_the_default_limits(image, segmented):
     assert areas.max() <= 0.5
 
 
-def test_masks_of_real_pictures_overlap(picture):
+def test_masks_of_real_images_overlap(picture):
     masks = SuperpixelSegmenter().segment(picture(0, 64, 80))[0].to_masks()
     assert masks.sum(axis=0).max() > 1
 
 
-def test_the_regions_of_a_picture_are_found(picture):
+def test_the_regions_of_an_image_are_found(picture):
     image = picture(0, 60, 80)  # 3 x 4 patches of one colour each
     found = {mask.tobytes() for mask in SuperpixelSegmenter().segment(image)[0].to_masks()}
     for row, column in np.ndindex(3, 4):
@@ -92,7 +92,7 @@ def test_a_single_pixel_has_no_mask_that_fits():
     assert [len(column) for column in records.values()] == [0] * 5
 
 
-def test_the_same_picture_gives_the_same_masks(picture):
+def test_the_same_image_gives_the_same_masks(picture):
     one, other = (SuperpixelSegmenter().segment(picture(2, 64, 80))[0] for _ in range(2))
     assert one == other
 

@@ -428,7 +428,7 @@ def test_lines_whose_files_are_missing_are_named(tree):
     assert len(open_tree(root, "realblur-j", skip_unpaired=True).keys) == 3
 
 
-def test_pictures_that_no_list_names_are_of_another_split(tree, save, picture):
+def test_images_that_no_list_names_are_of_another_split(tree, save, picture):
     root = tree("realblur-j")
     save(root / INNER / "scene002/gt/gt_1.png", picture(90, 9, 8))
     save(root / INNER / "scene002/blur/blur_1.png", picture(91, 9, 8))

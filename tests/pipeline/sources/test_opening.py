@@ -247,7 +247,7 @@ def test_a_file_that_cannot_be_read_on_a_disk_that_can_is_a_bad_image(tmp_path, 
             use("a")
 
 
-def test_a_disk_that_goes_while_a_picture_is_read_is_lost(tmp_path, write_pairs, monkeypatch):
+def test_a_disk_that_goes_while_an_image_is_read_is_lost(tmp_path, write_pairs, monkeypatch):
     class Stale(io.FileIO):
         def readinto(self, *_):
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))

@@ -132,7 +132,7 @@ def test_a_table_saved_by_a_spreadsheet_reads_the_same(out, tmp_path):
     assert all(np.array_equal(store.records("a")[name], store.records("b")[name]) for name in store.records("a"))
 
 
-def test_an_image_without_a_mask_has_the_size_of_its_picture(out, tmp_path):
+def test_an_image_without_a_mask_has_the_size_of_its_image(out, tmp_path):
     (out / "c").mkdir()
     (out / "c/metadata.csv").write_text(HEADER + "\n")
     (out / "d.json").write_text("[]")

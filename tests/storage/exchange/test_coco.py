@@ -281,7 +281,7 @@ def test_digests_are_kept_only_when_every_image_has_one(import_json, tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])
-def test_pictures_give_sizes_and_digests(suffix, import_json, tmp_path):
+def test_images_give_sizes_and_digests(suffix, import_json, tmp_path):
     picture = np.arange(36, dtype=np.uint8).reshape(3, 4, 3)
     (tmp_path / "pictures").mkdir()
     for name, pixels in {"a": picture, "b": picture[:2]}.items():
@@ -304,7 +304,7 @@ def test_names_that_lead_out_are_refused(import_json, name):
         import_json(instances(IMAGE | {"file_name": name}))
 
 
-def test_pictures_must_be_those_that_the_file_claims(import_json, tmp_path):
+def test_images_must_be_those_that_the_file_claims(import_json, tmp_path):
     Image.new("RGB", (4, 3)).save(tmp_path / "a.png")
     info = {"samdeblur": {"digest": "pixels"}}
     store, _ = import_json(instances(IMAGE | {"digest": "ab" * 32}, info=info), images=tmp_path)

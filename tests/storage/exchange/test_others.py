@@ -14,7 +14,7 @@ from pycocotools.cocoeval import COCOeval
 from samdeblur.storage import open_store
 from samdeblur.storage.exchange.annotations import LEFT_OUT
 from samdeblur.storage.exchange.convert import ExchangeError, export_masks, import_masks
-from samdeblur.storage.exchange.originals import picture_names
+from samdeblur.storage.exchange.originals import image_names
 from samdeblur.storage.sharing.export import export_hdf5
 from samdeblur.storage.sharing.verify import verify_store
 
@@ -116,7 +116,7 @@ def test_torchvision_and_pycocotools_take_what_is_exported(whole_store, tmp_path
         path = tmp_path / "pictures" / f"{key}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         cv2.imencode(".png", store.image("blurred", key))[1].tofile(path)
-    names = picture_names(store.ready_keys, tmp_path / "pictures", "")
+    names = image_names(store.ready_keys, tmp_path / "pictures", "")
     export_masks(store, tmp_path / "m.json", "coco-instances", file_name=names, licence="CC BY 4.0")
     export_masks(store, tmp_path / "r.json", "coco-results")
     document = json.loads((tmp_path / "m.json").read_text(), parse_constant=lambda name: pytest.fail(name))
@@ -142,8 +142,8 @@ def test_torchvision_and_pycocotools_take_what_is_exported(whole_store, tmp_path
     assert open_store(tmp_path / "back.zarr").ready_keys == store.ready_keys  # by key, not by file name
 
 
-def test_names_of_pictures_may_be_given_by_their_suffix():
-    name = picture_names(["a", "b.png"], None, ".png")
+def test_names_of_images_may_be_given_by_their_suffix():
+    name = image_names(["a", "b.png"], None, ".png")
     assert [name("a"), name("b.png")] == ["a.png", "b.png"]
 
 

@@ -68,7 +68,7 @@ def test_a_share_is_sound_and_says_what_it_is(share):
         "CC BY 4.0",
         path.name,
         open_store(path).header.fingerprint,
-        "masks only" if not images else "pictures",
+        "masks only" if not images else "images included",
     ):
         assert word in note
 

@@ -105,7 +105,7 @@ def masks_alone(content):
     return ImageContent(content.atoms, content.records)
 
 
-def picture_of(card):
+def image_of(card):
     return np.array(Image.open(decoded(card["picture"], "jpeg")).convert("RGB")).astype(int)
 
 
@@ -143,16 +143,16 @@ def test_labels_tables_and_records_are_those_of_the_store(view, store, finished_
         assert np.isnan(records[:, -4:]).all()
 
 
-def test_the_picture_is_the_blurred_one_of_the_store(view, make_store, store_case):
+def test_the_image_is_the_blurred_one_of_the_store(view, make_store, store_case):
     content = replace(store_case.contents[5], blurred=np.full((20, 30, 3), (200, 100, 50), np.uint8))
     page = view(make_store({"a": content}, images=True), ["a"])
-    assert np.abs(picture_of(page.cards[0]) - (200, 100, 50)).max() < 6  # JPEG
+    assert np.abs(image_of(page.cards[0]) - (200, 100, 50)).max() < 6  # JPEG
     assert "flat colour" not in page.html
 
 
-def test_pictures_and_labels_are_shrunk_and_never_enlarged(view, store):
+def test_images_and_labels_are_shrunk_and_never_enlarged(view, store):
     page = view(store, ["GOPR0372_07_00/000047", "scene/small"], width=100)
-    assert [picture_of(card).shape for card in page.cards] == [(107, 100, 3), (20, 30, 3)]
+    assert [image_of(card).shape for card in page.cards] == [(107, 100, 3), (20, 30, 3)]
     assert [labels_of(card).shape for card in page.cards] == [(107, 100), (20, 30)]
 
 
@@ -215,7 +215,7 @@ def test_what_a_store_says_is_text(view, make_store, store_case):
     assert json.loads(page.text["pre"]) == names["recipe"]
 
 
-def test_pictures_come_from_a_folder(view, make_store, store_case, tmp_path):
+def test_images_come_from_a_folder(view, make_store, store_case, tmp_path):
     content = masks_alone(store_case.contents[5])  # 20 x 30
     keys = ["s/plain", "s/lq", "s/gopro", "s/upper", "s/two", "s/none", "s/size", "s/broken"]
     store = make_store(dict.fromkeys(keys, content))
@@ -234,7 +234,7 @@ def test_pictures_come_from_a_folder(view, make_store, store_case, tmp_path):
     (folder / "s/broken.png").write_bytes((folder / "s/plain.png").read_bytes()[:60])
     page = view(store, keys, images=folder)
     for card in page.cards[:5]:
-        assert np.abs(picture_of(card) - (200, 100, 50)).max() < 6
+        assert np.abs(image_of(card) - (200, 100, 50)).max() < 6
     assert [card["picture"] for card in page.cards[5:]] == [None] * 3
     assert all(card["labels"] for card in page.cards)
     (line,) = [line for line in page.html.splitlines() if "flat colour" in line]

@@ -6,7 +6,7 @@ import pytest
 from samdeblur.storage import MaskStore
 from samdeblur.train import ConfigError
 from samdeblur.train.data import cache
-from samdeblur.train.data.cache import PictureCache
+from samdeblur.train.data.cache import ImageCache
 from samdeblur.train.data.crops import CropDataset, Cutting, Share
 from samdeblur.train.data.loader import crop_loader
 
@@ -33,7 +33,7 @@ def size_of(store, keys):
 @pytest.mark.parametrize("n_kept", [0, 1, 2, 4])
 def test_windows_are_those_of_the_store_and_what_fits_is_decoded_once(store, decoded, n_kept):
     keys = store.keys
-    pictures = PictureCache(store, keys, size_of(store, keys[:n_kept]) + 5)
+    pictures = ImageCache(store, keys, size_of(store, keys[:n_kept]) + 5)
     for _ in range(3):
         for key in keys:
             for name in ("blurred", "sharp"):
@@ -49,7 +49,7 @@ def test_windows_are_those_of_the_store_and_what_fits_is_decoded_once(store, dec
 
 
 def test_without_room_windows_alone_are_read(store, decoded):
-    PictureCache(store, store.keys, 0).image("sharp", store.keys[0], WINDOWS[1])
+    ImageCache(store, store.keys, 0).image("sharp", store.keys[0], WINDOWS[1])
     assert decoded == [("sharp", store.keys[0], False)]
 
 
@@ -68,4 +68,4 @@ def test_workers_share_what_one_of_them_decoded(store):
 def test_more_than_the_shared_memory_is_refused(store, monkeypatch):
     monkeypatch.setattr(cache.os, "statvfs", lambda path: type("Room", (), {"f_bavail": 1, "f_frsize": 4096}))
     with pytest.raises(ConfigError, match=r"cache_mb: .* MB do not fit into /dev/shm"):
-        PictureCache(store, store.keys, 10**9)
+        ImageCache(store, store.keys, 10**9)

@@ -78,7 +78,7 @@ def test_blurred_sharp_and_masks_are_of_the_same_pixels_in_all_eight_orientation
 
 
 @pytest.mark.parametrize("turn", range(8))
-def test_an_orientation_turns_pictures_and_masks_alike(turn, random_masks):
+def test_an_orientation_turns_images_and_masks_alike(turn, random_masks):
     masks = random_masks(np.random.default_rng(0), 7, 9, 9)
     atoms = orient_atoms(AtomMap.from_masks(masks), turn)
     assert np.array_equal(atoms.to_masks(), [orient(mask, turn) for mask in masks])

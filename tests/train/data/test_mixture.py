@@ -53,7 +53,7 @@ def test_the_samples_of_each_store_are_counted_through_without_a_gap(mixture):
     assert [mixture.place(n) for n in (1999, 3, 1500)] == [places[n] for n in (1999, 3, 1500)], "in any order"
 
 
-def test_pictures_and_masks_of_a_sample_are_those_of_one_crop_of_its_store(mixture):
+def test_images_and_masks_of_a_sample_are_those_of_one_crop_of_its_store(mixture):
     for sample in (0, 1, 2, 999, 1000, 1234):
         part, number = mixture.place(sample)
         found, expected = mixture[sample], mixture.parts[part][number]

@@ -22,7 +22,7 @@ def parts(tiny):
     return sam, torch.randn(2, 8, 4, 4), torch.randn(1, 8, 4, 4), torch.randn(6, 2, 8)
 
 
-def test_prompts_of_several_pictures_are_answered_as_those_of_one(parts):
+def test_prompts_of_several_images_are_answered_as_those_of_one(parts):
     sam, embedding, position, prompts = parts
     dense = torch.randn(1, 8, 1, 1).expand(1, 8, 4, 4)
     with torch.no_grad():

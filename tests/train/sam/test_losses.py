@@ -29,7 +29,7 @@ def test_the_loss_of_all_pairs_is_that_of_each():
         assert iou[n, k, t] == pytest.approx(float(both / either), rel=1e-4)
 
 
-def test_a_sample_stands_for_the_whole_picture(worlds):
+def test_a_sample_stands_for_the_whole_image(worlds):
     """Sums over the sample, weighted, are those over all tokens, on average; no token comes twice."""
     torch.manual_seed(0)
     prompts = Prompts.of([draw(worlds, 12, 8, (2, 0))], (0, 0))
@@ -71,7 +71,7 @@ def test_the_first_output_may_mean_the_smallest_mask_and_the_last_the_largest():
     assert [row[3] for row in allowed] == [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
 
 
-def test_points_mean_the_same_place_wherever_the_picture_lies(worlds, tiny, monkeypatch):
+def test_points_mean_the_same_place_wherever_the_image_lies(worlds, tiny, monkeypatch):
     """The prompt encoder's field is larger than a small training image: point and positions shift together."""
     torch.manual_seed(0)
     sam = build_small_sam(tiny)

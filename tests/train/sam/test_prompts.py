@@ -32,7 +32,7 @@ def test_prompts_lie_in_their_targets(worlds, tokens):
     assert np.mean(inside) > 0.95  # not all: the map is a sample of the pixels
 
 
-def test_the_points_of_a_picture_mean_all_masks_around_them(worlds):
+def test_the_points_of_an_image_mean_all_masks_around_them(worlds):
     image = draw(worlds, 12, 60, (8, 1))
     exact = 0
     for point, is_box, targets in zip(image.points, image.is_box, image.targets, strict=True):

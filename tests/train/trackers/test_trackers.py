@@ -129,7 +129,7 @@ class Recorder:
 
 
 @pytest.mark.parametrize("error", [OSError("disk full"), SystemExit(1), KeyError("x")], ids=repr)
-@pytest.mark.parametrize("at", ["scalars", "picture", "files", "close", "open"])
+@pytest.mark.parametrize("at", ["scalars", "image", "files", "close", "open"])
 def test_a_tracker_that_raises_is_said_once_and_does_not_end_a_run(at, error, twenty, store, tmp_path, monkeypatch):
     good, bad = Recorder(), Recorder(at, error)
 
@@ -164,4 +164,4 @@ def test_the_command_that_installs_a_tracker_is_named(name, monkeypatch):
 
 def test_without_trackers_nothing_is_done(store):
     Trackers().scalars({"step": 0, "loss": 1.0})
-    Trackers().picture(0, store, "none of these", np.zeros((4, 4, 3), np.uint8))
+    Trackers().image(0, store, "none of these", np.zeros((4, 4, 3), np.uint8))

@@ -1,6 +1,6 @@
 """The images of the docs: worlds, families, and the bundled Segment Anything model on photographs.
 
-python -m benchmarks.bundled.pictures      # -> worlds.jpg, families.jpg and sam.jpg in docs/images
+python -m benchmarks.bundled.images      # -> worlds.jpg, families.jpg and sam.jpg in docs/images
 """
 
 from __future__ import annotations

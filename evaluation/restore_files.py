@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from samdeblur.evaluation.journal import Entry, Journal
-from samdeblur.evaluation.report.pictures import address
+from samdeblur.evaluation.report.images import address
 from samdeblur.evaluation.restore import Restored, Restorer
 from samdeblur.evaluation.results import Inference, Score
 from samdeblur.models.inference.memory import tile_for
@@ -33,7 +33,7 @@ from samdeblur.storage.decode import BadImage
 from samdeblur.storage.files import PARTIAL, file_stamp, sha256_file, write_durably
 from samdeblur.storage.names import bounded
 from samdeblur.storage.photos import FORMS, Photo, as_8_bits, encode_photo, read_photo
-from samdeblur.storage.pictures import SUFFIXES
+from samdeblur.storage.suffixes import SUFFIXES
 
 PAGE, BESIDE = "compare.html", "compare.files"
 HIDDEN = ".samdeblur"
@@ -44,7 +44,7 @@ Segment = Callable[[NDArray[np.uint8]], AtomMap]
 
 
 @dataclass(frozen=True)
-class Picture:
+class Input:
     """A file to restore.
 
     Attributes:
@@ -56,7 +56,7 @@ class Picture:
     name: PurePosixPath
 
 
-Named = tuple[Picture, PurePosixPath]  # with the name of its result
+Named = tuple[Input, PurePosixPath]  # with the name of its result
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Way:
 
 
 @dataclass
-class Album:
+class Outcome:
     """What came of it.
 
     Attributes:
@@ -98,8 +98,8 @@ class Album:
     flagged: dict[Path, str] = field(default_factory=dict)
 
 
-def restore_pictures(
-    pictures: Sequence[Picture],
+def restore_images(
+    inputs: Sequence[Input],
     folder: Path,
     way: Way,
     restorer: Callable[[], Restorer],
@@ -107,7 +107,7 @@ def restore_pictures(
     compare: bool = False,
     say: Callable[[str], None] = print,
     bar: Callable[[Sequence[Named]], Iterable[Named]] = iter,
-) -> Album:
+) -> Outcome:
     """Restore images into a folder of ours; those that are there already, made of the same in the same way, stay.
 
     Args:
@@ -123,15 +123,15 @@ def restore_pictures(
     """
     journal = Journal(folder / HIDDEN, "restored", {"restored": 1})
     known = journal.read()
-    album = Album()
+    outcome = Outcome()
     ready: Restorer | None = None
-    for picture, name in bar(list(_named(pictures, folder, FORMS[way.form], known, way, say))):
+    for one, name in bar(list(_named(inputs, folder, FORMS[way.form], known, way, say))):
         target = folder / name
-        source = picture.source
+        source = one.source
         stamp, entry = f"{way.digest} {file_stamp(source)}", known.get(str(name))
         content = entry.content if entry is not None and entry.stamp == stamp else _content(way, source)
         if entry is not None and entry.saved == file_stamp(target) and entry.content == content:
-            album.kept += 1
+            outcome.kept += 1
         else:
             start = time.perf_counter()
             try:
@@ -141,8 +141,8 @@ def restore_pictures(
                 photo = _as_written(replace(photo, pixels=restored.picture), way, notes)
                 data = encode_photo(photo, way.form, way.quality)
             except BadImage as error:
-                album.left_out[source] = str(error).removeprefix(f"{source}: ")
-                say(f"{source}: left out: {album.left_out[source]}")
+                outcome.left_out[source] = str(error).removeprefix(f"{source}: ")
+                say(f"{source}: left out: {outcome.left_out[source]}")
                 continue
             write_durably(target, data)
             for note in (*photo.notes, *notes):
@@ -151,16 +151,16 @@ def restore_pictures(
             seconds = time.perf_counter() - start
             entry = Entry(score, seconds, stamp, content, file_stamp(target), os.path.abspath(source))
             journal.add(entry)
-        album.written[source] = target
+        outcome.written[source] = target
         if entry.score.flags:
             instead = f"; in its place {entry.score.fallback}" if entry.score.fallback else ""
-            album.flagged[source] = ", ".join(entry.score.flags) + instead
+            outcome.flagged[source] = ", ".join(entry.score.flags) + instead
         if compare and not (before := _before(folder, name)).exists():
             photo = read_photo(source)
             write_durably(before, encode_photo(photo, "jpg", 92))
-    if compare and album.written:
-        _write_page(folder, album)
-    return album
+    if compare and outcome.written:
+        _write_page(folder, outcome)
+    return outcome
 
 
 def _restore(photo: Photo, restorer: Restorer, segment: Segment | None) -> tuple[Restored, list[str]]:
@@ -206,7 +206,7 @@ def _content(way: Way, source: Path) -> str:
 
 
 def _named(
-    pictures: Sequence[Picture],
+    inputs: Sequence[Input],
     folder: Path,
     suffix: str,
     known: Mapping[str, Entry],
@@ -215,19 +215,19 @@ def _named(
 ) -> Iterator[Named]:
     """Each image with the name of its result: no two alike, on any file system, and none too long."""
     room = _name_bytes(folder) - len(PARTIAL) - len(suffix) - len(PREVIEW)
-    taken = {_folded(parent) for picture in pictures for parent in picture.name.parents}
-    for picture in pictures:
-        whole = picture.name.with_suffix("") if picture.name.suffix.lower() in SUFFIXES else picture.name
+    taken = {_folded(parent) for one in inputs for parent in one.name.parents}
+    for one in inputs:
+        whole = one.name.with_suffix("") if one.name.suffix.lower() in SUFFIXES else one.name
         plain = PurePosixPath(*(bounded(part, room) for part in whole.parts))
         if plain != whole:
-            say(f"{picture.source}: its name is too long; the result is called {plain}{suffix}")
+            say(f"{one.source}: its name is too long; the result is called {plain}{suffix}")
         name = next(
             name
             for name in _numbered(plain, suffix, room)
-            if _folded(name) not in taken and _is_free(folder, name, picture.source, known.get(str(name)), way)
+            if _folded(name) not in taken and _is_free(folder, name, one.source, known.get(str(name)), way)
         )
         taken.add(_folded(name))
-        yield picture, name
+        yield one, name
 
 
 def _numbered(plain: PurePosixPath, suffix: str, room: int) -> Iterator[PurePosixPath]:
@@ -263,7 +263,7 @@ def _before(folder: Path, name: PurePosixPath) -> Path:
     return folder / BESIDE / name.with_name(name.name + PREVIEW)
 
 
-def _write_page(folder: Path, album: Album) -> None:
+def _write_page(folder: Path, outcome: Outcome) -> None:
     """A slider for each image."""
     shown = [
         {
@@ -271,7 +271,7 @@ def _write_page(folder: Path, album: Album) -> None:
             "before": address(_before(folder, PurePosixPath(target.relative_to(folder))), folder),
             "after": address(target, folder),
         }
-        for target in album.written.values()
+        for target in outcome.written.values()
     ]
     page = files("samdeblur.evaluation.report").joinpath("web", "compare.html.j2").read_text(encoding="utf-8")
     environment = jinja2.Environment(

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from samdeblur.storage.words import counted
+from samdeblur.storage.plurals import counted
 
 
 @pytest.mark.parametrize(

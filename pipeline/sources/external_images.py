@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from samdeblur.pipeline.sources.base import BadImage, Source
 from samdeblur.pipeline.sources.dataset import keys_in_both, read_own
-from samdeblur.storage import MaskStore, PictureError
+from samdeblur.storage import ExternalImageError, MaskStore
 from samdeblur.storage.names import Names
 
-PICTURE_BYTES = 64 << 20  # decoded images kept by one process
+KEPT_BYTES = 64 << 20  # decoded images kept by one process
 
 
 def with_dataset(store: MaskStore, source: Source, name: str) -> MaskStore:
@@ -29,14 +29,14 @@ def with_dataset(store: MaskStore, source: Source, name: str) -> MaskStore:
         StoreError: no image of the store in it that is ready, or digests of another kind.
     """
     shared = keys_in_both(store, source, store.ready_keys or store.keys)
-    return store.with_pictures(DatasetPictures(source.subset(dict.fromkeys(shared.values())), name))
+    return store.with_external_images(DatasetImages(source.subset(dict.fromkeys(shared.values())), name))
 
 
-class DatasetPictures:
+class DatasetImages:
     """The pairs of a dataset as the images of a store (`storage.store.Pictures`).
 
     Blurred and sharp are decoded together, whole, and compared with the store each time: size, and digest if it knows
-    one. The last pairs are kept, PICTURE_BYTES of them but at least one, so that both images, and several crops of
+    one. The last pairs are kept, KEPT_BYTES of them but at least one, so that both images, and several crops of
     them, take one decoding. What is kept stays behind when this is sent to another process.
     """
 
@@ -47,7 +47,7 @@ class DatasetPictures:
         self._kept_bytes = 0
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return DatasetPictures, (self.source, self.name)
+        return DatasetImages, (self.source, self.name)
 
     def __contains__(self, key: object, /) -> bool:
         return isinstance(key, str) and self._names.find(key) is not None
@@ -67,11 +67,11 @@ class DatasetPictures:
     def _read(self, store: MaskStore, key: str) -> dict[str, NDArray[np.uint8]]:
         there = self._names.find(key)
         if there is None:
-            raise PictureError(f"{self.name}: no image of {key} there, which {store.path} has masks of; add it")
+            raise ExternalImageError(f"{self.name}: no image of {key} there, which {store.path} has masks of; add it")
         try:
             pair = read_own(store, self.source, key, there)
         except BadImage as error:
-            raise PictureError(
+            raise ExternalImageError(
                 f"{self.name}: {key}: {error}; restore the image, or take it and its counterpart away to go without"
             ) from error
         return {"blurred": pair.blurred, "sharp": pair.sharp}
@@ -79,7 +79,7 @@ class DatasetPictures:
     def _keep(self, place: tuple[str, str], pair: dict[str, NDArray[np.uint8]]) -> None:
         self._kept[place] = pair
         self._kept_bytes += _size(pair)
-        while self._kept_bytes > PICTURE_BYTES and len(self._kept) > 1:
+        while self._kept_bytes > KEPT_BYTES and len(self._kept) > 1:
             self._kept_bytes -= _size(self._kept.popitem(last=False)[1])
 
 

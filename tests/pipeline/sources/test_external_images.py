@@ -13,10 +13,10 @@ import pytest
 from torch.utils.data import DataLoader
 
 from samdeblur.pipeline import SourceLost, open_source
+from samdeblur.pipeline.sources import external_images
 from samdeblur.pipeline.sources import folders as sources
-from samdeblur.pipeline.sources import pictures
-from samdeblur.pipeline.sources.pictures import DatasetPictures, with_dataset
-from samdeblur.storage import AtomMap, PictureError, StoreError, open_store
+from samdeblur.pipeline.sources.external_images import DatasetImages, with_dataset
+from samdeblur.storage import AtomMap, ExternalImageError, StoreError, open_store
 from samdeblur.storage.format.layout import Header
 from samdeblur.storage.writing.bulk import Row, fill_store, new_extent
 from samdeblur.storage.writing.commits import ImageContent, geometry_records
@@ -72,14 +72,14 @@ def decodings(folder, monkeypatch):
 
 
 def refusal(store, key=DAY, name="blurred"):
-    with pytest.raises(PictureError) as caught:
+    with pytest.raises(ExternalImageError) as caught:
         store.image(name, key)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
 @pytest.mark.parametrize(("suffix", "digest"), [(".png", "pixels"), (".jpg", "file"), (".png", "none")])
-def test_crops_are_those_of_a_store_that_holds_the_pictures(tmp_path, write_pairs, make_store, suffix, digest):
+def test_crops_are_those_of_a_store_that_holds_the_images(tmp_path, write_pairs, make_store, suffix, digest):
     source = open_source(str(write_pairs(tmp_path / "data", SHAPES, suffix=suffix)), "test")
     assert digest in (source.digest, "none")
     own, joined = make_store(source, images=True), with_dataset(make_store(source, digest=digest), source, "data")
@@ -103,7 +103,7 @@ def test_pairs_that_the_store_does_not_know_are_of_no_consequence(folder, joined
     assert len(pickle.dumps(again)) == len(pickle.dumps(joined))
 
 
-def test_crops_of_one_picture_take_one_decoding(joined, decodings):
+def test_crops_of_one_image_take_one_decoding(joined, decodings):
     for _ in range(2):
         for name in ("blurred", "sharp"):
             for window in [(0, 0, 5, 5), None]:
@@ -114,7 +114,7 @@ def test_crops_of_one_picture_take_one_decoding(joined, decodings):
 
 def test_the_pairs_used_last_are_kept_and_one_at_least(joined, decodings, monkeypatch):
     sizes = {key: 2 * 3 * height * width for key, (height, width) in SHAPES.items()}
-    monkeypatch.setattr(pictures, "PICTURE_BYTES", sizes["night/000002"] + sizes[DAY])
+    monkeypatch.setattr(external_images, "KEPT_BYTES", sizes["night/000002"] + sizes[DAY])
     for key in ("night/000002", DAY, "night/000002", "night/000010", "night/000002", "night/000010", "night/000010"):
         for name in ("blurred", "sharp"):
             joined.image(name, key)
@@ -122,7 +122,7 @@ def test_the_pairs_used_last_are_kept_and_one_at_least(joined, decodings, monkey
     assert decodings == {f"{side}/{key}.png": n for key, n in times.items() for side in ("blur", "sharp")}
 
 
-def test_pictures_are_read_in_the_workers_of_a_loader(joined):
+def test_images_are_read_in_the_workers_of_a_loader(joined):
     keys = joined.ready_keys
     expected = [joined.image("sharp", key) for key in keys]
     assert len(pickle.dumps(joined)) < 2000  # no image goes along
@@ -131,7 +131,7 @@ def test_pictures_are_read_in_the_workers_of_a_loader(joined):
     assert all(map(np.array_equal, loader, expected))
 
 
-def test_another_picture_than_the_masks_were_made_of_is_named(folder, joined):
+def test_another_image_than_the_masks_were_made_of_is_named(folder, joined):
     file = folder / "blur/day.png"
     picture = cv2.imread(str(file))
     picture[3, 4, 1] ^= 1
@@ -143,7 +143,7 @@ def test_another_picture_than_the_masks_were_made_of_is_named(folder, joined):
     assert joined.image("blurred", "night/000002").any()
 
 
-def test_files_of_lossy_pictures_are_compared_by_their_bytes(tmp_path, write_pairs, make_store):
+def test_files_of_lossy_images_are_compared_by_their_bytes(tmp_path, write_pairs, make_store):
     source = open_source(str(write_pairs(tmp_path / "data", SHAPES, suffix=".jpg")), "test")
     joined = with_dataset(make_store(source), source, "data")
     with open(tmp_path / "data/blur/day.jpg", "ab") as file:
@@ -152,7 +152,7 @@ def test_files_of_lossy_pictures_are_compared_by_their_bytes(tmp_path, write_pai
 
 
 @pytest.mark.parametrize("digest", ["pixels", "none"])
-def test_pictures_of_another_size_are_named_with_both(folder, make_store, save, picture, digest):
+def test_images_of_another_size_are_named_with_both(folder, make_store, save, picture, digest):
     source = open_source(str(folder), "test")
     joined = with_dataset(make_store(source, digest=digest), source, "data")
     for side in ("blur", "sharp"):
@@ -160,7 +160,7 @@ def test_pictures_of_another_size_are_named_with_both(folder, make_store, save, 
     assert "data: day: its masks are 32x24, the image in the dataset is 33x25;" in refusal(joined)
 
 
-def test_without_digests_any_picture_of_the_size_is_taken(folder, make_store, save, picture):
+def test_without_digests_any_image_of_the_size_is_taken(folder, make_store, save, picture):
     source = open_source(str(folder), "test")
     joined = with_dataset(make_store(source, digest="none"), source, "data")
     save(folder / "blur/day.png", picture(9, 24, 32))
@@ -179,7 +179,7 @@ def test_files_that_cannot_be_read_are_named(folder, joined, side, damage):
     assert all(words in message for words in ("data: day: ", str(file), "restore the image"))
 
 
-def test_a_disk_that_is_gone_is_no_fault_of_a_picture(folder, joined):
+def test_a_disk_that_is_gone_is_no_fault_of_an_image(folder, joined):
     shutil.rmtree(folder)
     with pytest.raises(SourceLost, match="cannot be read now"):
         joined.image("blurred", DAY)
@@ -211,10 +211,10 @@ def test_digests_of_another_kind_are_refused(folder, make_store, tmp_path, write
 
 def test_the_same_key_in_another_store_is_compared_anew(folder, make_store, tmp_path, write_pairs):
     source = open_source(str(folder), "test")
-    shared = DatasetPictures(source, "data")
-    assert make_store(source).with_pictures(shared).image("blurred", DAY).shape == (24, 32, 3)
+    shared = DatasetImages(source, "data")
+    assert make_store(source).with_external_images(shared).image("blurred", DAY).shape == (24, 32, 3)
     other = open_source(str(write_pairs(tmp_path / "other", SHAPES | {DAY: (30, 30)})), "test")
-    assert "its masks are 30x30" in refusal(make_store(other, images=True).with_pictures(shared))
+    assert "its masks are 30x30" in refusal(make_store(other, images=True).with_external_images(shared))
 
 
 def test_procedural_scenes_are_a_dataset_too(make_store):

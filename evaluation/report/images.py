@@ -72,7 +72,7 @@ def read_strip(folder: Path, name: str, key: str) -> bytes | None:
         return None
 
 
-def keep_pictures(
+def keep_images(
     folder: Path,
     name: str,
     key: str,
@@ -97,28 +97,28 @@ def keep_pictures(
     if atoms is not None:
         contents["masks"] = encode_masks(atoms, records or {})
     for kind in FILES:
-        path = picture_path(folder, name, key, kind)
+        path = shown_path(folder, name, key, kind)
         if kind in contents:
             write_durably(path, contents[kind])
         else:
             path.unlink(missing_ok=True)
 
 
-def kept_pictures(folder: Path, name: str, key: str) -> dict[str, Path]:
+def kept_images(folder: Path, name: str, key: str) -> dict[str, Path]:
     """Files of an image by the names of FILES; empty unless at least the blurred image and the result are there."""
-    paths = {kind: picture_path(folder, name, key, kind) for kind in FILES}
+    paths = {kind: shown_path(folder, name, key, kind) for kind in FILES}
     found = {kind: path for kind, path in paths.items() if path.is_file()}
     return found if {"blurred", "result"} <= found.keys() else {}
 
 
-def forget_pictures(
+def forget_images(
     folder: Path, name: str, pictures: Collection[str], thumbnails: Collection[str], strips: Collection[str] = ()
 ) -> None:
     """Remove what an earlier evaluation of a set left of other images than these, by key."""
-    wanted = {picture_path(folder, name, key, kind) for key in pictures for kind in FILES}
+    wanted = {shown_path(folder, name, key, kind) for key in pictures for kind in FILES}
     wanted |= {thumbnail_path(folder, name, key) for key in thumbnails}
     wanted |= {strip_path(folder, name, key) for key in strips}
-    for place in (_pictures_folder(folder, name), thumbnail_path(folder, name, "").parent):
+    for place in (_images_folder(folder, name), thumbnail_path(folder, name, "").parent):
         for path in place.glob("*"):
             if path not in wanted:
                 path.unlink(missing_ok=True)
@@ -132,7 +132,7 @@ def forget_sets(folder: Path, names: Collection[str]) -> None:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def borrow_picture(source: Path, target: Path) -> None:
+def borrow_image(source: Path, target: Path) -> None:
     """The same file in another folder: a second name of it where the disk allows, else a copy."""
     if target.exists() and target.samefile(source):
         return
@@ -147,10 +147,10 @@ def borrow_picture(source: Path, target: Path) -> None:
     os.replace(partial, target)
 
 
-def picture_path(folder: Path, name: str, key: str, kind: str, number: int | None = None) -> Path:
+def shown_path(folder: Path, name: str, key: str, kind: str, number: int | None = None) -> Path:
     """Where one of the files of an image is; `kind` one of FILES, `number` that of a network among several."""
     ending = FILES[kind] if number is None else FILES[kind].replace(kind, f"{kind}-{number}")
-    return _pictures_folder(folder, name) / f"{file_name(key)}{ending}"
+    return _images_folder(folder, name) / f"{file_name(key)}{ending}"
 
 
 def thumbnail_path(folder: Path, name: str, key: str) -> Path:
@@ -161,7 +161,7 @@ def strip_path(folder: Path, name: str, key: str) -> Path:
     return thumbnail_path(folder, name, key).with_suffix(".strip.jpg")
 
 
-def _pictures_folder(folder: Path, name: str) -> Path:
+def _images_folder(folder: Path, name: str) -> Path:
     return folder / "pictures" / file_name(name)
 
 
