@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: all demo test check lint types fast unit wheel docs bench faults gpu weights clean
+.PHONY: all demo test check lint types fast unit coverage wheel docs bench faults gpu weights clean
 
 all: $(READY)
 
@@ -44,6 +44,15 @@ FAST := $(wildcard tests/storage/test_*.py) tests/models/priors tests/models/net
 	$(addprefix tests/evaluation/,metrics tables masks) tests/test_layers.py tests/test_packaging.py
 fast: $(READY)
 	$(BIN)/python -m pytest -q $(FAST)
+
+# Which lines the tests run, in programs and workers that they start too; TESTS names some of them.
+TESTS := tests
+coverage: $(READY)
+	mkdir -p build/coverage
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -q $(TESTS)
+	$(BIN)/coverage combine -q
+	$(BIN)/coverage report
 
 # The built wheel, in an environment of its own that borrows the dependencies of .venv.
 wheel: $(READY)
