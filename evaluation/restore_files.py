@@ -183,7 +183,7 @@ def _restore(photo: Photo, restorer: Restorer, segment: Segment | None) -> tuple
 
 
 def _as_written(photo: Photo, way: Way, notes: list[str]) -> Photo:
-    """The result with as many bits as the form holds and the arithmetic gave; adds to the notes."""
+    """The result with as many bits as the form holds and the precision gave; adds to the notes."""
     if photo.pixels.dtype == np.uint8:
         return photo
     if way.form == "png" and way.inference.precision == "float32":

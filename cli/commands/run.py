@@ -32,7 +32,7 @@ GROUPS = {
     "Source": ("split", "job", "layout", "dataset", "skip_unpaired"),
     "Store": ("with_images", "block_size", "retry_quarantined", "dry_run"),
     "Masks": ("predeblur", "segmenter", "set_segmenter", "sam", "channel_order", "device"),
-    "Arithmetic of Segment Anything": ("precision", "compile", "sdpa", "encoder_batch"),
+    "Precision of Segment Anything": ("precision", "compile", "sdpa", "encoder_batch"),
     "Settings of Segment Anything": tuple(SAM_SETTINGS),
     "Settings of Segment Anything 2 and 3": tuple(FAMILY_SETTINGS),
     "Workers": ("workers", "scheduler", "memory_limit", "patience"),

@@ -23,7 +23,7 @@ BORDERS = {"wang": RADIUS, "nafnet": 0}  # pixels at each border of an image tha
 C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 
 
-class Arithmetic(Protocol):
+class ArrayMath(Protocol):
     """What `similarities` does with (..., rows, W, 3) images on one kind of device."""
 
     def strip(self, sharp: Any) -> int:
@@ -46,7 +46,7 @@ def similarities(
     sharp: Any,
     images: Sequence[Any],
     conventions: Sequence[str],
-    of: Arithmetic,
+    of: ArrayMath,
     valid: NDArray[np.bool_] | None = None,
 ) -> list[dict[str, Any]]:
     """Mean SSIM of each of the images against the sharp one, by convention ("wang", "nafnet": see `metrics.ssim`).

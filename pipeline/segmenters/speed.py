@@ -1,4 +1,4 @@
-"""Arithmetic of the network that is faster and gives other masks at the edges; a recipe says when it was used."""
+"""Faster precisions of the network, which change masks at their edges; the recipe names them."""
 
 from __future__ import annotations
 

@@ -140,7 +140,7 @@ def test_the_bundled_network_is_evaluated_by_name(samdeblur, store, tmp_path):
     assert json.loads((tmp_path / "results" / "results.json").read_text())["weights"].endswith("nafnet.safetensors")
 
 
-def test_faster_arithmetic_is_a_recipe_of_its_own(samdeblur, pairs, tmp_path):
+def test_faster_precision_is_a_recipe_of_its_own(samdeblur, pairs, tmp_path):
     command = ("prep", "run", pairs, tmp_path / "s.zarr", "--split", "test", "--workers", 1, "--points-per-side", 2)
     assert samdeblur(*command, "--precision", "bfloat16", "--sdpa", "--encoder-batch", 3).code == 0
     mode = open_store(tmp_path / "s.zarr").header.recipe["mode"]

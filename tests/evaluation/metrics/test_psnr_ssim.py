@@ -263,7 +263,7 @@ def test_small_images_have_a_nafnet_ssim_and_psnr():
 
 @pytest.mark.parametrize("shape", [(3, 70, 33, 3), (1, 11, 11, 3), (2, 37, 20, 3)])
 @pytest.mark.parametrize("strip", [None, 32, 7])
-def test_the_arithmetic_of_a_gpu_is_that_of_the_cpu(shape, strip, monkeypatch):
+def test_a_gpu_computes_what_the_cpu_computes(shape, strip, monkeypatch):
     if strip:
         monkeypatch.setattr(OnGPU, "strip", lambda self, sharp: strip)
     arrays = batches(shape)
