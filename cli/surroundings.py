@@ -6,6 +6,7 @@ Nothing here imports what it prepares for.
 from __future__ import annotations
 
 import contextlib
+import io
 import locale
 import os
 import pwd
@@ -23,11 +24,18 @@ def speak_utf8() -> None:
 
 
 def settle() -> None:
-    """Fill in what libraries end with a traceback without."""
+    """Fill in what libraries end with a traceback without. Raises FileNotFoundError where that cannot be filled in."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise FileNotFoundError("the current folder has been deleted; change to one that is there") from None
     os.environ["MPLBACKEND"] = "agg"  # a notebook's own is not there in this process
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # closed by who started it
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):  # PYTHONIOENCODING may name one that lacks a letter of a name
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
     temporary = tempfile.gettempdir()
     if len(temporary) > SOCKET_PATH and os.access("/tmp", os.W_OK):
         temporary = tempfile.tempdir = os.environ["TMPDIR"] = "/tmp"

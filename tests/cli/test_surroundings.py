@@ -41,6 +41,21 @@ def test_names_are_read_as_utf8_whatever_the_locale(samdeblur, store, tmp_path):
     assert (ended.returncode, "nuit-été-夜.zarr: 5 of 5 images done" in ended.stdout) == (0, True)
 
 
+def test_a_name_is_shown_in_any_encoding(store, tmp_path):
+    os.rename(store, tmp_path / "夜….zarr")
+    ended = program("status", tmp_path / "夜….zarr", PYTHONIOENCODING="latin-1:strict")
+    assert (ended.returncode, r"\u591c\u2026.zarr: 5 of 5 images done" in ended.stdout) == (0, True)
+
+
+def test_a_deleted_current_folder_is_called_that(store, tmp_path):
+    (tmp_path / "gone").mkdir()
+    call = RUN.format("prep", "prep")
+    gone = f"import os; os.chdir({str(tmp_path / 'gone')!r}); os.rmdir(os.getcwd()); {call}"
+    ended = subprocess.run([sys.executable, "-c", gone, "verify", store], capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("error: the current folder has been deleted; change to one that is there")
+
+
 def test_who_reads_no_further_is_told_nothing(store):
     reading, writing = os.pipe()
     os.close(reading)
