@@ -45,7 +45,7 @@ def export_ome(store: MaskStore, target: Path, progress: Progress) -> list[str]:
         header = store.header
         about = {"dataset": header.dataset, "split": header.split, "recipe": dict(header.recipe)}
         about["images"] = list(groups)
-        root = zarr.create_group(partial, attributes={"samdeblur": about})
+        root = zarr.create_group(partial, zarr_format=3, attributes={"samdeblur": about})
         for key, path in groups.items():
             _write(root.create_group(str(path).removesuffix(SUFFIX)), store, key)
             progress(1)

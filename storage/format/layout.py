@@ -335,6 +335,11 @@ def writing_all_chunks(array: zarr.Array[Any]) -> zarr.Array[Any]:
     return array.with_config({"write_empty_chunks": True})
 
 
+def leaving_out_zeros(array: zarr.Array[Any]) -> zarr.Array[Any]:
+    """An array of what is in images: chunks of zeros are not written, whatever zarr's own settings are."""
+    return array.with_config({"write_empty_chunks": False})
+
+
 def create_array(group: zarr.Group, name: str, spec: ArraySpec) -> zarr.Array[Any]:
     """An array of the format, with its codecs, empty."""
     from zarr.codecs import Crc32cCodec, TransposeCodec, ZstdCodec

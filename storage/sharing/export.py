@@ -109,7 +109,7 @@ def _source(store: Path, images: bool) -> tuple[MaskStore, Header]:
 def _digests(source: MaskStore, header: Header) -> dict[str, bytes]:
     """Files of the index of shard digests, which has a column for each array that goes along."""
     memory: dict[str, Any] = {}
-    group = zarr.create_group(MemoryStore(memory))
+    group = zarr.create_group(MemoryStore(memory), zarr_format=3)
     array = writing_all_chunks(create_array(group, SHARD_DIGEST, header.index_arrays()[SHARD_DIGEST]))
     array[...] = source.shard_digests[:, : len(header.data_arrays())]
     return {name: value.to_bytes() for name, value in sorted(memory.items()) if name.startswith(f"{SHARD_DIGEST}/")}

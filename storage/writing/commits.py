@@ -34,6 +34,7 @@ from samdeblur.storage.format.layout import (
     RECORD_COLUMNS,
     Header,
     finish_shard,
+    leaving_out_zeros,
     pack_text,
     round_up,
     seal,
@@ -142,7 +143,7 @@ def stage_block(
         target = building / name
         target.mkdir(parents=True)
         shutil.copyfile(store / name / "zarr.json", target / "zarr.json")
-        array = zarr.open_array(DurableStore(target), mode="r+")
+        array = leaving_out_zeros(zarr.open_array(DurableStore(target), mode="r+"))
         array[images.start : images.stop, : rows.shape[1]] = rows  # chunks beyond are empty, and not written
         shard = target / spec.part_path(block)
         if not shard.exists():

@@ -53,7 +53,7 @@ def create_store(path: Path, header: Header, keys: Sequence[str], shapes: NDArra
 def _build(path: Path, building: Path, header: Header, keys: Sequence[str], shapes: NDArray[np.int32]) -> None:
     try:
         packed = pack_keys(keys, header.key_bytes)
-        group = zarr.create_group(DurableStore(building))
+        group = zarr.create_group(DurableStore(building), zarr_format=3)
         for name, spec in header.data_arrays().items():
             create_array(group, name, spec)
         known: dict[str, Any] = {"index/key": packed, "index/shape": shapes}

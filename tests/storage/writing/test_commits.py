@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import zarr
 
 from samdeblur.storage import AtomMap, ImageNotReady, StoreError, TooManyAtoms, open_store
 from samdeblur.storage.sharing.verify import verify_store
@@ -93,6 +94,17 @@ def test_staged_blocks_stay_pending_until_they_are_committed(case):
     again = Committer(case.path)
     assert again.pending_blocks() == [0, 2, 3, 4]
     again.close()
+
+
+def test_settings_of_zarr_change_no_byte(store_case, finished_store, tmp_path):
+    of_a_user = {"default_zarr_format": 2, "array.write_empty_chunks": True, "array.order": "F"}
+    with zarr.config.set(of_a_user):
+        placed = store_case.at(tmp_path / "gopro.zarr")
+        committer = Committer(placed.create())
+        committer.commit([placed.stage(committer, block) for block in range(4)])
+        committer.close()
+        assert list(verify_store(placed.path)) == []
+    assert placed.files() == finished_store.files()
 
 
 def test_committing_nothing_changes_nothing(case):
