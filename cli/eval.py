@@ -57,8 +57,8 @@ cli.add_command(restore)
 @weights_option
 @click.option("--with-step-0", is_flag=True, help="Also score the network as it was before training.")
 @click.option("--sam", metavar="bundled|NAME|PATH", help="Segment Anything weights that find the masks of a FOLDER.")
-@click.option("--split", help="Of a FOLDER in the layout of a dataset.  [default: test]")
-@click.option("--layout", help="Of a FOLDER, as for samdeblur-prep run.  [default: auto]")
+@click.option("--split", help="Split of a FOLDER in the layout of a dataset.  [default: test]")
+@click.option("--layout", help="Layout of a FOLDER, as for samdeblur-prep run.  [default: auto]")
 @click.option("--report-images", type=click.IntRange(0), default=24, show_default=True,
               help="Images per set that the report shows in full, worst first.")  # fmt: skip
 @click.option("--save-images", is_flag=True, help="Write every result as PNG below OUT/restored.")

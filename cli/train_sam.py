@@ -18,7 +18,7 @@ from samdeblur.train.sam.training import PHASES, train_sam
 @click.argument("stores", nargs=-1, required=True, type=PLACE)
 @click.option("--out", required=True, type=FOLDER, help="Folder of the run.")
 @click.option("--seed", default=0, show_default=True)
-@click.option("--weights", type=READ, help="A model to begin with, or bundled: what fits of it.")
+@click.option("--weights", type=READ, help="Model to start from, or bundled; layers that fit are taken.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 def cli(stores: tuple[str, ...], out: Path, seed: int, weights: Path | None, device: str) -> None:
     """Train a small Segment Anything model on STORES, made with --segmenter true-masks; writes OUT/sam.safetensors.

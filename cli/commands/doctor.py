@@ -60,7 +60,7 @@ class Line(NamedTuple):
 def doctor(places: tuple[str, ...], no_gpu: bool) -> int:
     """Describe this machine and environment in a table to paste into an issue, and name what would be in the way.
 
-    PLACES are paths or addresses that a job is to use: whether they can be reached, read and written is said as well.
+    PLACES are paths or addresses of a job: the table says whether each can be reached, read and written.
     Exit code 1 when something is wrong.
     """
     lines = [*_versions(), *_machine(), *_limits(), *_text(), *_environment()]

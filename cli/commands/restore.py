@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 @click.argument("places", metavar="IMAGE|FOLDER...", nargs=-1, required=True, type=PLACE)
 @click.option("--out", required=True, type=FOLDER, help="Folder of the results.")
 @click.option("--format", "form", type=click.Choice(RESULT_FORMATS), default="png", show_default=True,
-              help="Of the results. png keeps 16 bits.")  # fmt: skip
-@click.option("--quality", type=click.IntRange(1, 100), default=95, show_default=True, help="Of jpg and webp.")
+              help="File format of the results; png keeps 16 bits.")  # fmt: skip
+@click.option("--quality", type=click.IntRange(1, 100), default=95, show_default=True, help="Quality of jpg and webp.")
 @click.option("--compare", is_flag=True, help=f"Write OUT/{COMPARE_PAGE}, a before-and-after slider for each image.")
 @weights_option
 @click.option("--sam", default="bundled", show_default=True, metavar="bundled|NAME|PATH",
@@ -46,8 +46,8 @@ if TYPE_CHECKING:
 def restore(network: str, places: tuple[str, ...], out: Path, **options: Any) -> int:
     """Restore images with MODEL: bundled, the folder of a run, or a checkpoint.
 
-    OUT/photo.png for each, folders below FOLDER kept; upright, with its colour profile and EXIF. Large images go
-    through the network in tiles where memory asks for it. Run the same command again to go on; what is there stays.
+    OUT/photo.png for each, folders below FOLDER kept; upright, with its colour profile and EXIF. Large images are
+    restored in tiles if memory is short. Run the same command again to continue; finished results stay.
     """
 
     from samdeblur.evaluation.restore import Restorer

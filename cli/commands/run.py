@@ -118,7 +118,7 @@ def size_in_bytes(context: click.Context, parameter: click.Parameter, value: str
 @click.option("--channel-order", type=click.Choice(["rgb", "bgr"]), default="rgb", show_default=True,
               help="Order of the channels; the released SAM-Deblur masks came from bgr.")  # fmt: skip
 @click.option("--precision", type=Precision(PRECISIONS), default="float32",
-              show_default=True, help="Of the network; less than float32 changes masks a little.")  # fmt: skip
+              show_default=True, help="Precision of the network; below float32 masks change a little.")  # fmt: skip
 @click.option("--compile", "compile", is_flag=True, help="The image encoder through torch.compile; not exact.")
 @click.option("--sdpa", is_flag=True, help="PyTorch's fused attention; not exact.")
 @click.option("--encoder-batch", type=click.IntRange(1), default=1, show_default=True,
@@ -128,10 +128,10 @@ def size_in_bytes(context: click.Context, parameter: click.Parameter, value: str
 @click.option("--block-size", type=click.IntRange(1, 4096), help="Images per block, the unit of work.  [default: 8]")
 @click.option("--retry-quarantined", is_flag=True, help="Try quarantined images again, with the files as they are now.")
 @click.option("--dry-run", is_flag=True, help="Say what there is to do, and what it will take; write nothing.")
-@click.option("--workers", type=click.IntRange(1), help="Processes.  [default: one per GPU, else one per core]")
+@click.option("--workers", type=click.IntRange(1), help="Worker processes.  [default: one per GPU, else one per core]")
 @click.option("--scheduler", metavar="ADDRESS|FILE", help="Join the workers of a running Dask scheduler instead.")
 @click.option("--memory-limit", callback=size_in_bytes, metavar="SIZE",
-              help="Of each worker process, such as 16GB.  [default: an equal share of the memory]")  # fmt: skip
+              help="Memory of each worker process, such as 16GB.  [default: an equal share of the memory]")  # fmt: skip
 @click.option("--patience", type=click.FloatRange(1), default=PATIENCE, show_default=True,
               help="Seconds to wait for a scheduler, or without any worker, before giving up.")  # fmt: skip
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)

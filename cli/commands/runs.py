@@ -18,11 +18,11 @@ HELP = {"help_option_names": ["-h", "--help"]}
 
 @click.command(cls=Command, context_settings=HELP)
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=PLACE)
-@click.option("--json", "as_json", is_flag=True, help="An object for each run, in a line of its own.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object per run, a line each.")
 def status(runs: tuple[str, ...], as_json: bool) -> None:
     """Say where each RUN stands: its step, best validation, speed, time left, host, and what it last failed with.
 
-    A store of that name is trained on as ./status.
+    To train on a store named status, write ./status.
     """
 
     from samdeblur.train.standing import standing
@@ -39,7 +39,7 @@ def status(runs: tuple[str, ...], as_json: bool) -> None:
 
 @click.command(cls=Command, context_settings=HELP)
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=PLACE)
-@click.option("--out", default="curves.png", show_default=True, type=FILE, help="The image, a PNG.")
+@click.option("--out", default="curves.png", show_default=True, type=FILE, help="PNG file to write.")
 def plot(runs: tuple[str, ...], out: Path) -> None:
     """Draw the curves of every RUN, training loss and validation PSNR, in one image."""
 

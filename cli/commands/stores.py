@@ -57,8 +57,8 @@ def image_bar(total: int | None, name: str) -> Iterator[Callable[[int], None]]:
 @click.command(cls=Command)
 @click.argument("store", type=PLACE)
 @click.option("--deep", metavar="SOURCE", help="Also compare the digests with the images of this dataset.")
-@click.option("--layout", default="auto", show_default=True, help="Of SOURCE; as in run.")
-@click.option("--skip-unpaired", is_flag=True, help="As in run, for SOURCE.")
+@click.option("--layout", default="auto", show_default=True, help="Layout of SOURCE, as in run.")
+@click.option("--skip-unpaired", is_flag=True, help="Leave out images of SOURCE without a counterpart.")
 def verify(store: str, deep: str | None, layout: str, skip_unpaired: bool) -> int:
     """Check every file, table and checksum of STORE. Exit code 1 and one line per problem if anything is wrong."""
 
@@ -95,12 +95,12 @@ def verify(store: str, deep: str | None, layout: str, skip_unpaired: bool) -> in
 @click.argument("target", type=EITHER, required=False)
 @overwrite_option
 @click.option("--push", metavar="hf://...", help="zip: publish it there on the Hugging Face Hub, with a dataset card.")
-@click.option("--private", is_flag=True, help="--push: a repository that is made is private.")
-@click.option("--format", "form", type=click.Choice(["zip", "hdf5", *EXPORTS]), help="By default TARGET's name says.")
+@click.option("--private", is_flag=True, help="--push: make a new repository private.")
+@click.option("--format", "form", type=click.Choice(["zip", "hdf5", *EXPORTS]), help="[default: by TARGET]")
 @click.option("--with-images", is_flag=True, help="zip, hdf5: let the images go along; masks alone by default.")
 @click.option("--licence", default="not stated", help="zip, hdf5, coco-instances: licence of the masks.")
 @click.option("--images", type=READ, help="coco-instances: folder of the images, for the names of their files.")
-@click.option("--suffix", default="", metavar=".png", help="coco-instances: what the names of the images end in.")
+@click.option("--suffix", default="", metavar=".png", help="coco-instances: suffix added to the names of images.")
 @click.option("--ome", is_flag=True, help="The same as --format ome-zarr.")
 @click.option("--codec", type=click.Choice(["gzip", "zstd"]), help="hdf5: zstd needs hdf5plugin.  [default: gzip]")
 def export(
@@ -122,8 +122,8 @@ def export(
     A zip (.zip) or HDF5 file (.h5, .hdf5) opens with open_store and trains without unpacking; its SHA-256 goes to
     TARGET.sha256. --push hf://datasets/USER/REPOSITORY/NAME.zip puts the zip on the Hugging Face Hub, where everything
     here reads it by that address (pip install 'samdeblur[hub]', HF_TOKEN). coco-instances and coco-results are one JSON
-    file, parquet has a row per mask, sa-1b is a folder with a file per image, ome-zarr one with a group per image; what
-    such a format cannot hold is said.
+    file, parquet has a row per mask, sa-1b is a folder with a file per image, ome-zarr one with a group per image; a
+    note says what such a format cannot hold.
     """
 
     from samdeblur.storage import open_store
@@ -179,12 +179,12 @@ def export(
 @click.command("import", cls=Command)
 @click.argument("source", type=READ)
 @store_target
-@click.option("--format", "form", type=click.Choice(IMPORTS), help="By default that of what SOURCE holds.")
+@click.option("--format", "form", type=click.Choice(IMPORTS), help="Format of SOURCE.  [default: recognised]")
 @click.option("--split", required=True, help="Split the masks are of: train, test, ...")
 @click.option("--dataset", help="Name written into the store.  [default: SOURCE's]")
 @click.option("--images", type=READ, help="Folder of the images, for sizes and digests.")
 @click.option("--categories", metavar="NAME,...", help="COCO: read the annotations of these alone, by name or id.")
-@click.option("--strict", is_flag=True, help="Refuse a file with anything of no use in it, rather than leave it out.")
+@click.option("--strict", is_flag=True, help="Refuse a file with unusable entries instead of leaving them out.")
 def import_command(
     source: Path,
     target: Path,
@@ -199,8 +199,8 @@ def import_command(
 
     SOURCE is a COCO file (instances or results), a Parquet file as export writes it, the output folder of Segment
     Anything's scripts/amg.py, a folder of SA-1B JSON files, or a folder of the grey PNG or grouped npz files of the
-    released SAM-Deblur. What the format did not hold is said; what is of no use in it is left out and named (exit code
-    3), unless --strict.
+    released SAM-Deblur. Notes say what the format does not hold. Entries that cannot be used are left out and named
+    (exit code 3), unless --strict.
     """
     from samdeblur.storage import open_store
     from samdeblur.storage.exchange.annotations import LEFT_OUT
@@ -308,7 +308,7 @@ def diff_command(first: str, second: str, with_images: bool) -> int:
 
 @click.command("info", cls=Command)
 @click.argument("store", type=PLACE)
-@click.option("--json", "as_json", is_flag=True, help="As JSON, for scripts.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
 def info_command(store: str, as_json: bool) -> int:
     """Say what STORE holds: counts, sizes, bytes, masks per image, recipe."""
 
@@ -350,7 +350,7 @@ def info_command(store: str, as_json: bool) -> int:
 @click.option("--keys", metavar="GLOB", help="Images to show, by name.")
 @click.option("--count", type=click.IntRange(1), default=48, show_default=True, help="Images to show, spread evenly.")
 @click.option("--images", type=READ, help="Folder of the images, for a store without.")
-@click.option("--width", type=click.IntRange(32, 4096), default=480, show_default=True, help="Pixels of a card.")
+@click.option("--width", type=click.IntRange(32, 4096), default=480, show_default=True, help="Of an image, in pixels.")
 def view_command(
     store: str, target: Path, overwrite: bool, keys: str | None, count: int, images: Path | None, width: int
 ) -> int:
@@ -372,8 +372,8 @@ def view_command(
 @click.argument("store", type=PLACE)
 @click.argument("source", type=PLACE)
 @store_target
-@click.option("--layout", default="auto", show_default=True, help="Of SOURCE; as in run.")
-@click.option("--skip-unpaired", is_flag=True, help="As in run, for SOURCE.")
+@click.option("--layout", default="auto", show_default=True, help="Layout of SOURCE, as in run.")
+@click.option("--skip-unpaired", is_flag=True, help="Leave out images of SOURCE without a counterpart.")
 def add_images_command(store: str, source: str, target: Path, layout: str, skip_unpaired: bool) -> int:
     """Write the masks of STORE, a share without images, with those of your copy of the dataset, SOURCE, into TARGET.
 

@@ -16,7 +16,7 @@ from samdeblur.storage.files import write_durably
 @click.command(cls=Command)
 @click.argument("results", metavar="RESULTS...", nargs=-1, required=True, type=READ)
 @click.option("--format", "form", type=click.Choice(list(TABLES)), default="markdown", show_default=True,
-              help="Of what is printed.")  # fmt: skip
+              help="Format of what is printed.")  # fmt: skip
 @click.option("--out", type=FOLDER,
               help=f"Write {', '.join(TABLES.values())} and report.html there.")  # fmt: skip
 @click.option("--published/--no-published", default=None,
@@ -27,7 +27,7 @@ from samdeblur.storage.files import write_durably
 @click.option("--mean-runs", is_flag=True, help="Make the runs of a method one row: their mean and standard deviation.")
 @click.option("--resamples", type=click.IntRange(100, 1_000_000), default=RESAMPLES, show_default=True,
               help="Bootstrap resamples of the images.")  # fmt: skip
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the resamples.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the resamples.")
 @click.option("--curves", multiple=True, type=READ, metavar="RUN",
               help="Folder of a training run whose curves the report shows. May be repeated.")  # fmt: skip
 def table(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 ROW = "{:<24}{:<13}{:>11}  {:<12}{:<18}{}"
 
 folder_option = click.option(
-    "--folder", type=READ, help="Where they lie.  [default: $SAMDEBLUR_WEIGHTS or a cache folder]"
+    "--folder", type=READ, help="Folder of the weights.  [default: $SAMDEBLUR_WEIGHTS or a cache folder]"
 )
 
 
@@ -55,7 +55,7 @@ def list_command(folder: Path | None, check: bool) -> int:
 @weights.command("fetch")
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
 @folder_option
-@click.option("--mirror", metavar="URL", help="Where the files lie instead: http://, https://, file:// or a folder.")
+@click.option("--mirror", metavar="URL", help="Fetch from here instead: http://, https://, file:// or a folder.")
 def fetch_command(names: tuple[str, ...], folder: Path | None, mirror: str | None) -> int:
     """Download weights by name and check their SHA-256. USER/NAME[@REVISION] is a model of the Hugging Face Hub.
 

@@ -24,7 +24,7 @@ def images_options(command: Callable[..., Any]) -> Callable[..., Any]:
         help="Dataset to take the images from, for a store without; one for each STORE, in their order.",
     )  # fmt: skip
     layout = click.option(
-        "--images-layout", metavar="LAYOUT", help="Of --images, as --layout of samdeblur-prep run.  [default: auto]"
+        "--images-layout", metavar="LAYOUT", help="Layout of --images, as for samdeblur-prep run.  [default: auto]"
     )
     return images(layout(command))
 

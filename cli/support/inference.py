@@ -47,7 +47,7 @@ def which_weights(context: click.Context, parameter: click.Parameter, value: str
 
 weights_option = click.option(
     "--weights", callback=which_weights, metavar="best|last|initial|step-N",
-    help="Of a run.  [default: best, or last where nothing was validated after step 0]",
+    help="Which weights of a run.  [default: best, or last where nothing was validated after step 0]",
 )  # fmt: skip
 
 _OPTIONS = (
@@ -61,7 +61,7 @@ _OPTIONS = (
     click.option("--overlap", type=click.IntRange(0), metavar="PIXELS",
                  help=f"Pixels that neighbouring tiles share.  [default: {OVERLAP}]"),
     click.option("--precision", type=Precision(PRECISIONS), default="float32",
-                 show_default=True, help="Less than float32 changes results a little, and is named in them."),
+                 show_default=True, help="Below float32 results change a little, and say so."),
     click.option("--guard", callback=guard_of, metavar="flag|tlc-off,tiled,input",
                  help="Flag results that look collapsed; or put something in their place, the first named that does "
                       "not look so."),
