@@ -44,7 +44,7 @@ def ends_when_signalled(grace: float, code: int, left: str) -> Iterator[None]:
                 _forget(terminals)
             if not set(numbers).isdisjoint(before) and not over.wait(grace):
                 with suppress(OSError, ValueError):
-                    click.echo(f"error: told to end, and something did not within {grace:.0f} s; {left}", err=True)
+                    click.echo(f"error: told to end, but still busy after {grace:.0f} s; {left}", err=True)
                 os._exit(code)
         os.close(reading)
 

@@ -171,7 +171,7 @@ def run(network: str, sets: tuple[str, ...], out: Path, **options: Any) -> int:
         click.echo(f"restored images: {out / 'restored'}")
     unusable = sum(result.unready for result in found)
     if unusable:
-        click.echo(f"{counted(unusable, 'image')} could not be used, left out as said above", err=True)
+        click.echo(f"{counted(unusable, 'image')} could not be used; the lines above say why", err=True)
     return QUARANTINED if unusable else 0
 
 

@@ -118,7 +118,9 @@ def cli(
     if settings.weights and (fixed := [name for name in ARCHITECTURE if name in given]):
         raise ConfigError(f"{fixed[0]}: follows from the checkpoint {settings.weights}; leave it out")
     if settings.network != "nafnet" and (of_nafnet := [name for name in ARCHITECTURE if name in given]):
-        raise ConfigError(f"{of_nafnet[0]}: of nafnet; network {settings.network} takes network_options.NAME=VALUE")
+        raise ConfigError(
+            f"{of_nafnet[0]}: of nafnet alone; network {settings.network} takes network_options.NAME=VALUE"
+        )
     folders.check_claim(out, folders.RUN)
     places = [with_share(store) for store in stores]
     opened = [open_store(place) for place, _ in places] + ([open_store(val)] if val else [])
@@ -149,7 +151,7 @@ def cli(
         f"{history[0]['val_psnr']:.2f} dB at step 0, best {best['val_psnr']:.2f} dB at step {int(best['step'])}"
     )
     if best["val_psnr"] < history[0]["val_psnr"]:
-        click.echo("note: training never came back to what the weights were worth at step 0", err=True)
+        click.echo("note: validation never came back to the PSNR of the starting weights", err=True)
     click.echo(f"curves: {out / 'curves.png'}   weights: {out / 'best.safetensors'}")
 
 
@@ -256,7 +258,7 @@ class _Shown:
         self.since = (-1, now)
         left = (self.bar.total - step) * (now - at) / (step - begun)
         if is_first():
-            click.echo(f"expected: {duration(left)} for the {self.bar.total - step:,} steps left, validations aside")
+            click.echo(f"expected: {duration(left)} for the {self.bar.total - step:,} steps left, without validations")
 
 
 def main() -> None:

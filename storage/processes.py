@@ -87,7 +87,7 @@ def how_it_ended(code: int | None) -> str:
     if code is None or code >= 0:
         return f"ended with {code}"
     reason = {
-        int(signal.SIGKILL): ": memory ran out, most often",
-        int(signal.SIGBUS): ": shared memory or a disk ran out, most often",
+        int(signal.SIGKILL): ": usually memory ran out",
+        int(signal.SIGBUS): ": usually shared memory or a disk ran out",
     }.get(-code, "")
     return f"was ended by signal {-code} ({signal.Signals(-code).name}){reason}"

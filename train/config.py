@@ -171,7 +171,7 @@ class TrainConfig:
         if self.network == "nafnet" and self.network_options:
             raise ConfigError(f"network_options: nafnet has {', '.join(ARCHITECTURE)} instead")
         if (self.schedule == "restarts") != bool(self.restart_steps):
-            raise ConfigError("restart_steps: the steps of each cosine of schedule restarts, and of no other schedule")
+            raise ConfigError("restart_steps: schedule restarts alone has it")
         if len(self.enc_blk_nums) != len(self.dec_blk_nums):
             raise ConfigError("enc_blk_nums and dec_blk_nums must have as many levels")
         if len(self.betas) != 2:
@@ -179,7 +179,7 @@ class TrainConfig:
         if self.subimage_size and self.subimage_size < max(self.crop_size, *self.progressive_crops, 0):
             raise ConfigError(f"subimage_size: {self.subimage_size} is smaller than the crops, {self.crop_size}")
         if self.semantics == "released" and (self.aggregate, self.statistics) != ("sum", "mean"):
-            raise ConfigError("aggregate and statistics: semantics released has none but sum and mean")
+            raise ConfigError("aggregate and statistics: semantics released has sum and mean alone")
         if self.freeze_backbone and self.method == "none":
             raise ConfigError("freeze_backbone: method none has no prior to train alone")
 

@@ -68,7 +68,7 @@ def train(
         for size in (config.batch_size, *config.progressive_batches):
             if size % (ranks.world * config.accumulate):
                 raise ConfigError(
-                    f"batch_size: {size} does not part into {ranks.world} processes with "
+                    f"batch_size: {size} cannot be divided among {ranks.world} processes with "
                     f"{config.accumulate} parts each (accumulate)"
                 )
         cache, with_atoms = (config.cache_mb << 20) // (1 + len(mixed)), config.method != "none"

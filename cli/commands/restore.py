@@ -72,7 +72,7 @@ def restore(network: str, places: tuple[str, ...], out: Path, **options: Any) ->
     if weights is not None and (not weights.step or not weights.finished):
         click.echo(f"note: the weights are of {weights}", err=True)
     if segmenter is not None and weights is not None and weights.segmenter not in ("", segmenter.kind):
-        click.echo(f"note: masks of {segmenter.kind}, where training saw those of {weights.segmenter}", err=True)
+        click.echo(f"note: masks of {segmenter.kind}; the training used those of {weights.segmenter}", err=True)
     recipe = segmenter.recipe if segmenter is not None else ""
     way = Way(checkpoint_digest(path), inference, recipe, options["form"], options["quality"])
     outcome = restore_images(
@@ -93,7 +93,7 @@ def restore(network: str, places: tuple[str, ...], out: Path, **options: Any) ->
     if options["compare"] and outcome.written:
         click.echo(f"to look at: {out / COMPARE_PAGE}")
     if outcome.left_out:
-        _say(f"{len(outcome.left_out)} could not be restored and are left out, as said above")
+        _say(f"{len(outcome.left_out)} could not be restored; the lines above say why")
     return 0 if not outcome.left_out else QUARANTINED if outcome.written else FAILED
 
 

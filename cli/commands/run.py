@@ -263,7 +263,7 @@ def chosen_sam_settings(options: dict[str, Any], bundled: bool, family: str = "s
     called = {name: f"--{name.replace('_', '-')}" for name in SAM_SETTINGS | FAMILY_SETTINGS}
     known = SAM_SETTINGS | dict(DEFAULTS.get(family, {}))
     if more := [name for name in chosen if name not in known]:
-        raise click.UsageError(f"{called[more[0]]} is of Segment Anything 2 and 3; this model is a {family}")
+        raise click.UsageError(f"{called[more[0]]} is a setting of Segment Anything 2 and 3; this model is a {family}")
     if "point_grids" in chosen:
         called["point_grids"] += f" {options['point_grids']}"
     check_settings(known | chosen, called.__getitem__)

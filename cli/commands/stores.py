@@ -96,7 +96,7 @@ def verify(store: str, deep: str | None, layout: str, skip_unpaired: bool) -> in
 @overwrite_option
 @click.option("--push", metavar="hf://...", help="zip: publish it there on the Hugging Face Hub, with a dataset card.")
 @click.option("--private", is_flag=True, help="--push: make a new repository private.")
-@click.option("--format", "form", type=click.Choice(["zip", "hdf5", *EXPORTS]), help="[default: by TARGET]")
+@click.option("--format", "form", type=click.Choice(["zip", "hdf5", *EXPORTS]), help="Format.  [default: by TARGET]")
 @click.option("--with-images", is_flag=True, help="zip, hdf5: let the images go along; masks alone by default.")
 @click.option("--licence", default="not stated", help="zip, hdf5, coco-instances: licence of the masks.")
 @click.option("--images", type=READ, help="coco-instances: folder of the images, for the names of their files.")
@@ -350,7 +350,7 @@ def info_command(store: str, as_json: bool) -> int:
 @click.option("--keys", metavar="GLOB", help="Images to show, by name.")
 @click.option("--count", type=click.IntRange(1), default=48, show_default=True, help="Images to show, spread evenly.")
 @click.option("--images", type=READ, help="Folder of the images, for a store without.")
-@click.option("--width", type=click.IntRange(32, 4096), default=480, show_default=True, help="Of an image, in pixels.")
+@click.option("--width", type=click.IntRange(32, 4096), default=480, show_default=True, help="Width of an image.")
 def view_command(
     store: str, target: Path, overwrite: bool, keys: str | None, count: int, images: Path | None, width: int
 ) -> int:

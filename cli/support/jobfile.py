@@ -93,7 +93,7 @@ def _checked(
     for key, value in values.items():
         name, where = str(key).replace("-", "_"), at(str(key))
         if name in OF_THE_RUN:
-            raise click.UsageError(f"{where}: {key} is of the whole run; give it on the command line")
+            raise click.UsageError(f"{where}: {key} applies to the whole run; give it on the command line")
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"

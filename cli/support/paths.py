@@ -49,7 +49,7 @@ class LocalPath(click.ParamType):
     def _require(self, path: Path, text: str) -> None:
         """Raise UsageError, or the OSError of looking, for what this cannot be written to."""
         if self.written == "store" and path.is_file():
-            raise click.UsageError(f"{text}: a file, which is only read; prepare into a folder")
+            raise click.UsageError(f"{text}: a file, which can only be read; give a folder to write the store to")
         if self.written == "store" and path.suffix.lower() in SHARES and not path.is_dir():
             raise click.UsageError(f"{text}: a store is a folder; write one, and export it as a file")
         require_writable(path, None if self.written == "either" else self.written != "file")

@@ -106,7 +106,7 @@ def _own_name(found: ImageSet, location: str) -> str:
         return layout.dataset
     name = _name_of_place(location)
     counted = f"{published:,} images" if published else f"no split {found.split}"
-    click.echo(f"note: {location}: called {name}, for {layout.dataset} has {counted} and this {images:,}", err=True)
+    click.echo(f"note: {location}: named {name}: {layout.dataset} has {counted}, this has {images:,}", err=True)
     return name
 
 
@@ -231,7 +231,7 @@ def _open_source(location: str, loose: Loose) -> _ImageList:
     for note in source.notes:
         click.echo(f"note: {note}", err=True)
     if root.is_dir() and not embedded(location) and (strays := list(filter(is_image, os.listdir(root)))):
-        click.echo(f"note: {location}: {some(sorted(strays))}: beside the pairs, and none of them", err=True)
+        click.echo(f"note: {location}: {some(sorted(strays))}: beside the pairs, in none of them", err=True)
     made_by = "" if hasattr(source, "files") else f"{location} {source.split} samdeblur {metadata.version('samdeblur')}"
     return _ImageList(
         source.dataset,

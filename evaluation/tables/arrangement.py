@@ -204,7 +204,7 @@ def _with_metrics(run: Results, place: str, notes: list[str]) -> list[SetResult]
         else:
             notes.append(f"{name} is left out: {place} has no metrics of it, for want of sharp images.")
     if not scored:
-        raise NotComparable(f"{place}: no metrics, for there are no sharp images; a table needs some")
+        raise NotComparable(f"{place}: no metrics, since it has no sharp images; a table needs some")
     return scored
 
 

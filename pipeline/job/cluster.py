@@ -271,7 +271,7 @@ class OnDask:
         waited = time.monotonic() - self._seen_worker
         if waited > self._patience and self._own:
             raise ClusterLost(
-                f"worker processes ({self._own}) do not stay up: out of memory, most often; give them more with "
+                f"worker processes ({self._own}) do not stay up, usually for want of memory; give them more with "
                 "--memory-limit, or take fewer --workers"
             )
         if waited > self._patience:

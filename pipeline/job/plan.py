@@ -75,7 +75,7 @@ def ensure_store(source: Source, path: Path, settings: PrepSettings, options: St
         OSError: the folder cannot be written.
     """
     if path.is_file():
-        raise StoreError(f"{path}: a share, which is only read; prepare into a folder")
+        raise StoreError(f"{path}: a share, which can only be read; give a folder to write the store to")
     if not is_vacant(path):
         return False
     check_runs(settings, here)
@@ -161,7 +161,7 @@ def retry_quarantined(source: Source, committer: Committer, path: Path) -> int:
 def make_plan(source: Source, path: Path, settings: PrepSettings, options: StoreOptions, retry: bool = False) -> Plan:
     """What `prepare` would do. Raises as it does, and writes nothing."""
     if path.is_file():
-        raise StoreError(f"{path}: a share, which is only read; prepare into a folder")
+        raise StoreError(f"{path}: a share, which can only be read; give a folder to write the store to")
     keys, done = source.keys, 0
     stored: dict[str, int] | None = None
     if is_vacant(path):

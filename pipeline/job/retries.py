@@ -114,7 +114,7 @@ class Retries:
             again = _without(
                 task,
                 at[0],
-                f"{len(at)} workers died at this image; out of memory, most often: give workers more of it",
+                f"{len(at)} workers died at this image, usually for want of memory: give workers more of it",
             )
         elif again.attempt >= ATTEMPTS:
             keys = list(task.source.keys)

@@ -209,7 +209,7 @@ def _find_masks(image: Opened, stages: Stages, clock: Clock) -> Encode:
         if isinstance(stages.segmenter, TrueMasks):
             masks = image.pair.masks
             if masks is None:
-                raise BadImage(f"{image.key}: its source knows no true masks")
+                raise BadImage(f"{image.key}: its source has no true masks")
             return lambda: (masks, {})
         with clock("segment", image.key):
             if isinstance(stages.segmenter, Finds):

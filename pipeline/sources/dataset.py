@@ -100,5 +100,5 @@ def _require_same_kind(store: MaskStore, source: Source) -> None:
     if store.header.digest != source.digest:
         raise StoreError(
             f"{store.path}: its digests are of {store.header.digest}, those of {source.dataset} of {source.digest}; "
-            "they do not compare"
+            "they cannot be compared"
         )

@@ -98,7 +98,7 @@ def test_what_is_not_a_store_is_refused(samdeblur, prep_run, pairs, tiny, tmp_pa
         refused = prep_run(pairs, path)
         if kind != "other":
             used = kind == "folder"  # an empty one may be the top of a disk
-            assert (refused.code, used or "a file, which is only read" in refused.error) == (
+            assert (refused.code, used or "a file, which can only be read" in refused.error) == (
                 0 if used else 2,
                 True,
             )

@@ -215,7 +215,7 @@ def test_every_stage_runs_once_for_each_image_and_not_again(samdeblur, store, ti
     done = samdeblur(*command)
     assert done.code == 0, done.err
     assert (len(segmented), len(network), len(read)) == (5, 5, 5)
-    assert "where training saw those of superpixels" in done.err
+    assert "the training used those of superpixels" in done.err
     assert "step 2 of 2" not in done.err  # of a finished run nothing is to be said
     again = samdeblur(*command)
     assert "5 images restored, 5 of them there before" in again.out

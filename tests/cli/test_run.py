@@ -77,7 +77,7 @@ def test_names_of_the_environment_are_replaced_in_a_job_file(samdeblur, job, mon
         ([{"split": ""}], {}, [], "store 1: split is missing"),
         ([{}, {}], {"store": "x"}, ["--split", "val"], "no store of split val"),
         ([{"store": "a"}, {"store": "a"}], {}, [], "a is the store of two entries"),
-        ([{}], {"workers": 3}, [], "workers is of the whole run; give it on the command line"),
+        ([{}], {"workers": 3}, [], "workers applies to the whole run; give it on the command line"),
         ([5], {}, [], "store 1: not a mapping"),
         ([], {}, [], "a list of `stores`"),
         ([{}], {}, ["source", "store"], "not both"),

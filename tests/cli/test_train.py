@@ -126,7 +126,7 @@ def test_a_setting_that_is_given_twice_is_refused(refused):
 
 def test_a_batch_that_does_not_part_is_refused(refused):
     said = refused("--set", "accumulate=3")
-    assert said == "error: batch_size: 2 does not part into 1 processes with 3 parts each (accumulate)"
+    assert said == "error: batch_size: 2 cannot be divided among 1 processes with 3 parts each (accumulate)"
 
 
 @pytest.mark.parametrize(

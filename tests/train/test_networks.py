@@ -206,7 +206,7 @@ def test_options_of_the_command_line_reach_the_network(samdeblur, store, tmp_pat
     assert done.code == 0, done.err
     assert load_network(tmp_path / "r").network.config == {"width": 4, "levels": 1, "blocks": 1}
     done = samdeblur("train", store.path, "--config", "unet", "--out", tmp_path / "s", "--set", "width=3", *short)
-    assert (done.code, "width: of nafnet; network unet takes network_options" in done.err) == (2, True)
+    assert (done.code, "width: of nafnet alone; network unet takes network_options" in done.err) == (2, True)
 
 
 def test_files_that_name_a_network_with_strange_values_are_refused(tmp_path, small):

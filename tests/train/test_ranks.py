@@ -145,7 +145,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(exact, tmp_path, 
 def test_a_batch_that_does_not_part_is_refused_in_one_line(exact, tmp_path, together):
     first, second = together(replace(exact, batch_size=6, accumulate=2), tmp_path / "run")
     assert (first.code, second.code) == (2, 2), (first, second)
-    assert first.err == "error: batch_size: 6 does not part into 2 processes with 2 parts each (accumulate)\n"
+    assert first.err == "error: batch_size: 6 cannot be divided among 2 processes with 2 parts each (accumulate)\n"
     assert second.err == ""
     assert not (tmp_path / "run").exists()
 

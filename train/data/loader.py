@@ -248,7 +248,7 @@ def _next(
         suspended = [place for place, pulse in enumerate(pulses) if pulse.suspended]
         late = (suspended or [number % len(workers)])[0]  # they take turns; but one may hold up all others
         if silence[late] > SILENT:
-            what = "is suspended" if suspended else "does nothing: its disk or server does not answer, most often"
+            what = "is suspended" if suspended else "does nothing: usually its disk or server does not answer"
             raise LoaderFailed(
                 f"no batch for {looks * TICK:.0f} s: worker {late} of {len(workers)} that read crops (process "
                 f"{pulses[late].process}) {what}"

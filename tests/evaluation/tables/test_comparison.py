@@ -258,7 +258,7 @@ def test_steps_of_unfinished_runs_and_masks_of_another_kind_are_noted():
     )
     assert noted(
         comparison,
-        "map, toy test: masks of superpixels 5e6f7a8b, where training saw those of segment-anything 1a2b3c4d.",
+        "map, toy test: masks of superpixels 5e6f7a8b; the training used those of segment-anything 1a2b3c4d.",
     )
     assert not noted(comparison, "none, toy test: masks")
     assert not noted(comparison, "too few")

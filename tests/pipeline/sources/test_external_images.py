@@ -205,7 +205,7 @@ def test_a_dataset_without_any_image_of_the_store_is_refused(folder, make_store,
 def test_digests_of_another_kind_are_refused(folder, make_store, tmp_path, write_pairs):
     masks = make_store(open_source(str(folder), "test"))
     lossy = open_source(str(write_pairs(tmp_path / "lossy", SHAPES, suffix=".jpg")), "test")
-    with pytest.raises(StoreError, match=r"of pixels, those of lossy of file; they do not compare"):
+    with pytest.raises(StoreError, match=r"of pixels, those of lossy of file; they cannot be compared"):
         with_dataset(masks, lossy, "lossy")
 
 
