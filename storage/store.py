@@ -90,7 +90,7 @@ class MaskStore:
     def __init__(self, location: str | Path, opened: Opened | None = None) -> None:
         self.path, self.reader, self.header = opened or open_checked(location)
         self._arrays = self.header.arrays
-        self._data_names = list(self.header.data_arrays())
+        self._data_names, self._maps = list(self.header.data_arrays()), len(self.header.embeddings)
         self._present: set[tuple[str, int]] = set()
         self._tables: OrderedDict[int, NDArray[np.uint16]] = OrderedDict()
         self._table_bytes = 0
@@ -99,7 +99,10 @@ class MaskStore:
         self.counts: NDArray[np.int32] = index["index/counts"]  # (I, 3) masks, atoms, pairs
         self.states: NDArray[np.uint8] = index["index/state"]  # (I,)
         self.shapes: NDArray[np.int32] = index["index/shape"]  # (I, 2) height, width
-        self.shard_digests: NDArray[np.uint8] = index["index/shard_digest"]  # (blocks, arrays, 32)
+        of_embeddings = self._read_index("embedding_digest").values() if self.header.embeddings else ()
+        self.shard_digests: NDArray[np.uint8] = np.concatenate(  # (blocks, arrays, 32)
+            [index["index/shard_digest"], *of_embeddings], axis=1
+        )
         if self.reader.has_shards:
             written: NDArray[np.bool_] = np.asarray(self.shard_digests.any(axis=2))
             self.reader.absent = dict(zip(self._data_names, ~written.T, strict=True))
@@ -234,13 +237,23 @@ class MaskStore:
         top, left, height, width = self._window(position, window)
         return self._external.image(self, name, key)[top : top + height, left : left + width].copy()
 
+    def embeddings(self, key: str, crops: int | None = None) -> list[NDArray[np.float16]]:
+        """What the encoder made of an image and its first crops, all of them by default: each map (crops, ...) float16.
+
+        Raises as `atoms`, and StoreError where they are not kept.
+        """
+        if not self.header.embeddings:
+            raise StoreError(f"{self.path}: keeps no embeddings; --keep-embeddings makes a store that does")
+        position, count = self._ready(key), slice(0, crops or self.header.embeddings[0][0])
+        return [self._read(f"embeddings/{number}", (position, count)) for number in range(len(self.header.embeddings))]
+
     def content(self, key: str) -> str:
         """Of what an image's masks, records and own images are, SHA-256 (hex): the same as long as no byte changes.
 
         Raises UnknownImage.
         """
         position = self.position(key)
-        shards = self.shard_digests[position // self.header.block_size]
+        shards = self.shard_digests[position // self.header.block_size, : len(self._data_names) - self._maps]
         return hashlib.sha256(f"{self.header.seal} {position}".encode() + shards.tobytes()).hexdigest()
 
     def sources_digest(self, keys: Sequence[str]) -> str:

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 FAMILY_SETTINGS = {name: default for name, default in SAM2_SETTINGS.items() if name not in SAM_SETTINGS}
 GROUPS = {
     "Source": ("split", "job", "layout", "dataset", "skip_unpaired"),
-    "Store": ("with_images", "block_size", "retry_quarantined", "dry_run"),
-    "Masks": ("predeblur", "segmenter", "set_segmenter", "sam", "channel_order", "device"),
+    "Store": ("with_images", "keep_embeddings", "block_size", "retry_quarantined", "dry_run"),
+    "Masks": ("predeblur", "segmenter", "set_segmenter", "sam", "channel_order", "from_embeddings", "device"),
     "Precision of Segment Anything": ("precision", "compile", "sdpa", "encoder_batch"),
     "Settings of Segment Anything": tuple(SAM_SETTINGS),
     "Settings of Segment Anything 2 and 3": tuple(FAMILY_SETTINGS),
@@ -117,6 +117,8 @@ def size_in_bytes(context: click.Context, parameter: click.Parameter, value: str
               "a file, a folder of transformers, or fetched ones by name.  [default: bundled]")  # fmt: skip
 @click.option("--channel-order", type=click.Choice(["rgb", "bgr"]), default="rgb", show_default=True,
               help="Order of the channels; the released SAM-Deblur masks came from bgr.")  # fmt: skip
+@click.option("--from-embeddings", type=READ, metavar="STORE", help="Find masks in the embeddings that STORE keeps of "
+              "the same images; the encoder and pre-deblurring are left out. Not exact.")  # fmt: skip
 @click.option("--precision", type=Precision(PRECISIONS), default="float32",
               show_default=True, help="Precision of the network; below float32 masks change a little.")  # fmt: skip
 @click.option("--compile", "compile", is_flag=True, help="The image encoder through torch.compile; not exact.")
@@ -125,6 +127,8 @@ def size_in_bytes(context: click.Context, parameter: click.Parameter, value: str
               help="Images per call of the image encoder; more than one is not exact.")  # fmt: skip
 @click.option("--with-images/--without-images", default=True, show_default=True,
               help="Store the images beside the masks.")  # fmt: skip
+@click.option("--keep-embeddings", is_flag=True, help="Store what Segment Anything's encoder made of each image, in "
+              "float16, for --from-embeddings.")  # fmt: skip
 @click.option("--block-size", type=click.IntRange(1, 4096), help="Images per block, the unit of work.  [default: 8]")
 @click.option("--retry-quarantined", is_flag=True, help="Try quarantined images again, with the files as they are now.")
 @click.option("--dry-run", is_flag=True, help="Say what there is to do, and what it will take; write nothing.")
@@ -206,10 +210,13 @@ def _job(options: Mapping[str, Any]) -> Job:
         changed = {"sam": options["sam"], **sam_settings}
         plain = {"precision": "float32", "compile": False, "sdpa": False, "channel_order": "rgb"}
         plain |= {"encoder_batch": 1} if ours else {}
+        changed |= {name: options[name] or None for name in ("keep_embeddings", "from_embeddings")}
         changed |= {name: options[name] for name, value in plain.items() if options[name] != value}
         flags = [f"--{name.replace('_', '-')}" for name, value in changed.items() if value is not None]
         if flags:
             raise click.UsageError(f"{flags[0]} needs --segmenter sam")
+    if options["keep_embeddings"] and options["from_embeddings"]:
+        raise click.UsageError("--keep-embeddings: they lie in the store of --from-embeddings; leave it out")
     sam = Weights.of_sam(options["sam"] or "bundled") if segmenter == "sam" else None
     if sam is not None and sam.family != "sam":
         click.echo(f"note: {options['sam']}: {FAMILIES[sam.family]}", err=True)
@@ -223,10 +230,12 @@ def _job(options: Mapping[str, Any]) -> Job:
         ),
         speed=Speed(options["precision"], options["compile"], options["sdpa"], options["encoder_batch"]),
         plugin=Choice.of_plugin(segmenter, given, together) if given or not (ours or segmenter == "sam") else None,
+        embeddings=str(kept.resolve()) if (kept := options["from_embeddings"]) else None,
         device=options["device"],
     )
     source = open_source(options["source"], split, options["layout"], options["dataset"], options["skip_unpaired"])
-    return Job(source, options["store"], settings, StoreOptions(options["with_images"], options["block_size"]))
+    layout = StoreOptions(options["with_images"], options["block_size"], options["keep_embeddings"])
+    return Job(source, options["store"], settings, layout)
 
 
 def segmenter_settings(given: Sequence[str]) -> dict[str, Any]:

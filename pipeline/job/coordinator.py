@@ -11,6 +11,7 @@ from typing import Any
 
 from samdeblur.pipeline.job.blocks import BlockFailure, BlockReport, BlockTask
 from samdeblur.pipeline.job.cluster import Feed, Resources, Runner, Workers
+from samdeblur.pipeline.job.embeddings import require_embeddings
 from samdeblur.pipeline.job.interrupts import uninterrupted
 from samdeblur.pipeline.job.plan import (
     BLOCK_LOG,
@@ -51,7 +52,7 @@ def prepare(
         retry: do blocks with quarantined images again.
 
     Raises:
-        StoreError: the store is of other images or another recipe.
+        StoreError: the store is of other images or another recipe, or embeddings are not those that are wanted.
         StoreBusy: another job writes to it.
         ClusterLost: no scheduler or no worker.
         WorkerKilled: workers die over a block again and again, and not over one image of it.
@@ -63,6 +64,8 @@ def prepare(
         with Workers(Resources(workers=workers), settings.device) as own:
             return prepare(source, path, settings, options, own, progress, retry)
     options = options or StoreOptions()
+    if settings.embeddings is not None:
+        require_embeddings(source, settings)
     created = ensure_store(source, path, settings, options, here=workers.resources.scheduler is None)
     committer = Committer(path)
     try:

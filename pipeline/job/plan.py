@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from samdeblur.pipeline.job.blocks import BlockTask
-from samdeblur.pipeline.job.recipe import PrepSettings, check_runs
+from samdeblur.pipeline.job.embeddings import require_embeddings
+from samdeblur.pipeline.job.recipe import PrepSettings, Stages, check_runs
+from samdeblur.pipeline.segmenters.kept import shapes_of
+from samdeblur.pipeline.segmenters.sam import SamSegmenter
 from samdeblur.pipeline.sources.base import BadImage, Source
 from samdeblur.storage import StoreError, open_store
 from samdeblur.storage.access.header import read_header
@@ -36,10 +40,15 @@ IMAGE_BYTES_PER_PIXEL = 3.5  # blurred and sharp together
 
 @dataclass(frozen=True)
 class StoreOptions:
-    """How a new store is laid out; a store that exists keeps its own block size."""
+    """How a new store is laid out; a store that exists keeps its own block size.
+
+    Attributes:
+        embeddings: keep what the encoder of Segment Anything made of each image and its crops.
+    """
 
     images: bool = True
     block_size: int | None = None
+    embeddings: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,11 +87,12 @@ def ensure_store(source: Source, path: Path, settings: PrepSettings, options: St
         raise StoreError(f"{path}: a share, which can only be read; give a folder to write the store to")
     if not is_vacant(path):
         return False
-    check_runs(settings, here)
+    stages = check_runs(settings, here)
     shapes, _ = image_shapes(source)
     shapes[~fitting(shapes)] = 0  # quarantined when they are read
+    header = new_header(source, settings, options, shapes)
     try:
-        create_store(path, new_header(source, settings, options, shapes), source.keys, shapes)
+        create_store(path, _keeping(header, stages) if options.embeddings else header, source.keys, shapes)
     except FileExistsError:  # another job has just made one
         return False
     return True
@@ -98,6 +108,7 @@ def check_same(source: Source, path: Path, settings: PrepSettings, options: Stor
         "dataset": (header.dataset, source.dataset),
         "split": (header.split, source.split),
         "with images": (header.images, options.images),
+        "with embeddings": (bool(header.embeddings), options.embeddings),
         "block size": (header.block_size, options.block_size or header.block_size),
     }
     for name, (stored, asked) in layout.items():
@@ -124,6 +135,12 @@ def new_header(source: Source, settings: PrepSettings, options: StoreOptions, sh
         block_size=options.block_size or BLOCK_SIZE,
         images=options.images,
     )
+
+
+def _keeping(header: Header, stages: Stages) -> Header:
+    """With arrays for what this encoder gives."""
+    assert isinstance(stages.segmenter, SamSegmenter)
+    return replace(header, embeddings=shapes_of(stages.segmenter))
 
 
 def image_shapes(source: Source, keys: Sequence[str] | None = None) -> tuple[NDArray[np.int32], dict[str, str]]:
@@ -160,6 +177,8 @@ def retry_quarantined(source: Source, committer: Committer, path: Path) -> int:
 
 def make_plan(source: Source, path: Path, settings: PrepSettings, options: StoreOptions, retry: bool = False) -> Plan:
     """What `prepare` would do. Raises as it does, and writes nothing."""
+    if settings.embeddings is not None:
+        require_embeddings(source, settings)
     if path.is_file():
         raise StoreError(f"{path}: a share, which can only be read; give a folder to write the store to")
     keys, done = source.keys, 0
@@ -167,6 +186,8 @@ def make_plan(source: Source, path: Path, settings: PrepSettings, options: Store
     if is_vacant(path):
         shapes, unreadable = image_shapes(source)
         header = new_header(source, settings, options, shapes)
+        if options.embeddings:
+            header = _keeping(header, check_runs(settings, here=False))
         states = np.zeros(len(keys), np.uint8)
     else:
         check_same(source, path, settings, options)
@@ -179,6 +200,7 @@ def make_plan(source: Source, path: Path, settings: PrepSettings, options: Store
     blocks = {row // header.block_size for row in todo}
     pixels = float(shapes.prod(axis=1, dtype=np.int64).mean())
     estimate = pixels * (MASK_BYTES_PER_PIXEL + IMAGE_BYTES_PER_PIXEL * header.images)
+    estimate += sum(2 * math.prod(features) for features in header.embeddings)  # before compression, which saves little
     return Plan(
         images=len(keys),
         blocks=header.n_blocks,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +20,8 @@ from samdeblur.pipeline.segmenters.plugins import OURS, Choice
 from samdeblur.pipeline.segmenters.sam import sam_recipe
 from samdeblur.pipeline.segmenters.speed import EXACT, Speed
 from samdeblur.pipeline.segmenters.superpixels import SuperpixelSegmenter
+
+KEPT = "float16"  # in which embeddings are kept
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ class PrepSettings:
         sam_settings: settings of MaskGenerator that differ from its defaults.
         speed: how SAM's network computes; anything but the default changes masks a little.
         plugin: a segmenter of another package, or superpixels with other settings, instead of all of these.
+        embeddings: place of a store whose embeddings are taken instead of the encoder's.
         device: "cpu", "cuda" (each worker takes one of the GPUs), or "auto".
     """
 
@@ -97,6 +100,7 @@ class PrepSettings:
     sam_settings: Mapping[str, Any] = field(default_factory=dict)
     speed: Speed = EXACT
     plugin: Choice | None = None
+    embeddings: str | None = None
     device: str = "auto"
 
     def recipe(self) -> dict[str, Any]:
@@ -109,8 +113,11 @@ class PrepSettings:
         elif self.sam is not None:
             settings = SAM_SETTINGS | dict(DEFAULTS.get(self.sam.family, {})) | dict(self.sam_settings)
             segmenter = sam_recipe(self.sam.sha256, self.channel_order, settings, self.sam.family, self.sam.origin)
+        mode = (EXACT if self.sam is None and self.plugin is None else self.speed).recipe()
+        if self.embeddings is not None:  # which store they lie in makes no difference
+            mode = {"name": "tolerance", **asdict(self.speed), "embeddings": KEPT}
         return {
-            "mode": (EXACT if self.sam is None and self.plugin is None else self.speed).recipe(),
+            "mode": mode,
             "predeblur": {"checkpoint": self.predeblur.sha256} if self.predeblur else None,
             "segmenter": dict(segmenter),
         }
@@ -141,8 +148,8 @@ class Stages:
     plugin: str | None = None
 
 
-def check_runs(settings: PrepSettings, here: bool = True) -> None:
-    """Load every checkpoint once and, if it is `here`, look for the device, before anything is written.
+def check_runs(settings: PrepSettings, here: bool = True) -> Stages:
+    """Load every checkpoint once, onto the CPU, and, if it is `here`, look for the device, before anything is written.
 
     Raises FileNotFoundError, CheckpointError, SettingsError, DeviceError.
     """
@@ -150,12 +157,12 @@ def check_runs(settings: PrepSettings, here: bool = True) -> None:
         pick_device(settings.device)
     if settings.plugin is not None:  # which was opened to know its recipe
         settings = replace(settings, plugin=None)
-    load_stages(settings, torch.device("cpu"))
+    return load_stages(settings, torch.device("cpu"))
 
 
 def load_stages(settings: PrepSettings, device: torch.device) -> Stages:
     """Load the models onto a torch device. Raises FileNotFoundError, CheckpointError."""
-    predeblur = None if settings.true_masks else settings.predeblur
+    predeblur = None if settings.true_masks or settings.embeddings is not None else settings.predeblur
     network = load_network(predeblur.check()).to(device) if predeblur else None
     if network is not None and network.local_means:
         network = local_pooling(network, network.train_size or 256)

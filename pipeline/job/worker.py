@@ -28,12 +28,15 @@ from samdeblur.models import NotFinite, deblur, device_facts, let_go, pick_devic
 from samdeblur.models.checkpoints.finding import SeveralNetworks
 from samdeblur.pipeline.job.blame import Blame, Blamed, alike, as_sent, blame, is_out_of_gpu_memory
 from samdeblur.pipeline.job.blocks import BlockFailure, BlockReport, BlockTask, Clock, NotShared
+from samdeblur.pipeline.job.embeddings import kept_features
 from samdeblur.pipeline.job.memory import require_room
 from samdeblur.pipeline.job.recipe import PrepSettings, Stages, load_stages
 from samdeblur.pipeline.segmenters.base import Embeds, Finds, Records, TrueMasks
+from samdeblur.pipeline.segmenters.kept import pack
 from samdeblur.pipeline.segmenters.plugins import checked, provider
+from samdeblur.pipeline.segmenters.sam import SamSegmenter
 from samdeblur.pipeline.sources.base import BadImage, ImagePair
-from samdeblur.storage import AtomMap
+from samdeblur.storage import AtomMap, MaskStore, open_store
 from samdeblur.storage.files import write_durably
 from samdeblur.storage.format.layout import DONE, ERROR_BYTES, QUARANTINED, fingerprint
 from samdeblur.storage.writing.commits import (
@@ -129,11 +132,16 @@ def _find_all(
 ) -> Iterator[Future[Finished]]:
     """The images of a block, their masks becoming atoms in the pool while the next is segmented."""
     images = zip(task.source.keys, task.shapes, reads, strict=True)
+    kept = open_store(task.settings.embeddings) if task.settings.embeddings is not None else None
     while group := list(itertools.islice(images, 1 if task.careful else task.settings.speed.batch)):
         if task.careful:
             write_durably(staging / WORKING, group[0][0].encode())
         opened = [_open(key, shape, read, task.skip.get(key), stages, clock) for key, shape, read in group]
-        for image in _embed_together(opened, stages, clock) if task.settings.speed.batch > 1 else opened:
+        if task.settings.speed.batch > 1 and kept is None:
+            opened = _embed_together(opened, stages, clock)
+        for image in opened:
+            if kept is not None or task.header.embeddings:
+                image = _embed_crops(image, kept, stages, clock)
             future = pool.submit(_finish, image, _find_masks(image, stages, clock), clock, task.header.images)
             if task.careful:
                 future.result()
@@ -152,6 +160,7 @@ class Opened:
     pair: ImagePair | None = None
     picture: NDArray[np.uint8] | None = None
     embedding: Any = None
+    features: Sequence[NDArray[np.float16]] = ()  # of the embedding, where they are to be kept
     error: Exception | None = None
     planned: bool = True  # whether its size was known when the store was planned
 
@@ -197,6 +206,23 @@ def _embed_together(images: list[Opened], stages: Stages, clock: Clock) -> list[
         _of_image(error, images[0].key)
         return images
     return [replace(image, embedding=next(embeddings)) if image.picture is not None else image for image in images]
+
+
+def _embed_crops(image: Opened, kept: MaskStore | None, stages: Stages, clock: Clock) -> Opened:
+    """An image with the embeddings of all its crops: those that another store keeps, or those that are to be kept."""
+    if image.pair is None or image.picture is None:
+        return image
+    segmenter = stages.segmenter
+    assert isinstance(segmenter, SamSegmenter)
+    try:
+        with clock("segment", image.key):
+            if kept is None:
+                crops = segmenter.embed_crops(image.picture, image.embedding)
+                return replace(image, embedding=crops, features=pack(crops))
+            features = kept_features(kept, image.key, image.pair.digest, segmenter.recipe())
+            return replace(image, embedding=segmenter.kept_crops(image.pair.blurred.shape[:2], features))
+    except Exception as error:  # as above
+        return replace(image, picture=None, error=_of_image(error, image.key))
 
 
 def _find_masks(image: Opened, stages: Stages, clock: Clock) -> Encode:
@@ -245,9 +271,10 @@ def _finish(image: Opened, encode: Encode, clock: Clock, with_images: bool) -> F
         digest = pair.digest if pair is not None else bytes(32)
         return None, ImageOutcome(QUARANTINED, digest, error=reason), kind
     assert pair is not None
-    sides = (pair.blurred, pair.sharp) if with_images else (None, None)
+    blurred, sharp = (pair.blurred, pair.sharp) if with_images else (None, None)
     counts = (atoms.n_masks, atoms.n_atoms, len(atoms.pairs))
-    return ImageContent(atoms, records, *sides), ImageOutcome(DONE, pair.digest, counts), ""
+    content = ImageContent(atoms, records, blurred, sharp, image.features)
+    return content, ImageOutcome(DONE, pair.digest, counts), ""
 
 
 def _loaded_stages(settings: PrepSettings, device: torch.device) -> Stages:

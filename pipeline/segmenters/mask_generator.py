@@ -115,6 +115,9 @@ class Crop:
         return y1 - y0, x1 - x0
 
 
+Known = Crop | Sequence[Crop] | None  # of an image: the whole, or its first crops
+
+
 class MaskGenerator:
     """Segment Anything's automatic mask generation.
 
@@ -163,11 +166,29 @@ class MaskGenerator:
         """
         return self._embed([(image, (0, 0, image.shape[1], image.shape[0])) for image in images])
 
-    def generate(self, image: NDArray[np.uint8], whole: Crop | None = None) -> tuple[AtomMap, Records]:
+    @torch.inference_mode()
+    def embed_crops(self, image: NDArray[np.uint8], whole: Crop | None = None) -> list[Crop]:
+        """All that the settings ask for of an image, for `generate`, which then gives what it gives without them.
+
+        Raises as `generate`.
+        """
+        boxes = self._crop_boxes(image.shape[:2])[0]
+        known = [] if whole is None else [whole]
+        return known + [self._embed([(image, box)])[0] for box in boxes[len(known) :]]
+
+    def kept_crops(self, size: tuple[int, int], features: Sequence[NDArray[np.floating[Any]]]) -> list[Crop]:
+        """What `embed_crops` gave of an (H, W) image, from its features as they were kept: each map (crops, ...)."""
+        boxes = self._crop_boxes(size)[0]
+        return [
+            Crop((x0, y0, x1, y1), size, self._model.kept((y1 - y0, x1 - x0), [each[number] for each in features]))
+            for number, (x0, y0, x1, y1) in enumerate(boxes)
+        ]
+
+    def generate(self, image: NDArray[np.uint8], whole: Known = None) -> tuple[AtomMap, Records]:
         """Masks and records of an (H, W, 3) uint8 RGB image, in the order of SamAutomaticMaskGenerator.
 
         Args:
-            whole: what `embed` gave of this image, if that was called.
+            whole: what `embed` gave of this image, or all that `embed_crops` did, if that was called.
 
         Boxes are x, y, width, height in pixels as it gives them: last minus first pixel, one less than the store's.
         An image in which nothing is found gives zero masks.
@@ -180,7 +201,7 @@ class MaskGenerator:
         return self.find(image, whole)()
 
     @torch.inference_mode()
-    def find(self, image: NDArray[np.uint8], whole: Crop | None = None) -> Callable[[], tuple[AtomMap, Records]]:
+    def find(self, image: NDArray[np.uint8], whole: Known = None) -> Callable[[], tuple[AtomMap, Records]]:
         """The part of `generate` that needs the model; what it returns does the rest, in another thread if need be."""
         size = image.shape[0], image.shape[1]
         get = self._candidates(image, whole).to_host()
@@ -196,13 +217,19 @@ class MaskGenerator:
 
         return finish
 
-    def _candidates(self, image: NDArray[np.uint8], whole: Crop | None) -> Candidates:
-        boxes, layers = amg.generate_crop_boxes(
-            image.shape[:2], self.settings["crop_n_layers"], self.settings["crop_overlap_ratio"]
+    def _crop_boxes(self, size: Sequence[int]) -> tuple[list[list[int]], list[int]]:
+        """x0, y0, x1, y1 of the crops of an (H, W) image, itself the first, and the layer of each."""
+        found: tuple[list[list[int]], list[int]] = amg.generate_crop_boxes(
+            (size[0], size[1]), self.settings["crop_n_layers"], self.settings["crop_overlap_ratio"]
         )
+        return found
+
+    def _candidates(self, image: NDArray[np.uint8], whole: Known) -> Candidates:
+        boxes, layers = self._crop_boxes(image.shape[:2])
+        known = [] if whole is None else [whole] if isinstance(whole, Crop) else whole
         parts = []
-        for box, layer in zip(boxes, layers, strict=True):
-            crop = whole if whole is not None and layer == 0 else self._embed([(image, box)])[0]
+        for number, (box, layer) in enumerate(zip(boxes, layers, strict=True)):
+            crop = known[number] if number < len(known) else self._embed([(image, box)])[0]
             parts.append(self._of_crop(crop, layer))
         found = Candidates.join(parts)
         if len(boxes) > 1:  # masks of smaller crops are preferred

@@ -14,7 +14,7 @@ from segment_anything.modeling import Sam
 from samdeblur.pipeline.segmenters.base import Records
 from samdeblur.pipeline.segmenters.families.base import Adapter
 from samdeblur.pipeline.segmenters.families.recognise import open_model
-from samdeblur.pipeline.segmenters.mask_generator import Crop, MaskGenerator
+from samdeblur.pipeline.segmenters.mask_generator import Crop, Known, MaskGenerator
 from samdeblur.pipeline.segmenters.speed import EXACT, Speed
 from samdeblur.storage import AtomMap
 
@@ -63,17 +63,25 @@ class SamSegmenter:
         settings = self._generator.settings
         return sam_recipe(self._checkpoint, self._channel_order, settings, self._family, self._origin)
 
-    def segment(self, image: NDArray[np.uint8], embedding: Crop | None = None) -> tuple[AtomMap, Records]:
+    def segment(self, image: NDArray[np.uint8], embedding: Known = None) -> tuple[AtomMap, Records]:
         """As any segmenter; with what `embed` gave of the image, if that was called."""
         return self.find(image, embedding)()
 
-    def find(self, image: NDArray[np.uint8], embedding: Crop | None = None) -> Callable[[], tuple[AtomMap, Records]]:
+    def find(self, image: NDArray[np.uint8], embedding: Known = None) -> Callable[[], tuple[AtomMap, Records]]:
         """The part of `segment` that needs the model; what it returns does the rest."""
         return self._generator.find(self._ordered(image), embedding)
 
     def embed(self, images: Sequence[NDArray[np.uint8]]) -> list[Crop]:
         """Images through the image encoder together. Raises ValueError for one that cannot be."""
         return self._generator.embed([self._ordered(image) for image in images])
+
+    def embed_crops(self, image: NDArray[np.uint8], whole: Crop | None = None) -> list[Crop]:
+        """An image and all its crops, of which that of the whole may be there. Raises ValueError as `embed`."""
+        return self._generator.embed_crops(self._ordered(image), whole)
+
+    def kept_crops(self, size: tuple[int, int], features: Sequence[NDArray[np.floating[Any]]]) -> list[Crop]:
+        """What `embed_crops` gave, from what `pack` made of it."""
+        return self._generator.kept_crops(size, features)
 
     def _ordered(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         return np.ascontiguousarray(image[..., ::-1]) if self._channel_order == "bgr" else image

@@ -63,7 +63,7 @@ def add_images(store: MaskStore, source: Source, target: Path, progress: Progres
         content = ImageContent(store.atoms(key), store.records(key), pair.blurred, pair.sharp)
         return Row.done(content, pair.digest)
 
-    header = replace(store.header, images=True, digest=source.digest, seal="")
+    header = replace(store.header, images=True, digest=source.digest, seal="", embeddings=())
     return fill_store(target, header, store.keys, store.shapes, row, progress)
 
 

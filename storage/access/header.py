@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,20 @@ from samdeblur.storage.access.places import refusal
 from samdeblur.storage.access.readers import Reader, open_reader
 from samdeblur.storage.format.layout import (
     CHUNK,
+    EMBEDDING_DIGEST,
     FORMAT,
     IMAGE_NAMES,
     MASK_ARRAYS,
     MAX_BLOCK,
+    MAX_FEATURES,
     MAX_IMAGES,
     MAX_KEY_BYTES,
+    MAX_MAPS,
     MAX_NAME_BYTES,
     MAX_PIXELS,
     MAX_SHARD_CHUNKS,
     MAX_SIDE,
+    Features,
     Header,
     StoreError,
 )
@@ -91,6 +96,7 @@ def claimed_header(reader: Reader, brief: bool = False) -> tuple[Header, dict[st
         with_images = _whole(documents["index/shard_digest"]["shape"], 3)[1] > len(MASK_ARRAYS)
         if with_images and "images" not in documents:
             documents |= reader.documents([*images, "images"])
+        maps = _embeddings(reader, documents)
         attributes = documents[""]["attributes"]
         if attributes["format"] != FORMAT:
             raise ValueError(f"store format {attributes['format']!r}, this version reads format {FORMAT}")
@@ -108,6 +114,7 @@ def claimed_header(reader: Reader, brief: bool = False) -> tuple[Header, dict[st
             block_size=block_size,
             images=with_images,
             seal=attributes["seal"],
+            embeddings=maps,
         )
         _check_claims(header)
         if attributes["fingerprint"] != header.fingerprint:
@@ -119,6 +126,23 @@ def claimed_header(reader: Reader, brief: bool = False) -> tuple[Header, dict[st
     return header, documents
 
 
+def _embeddings(reader: Reader, documents: dict[str, Any]) -> tuple[Features, ...]:
+    """Shapes of the embeddings that are there, whose metadata joins the rest; none behind a server that says nothing
+    of them.
+    """
+    if reader.lists:
+        documents |= reader.documents([EMBEDDING_DIGEST])
+    if EMBEDDING_DIGEST not in documents:
+        return ()
+    names = [f"embeddings/{number}" for number in range(_whole(documents[EMBEDDING_DIGEST]["shape"], 3)[1])]
+    if len(names) > MAX_MAPS:
+        raise ValueError(f"it claims {len(names)} embeddings of an image, more than the format allows")
+    if reader.lists:
+        documents |= reader.documents([*names, "embeddings"])
+    found = [_whole(documents[name]["shape"], 5) for name in names]
+    return tuple((crops, first, second, third) for _, crops, first, second, third in found)
+
+
 def document_problems(header: Header, documents: dict[str, Any], exact: bool = False) -> Iterator[str]:
     """What the metadata of arrays and groups differ in from the format.
 
@@ -126,7 +150,7 @@ def document_problems(header: Header, documents: dict[str, Any], exact: bool = F
         exact: take nothing that merely reads the same, such as another level of zstd or more attributes.
     """
     if "chunks" not in documents.get("atoms", {}):  # HDF5 has groups of its own
-        for group in ("index", "images") if header.images else ("index",):
+        for group in header.groups:
             if group not in documents:
                 yield f"{group}/zarr.json: missing"
             elif exact and documents[group] != GROUP:
@@ -176,6 +200,11 @@ def _check_claims(header: Header) -> None:
         f"images of {width}x{height}": max(height, width) > MAX_SIDE or height * width > MAX_PIXELS,
         f"blocks of {header.block_size} images": header.block_size > MAX_BLOCK or chunks > MAX_SHARD_CHUNKS,
     }
+    for crops, *sides in header.embeddings:
+        if min(crops, *sides) < 1:
+            raise ValueError("an array of embeddings is empty")
+        most = max(sides) > MAX_SIDE or math.prod(sides) > MAX_FEATURES or header.block_size * crops > MAX_SHARD_CHUNKS
+        limits[f"embeddings of {crops} x {' x '.join(map(str, sides))}"] = most
     for claim, absurd in limits.items():
         if absurd:
             raise ValueError(f"it claims {claim}, more than the format allows")

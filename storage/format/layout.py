@@ -43,6 +43,8 @@ MAX_SIDE = 1 << 15
 MAX_PIXELS = 1 << 28
 MAX_BLOCK = 4096
 MAX_SHARD_CHUNKS = 1 << 20
+MAX_FEATURES = 1 << 28  # numbers in a chunk of an embedding
+MAX_MAPS = 64  # of an encoder
 
 RECORD_COLUMNS = (
     "area",
@@ -64,6 +66,8 @@ PENDING, DONE, QUARANTINED = 0, 1, 2
 STATE_NAMES = ("pending", "done", "quarantined")
 IMAGE_NAMES = ("blurred", "sharp")
 MASK_ARRAYS = ("atoms", "pairs", "records")
+EMBEDDING_DIGEST = "index/embedding_digest"
+Features = tuple[int, int, int, int]  # of one map of an encoder: crops of an image, and the three axes of each
 
 
 class StoreError(ValueError):
@@ -160,6 +164,7 @@ class Header:
     block_size: int
     images: bool
     seal: str = field(default="", compare=False)  # as read from a store
+    embeddings: tuple[Features, ...] = ()  # of each map of the encoder, where they are kept
 
     @property
     def fingerprint(self) -> str:
@@ -211,6 +216,15 @@ class Header:
         }
         if self.images:
             arrays |= {f"images/{name}": plane("uint8", 3, level=IMAGE_LEVEL) for name in IMAGE_NAMES}
+        for number, features in enumerate(self.embeddings):  # last: what leaves them out has the same order
+            arrays[f"embeddings/{number}"] = ArraySpec(
+                (images, *features),
+                ("image", "crop", *(f"{axis}{number}" for axis in "cyx")),
+                "float16",
+                (1, 1, *features[1:]),
+                (block, *features),
+                level=IMAGE_LEVEL,
+            )
         return arrays
 
     def index_arrays(self) -> dict[str, ArraySpec]:
@@ -220,8 +234,9 @@ class Header:
             sizes = tuple(row.values())
             return ArraySpec((count, *sizes), (per, *row), dtype, (max(1, min(INDEX_ROWS, count)), *sizes))
 
-        arrays = len(self.data_arrays())
-        return {
+        maps = len(self.embeddings)
+        arrays = len(self.data_arrays()) - maps
+        found = {
             "index/key": rows("uint8", {"key_byte": self.key_bytes}),
             "index/shape": rows("int32", {"side": 2}),
             "index/digest": rows("uint8", {"digest_byte": DIGEST_BYTES}),
@@ -230,16 +245,25 @@ class Header:
             "index/error": rows("uint8", {"error_byte": ERROR_BYTES}),
             "index/shard_digest": rows("uint8", {"array": arrays, "digest_byte": DIGEST_BYTES}, "block", self.n_blocks),
         }
+        if maps:
+            row = {"array": maps, "digest_byte": DIGEST_BYTES}
+            found[EMBEDDING_DIGEST] = rows("uint8", row, "block", self.n_blocks)
+        return found
 
     @cached_property
     def arrays(self) -> dict[str, ArraySpec]:
         """All of them."""
         return self.index_arrays() | self.data_arrays()
 
+    @property
+    def groups(self) -> list[str]:
+        """Those below the root."""
+        return ["index", *["images"] * self.images, *["embeddings"] * bool(self.embeddings)]
+
     def metadata(self) -> dict[str, Any]:
         """The metadata of all arrays and groups, by name, as the root repeats them."""
-        groups = ("index", "images") if self.images else ("index",)
-        return {name: spec.document() for name, spec in self.arrays.items()} | dict.fromkeys(groups, _group({}, {}))
+        documents = {name: spec.document() for name, spec in self.arrays.items()}
+        return documents | dict.fromkeys(self.groups, _group({}, {}))
 
     def root(self, seal: str) -> dict[str, Any]:
         """The zarr.json of the root."""

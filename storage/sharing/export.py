@@ -19,6 +19,7 @@ from zarr.storage import MemoryStore
 from samdeblur.storage.files import PARTIAL, fsync_path, naming, sha256_file, write_durably
 from samdeblur.storage.format.layout import (
     DONE,
+    EMBEDDING_DIGEST,
     PENDING,
     Header,
     StoreError,
@@ -41,7 +42,7 @@ def export_zip(store: Path, target: Path, images: bool = False, licence: str = "
     Args:
         store: a folder, every image of it done or quarantined.
         target: is replaced when it is there.
-        images: whether the images go along.
+        images: whether the images go along. Embeddings never do.
         licence: of the masks, for the note inside.
 
     Raises:
@@ -50,7 +51,7 @@ def export_zip(store: Path, target: Path, images: bool = False, licence: str = "
     """
     source, header = _source(store, images)
     digests: dict[str, bytes] = _digests(source, header)
-    skipped = (SHARD_DIGEST, *(() if images else ("images",)))
+    skipped = (SHARD_DIGEST, EMBEDDING_DIGEST, "embeddings", *(() if images else ("images",)))
     names = sorted(name for name, _ in files_in(store))
     kept = [name for name in names if not any(name.startswith(f"{part}/") for part in skipped)]
     root = json.loads((store / "zarr.json").read_bytes())
@@ -103,7 +104,7 @@ def _source(store: Path, images: bool) -> tuple[MaskStore, Header]:
         source.require_images()
     for problem in verify_store(store):
         raise StoreDamaged(f"{problem}; a damaged store is not shared, see samdeblur-prep verify")
-    return source, replace(source.header, images=images)
+    return source, replace(source.header, images=images, embeddings=())
 
 
 def _digests(source: MaskStore, header: Header) -> dict[str, bytes]:

@@ -86,7 +86,7 @@ def _end_with_parent() -> None:
 
 
 def _write(partial: Path, source: MaskStore, images: bool, codec: Codec, readme: str) -> None:
-    header, filters = replace(source.header, images=images), _filters(codec)
+    header, filters = replace(source.header, images=images, embeddings=()), _filters(codec)
     with h5py.File(partial, "w", libver="v110", track_order=False) as file:
         file.attrs["attributes"] = json.dumps(header.attributes() | {"seal": header.seal}, sort_keys=True)
         file.attrs["block_size"] = header.block_size

@@ -25,6 +25,7 @@ def describe(store: MaskStore) -> dict[str, Any]:
         "split": header.split,
         "digest": header.digest,
         "with_images": header.images,
+        "embeddings": [list(shape) for shape in header.embeddings],
         "block_size": header.block_size,
         "extent": list(header.extent),
         "images": {name: int((store.states == state).sum()) for state, name in enumerate(STATE_NAMES)},

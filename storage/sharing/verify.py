@@ -17,6 +17,7 @@ from samdeblur.storage.atoms import MAX_ATOMS, from_window
 from samdeblur.storage.files import sha256_file
 from samdeblur.storage.format.layout import (
     DONE,
+    EMBEDDING_DIGEST,
     MAX_PAIRS,
     MAX_RECORDS,
     NO_SHARD,
@@ -148,7 +149,7 @@ def _any(rows: Any) -> Any:
 
 def _damaged_rows(place: Location, reader: Reader, header: Header, name: str) -> Iterator[str]:
     spec = header.arrays[name]
-    per_row = header.block_size if name == "index/shard_digest" else 1
+    per_row = header.block_size if name in ("index/shard_digest", EMBEDDING_DIGEST) else 1
     for part in range(spec.n_parts):
         first, last = part * spec.part_rows, min((part + 1) * spec.part_rows, spec.shape[0])
         try:
@@ -216,8 +217,9 @@ def _unreadable(store: MaskStore, name: str, rows: range) -> str:
         height, width = (int(side) for side in store.shapes[position])
         n_masks, _, n_pairs = (int(count) for count in store.counts[position])
         used = {"pairs": (slice(0, n_pairs),), "records": (slice(0, n_masks),)}
+        plane = () if name.startswith("embeddings/") else (slice(0, height), slice(0, width))
         try:
-            store.reader.read(name, spec, (position, *used.get(name, (slice(0, height), slice(0, width)))))
+            store.reader.read(name, spec, (position, *used.get(name, plane)))
         except Unreachable:
             raise
         except (ValueError, OSError):

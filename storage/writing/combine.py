@@ -1,4 +1,5 @@
-"""Stores made of stores: a part of one, several partial ones as one, or one with new images at its end."""
+"""Stores made of stores: a part of one, several partial ones as one, or one with new images at its end. Embeddings are
+left behind."""
 
 from __future__ import annotations
 
@@ -79,7 +80,12 @@ def _write(parts: Sequence[Part], target: Path, progress: Progress) -> MaskStore
     keys = [store.keys[position] for store, position in parts]
     shapes = np.array([store.shapes[position] for store, position in parts], np.int32)
     header = replace(
-        parts[0][0].header, n_images=len(parts), extent=new_extent(shapes), key_bytes=key_bytes(keys), seal=""
+        parts[0][0].header,
+        n_images=len(parts),
+        extent=new_extent(shapes),
+        key_bytes=key_bytes(keys),
+        seal="",
+        embeddings=(),
     )
     return fill_store(target, header, keys, shapes, lambda row: _copy(*parts[row]), progress)
 
@@ -89,8 +95,8 @@ def _copy(store: MaskStore, position: int) -> Row:
     digest = store.digest(key)
     if state != DONE:
         return Row(ImageOutcome(state, digest, error=store.error(key)))
-    images = {name: store.image(name, key) for name in ("blurred", "sharp")} if store.header.images else {}
-    return Row.done(ImageContent(store.atoms(key), store.records(key), **images), digest)
+    blurred, sharp = (store.image(name, key) if store.header.images else None for name in ("blurred", "sharp"))
+    return Row.done(ImageContent(store.atoms(key), store.records(key), blurred, sharp), digest)
 
 
 def _require_kinship(first: MaskStore, other: MaskStore, more: Sequence[str] = ()) -> None:

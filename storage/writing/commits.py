@@ -26,7 +26,6 @@ from samdeblur.storage.files import PARTIAL, fsync_path
 from samdeblur.storage.format.durable import DurableStore
 from samdeblur.storage.format.layout import (
     ERROR_BYTES,
-    IMAGE_NAMES,
     MAX_PAIRS,
     MAX_RECORDS,
     NO_SHARD,
@@ -56,7 +55,7 @@ __all__ = [
     "staged_shard",
 ]
 
-SHARD_DIGEST = "shard_digest"  # of the arrays of the index the one with a row for each block
+SHARD_DIGEST, EMBEDDINGS = OF_BLOCKS = "shard_digest", "embedding_digest"  # of the index, with a row for each block
 RESIZING = "resizing.json"  # in the run folder: row -> height and width about to be written
 
 
@@ -68,12 +67,14 @@ class ImageContent:
         atoms: the masks.
         records: column name -> (M,) float64; missing columns are stored as NaN.
         blurred, sharp: (H, W, 3) uint8 RGB, or None in a store without images.
+        embeddings: the maps of the encoder, (crops, ...) each, in a store that keeps them.
     """
 
     atoms: AtomMap
     records: Mapping[str, NDArray[np.float64]]
     blurred: NDArray[np.uint8] | None = None
     sharp: NDArray[np.uint8] | None = None
+    embeddings: Sequence[NDArray[np.float16]] = ()
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,8 @@ def _values(name: str, content: ImageContent) -> NDArray[Any]:
         return content.atoms.pairs
     if name == "records":
         return pack_records(content.records, content.atoms.n_masks)
-    return {f"images/{n}": getattr(content, n) for n in IMAGE_NAMES}[name]
+    of, _, which = name.partition("/")
+    return content.embeddings[int(which)] if of == "embeddings" else getattr(content, which)
 
 
 class Committer:
@@ -275,25 +277,29 @@ class Committer:
     def _index_of(self, blocks: Sequence[StagedBlock]) -> dict[str, Sequence[Any]]:
         """What the index is to say of these blocks; the states last."""
         outcomes = [outcome for block in blocks for outcome in block.outcomes]
+        digests = [[np.frombuffer(d, np.uint8) for d in block.shard_digests] for block in blocks]
+        first = len(self.header.data_arrays()) - len(self.header.embeddings)
+        of_embeddings = {EMBEDDINGS: [each[first:] for each in digests]} if self.header.embeddings else {}
         return {
             "digest": [np.frombuffer(o.digest, np.uint8) for o in outcomes],
             "counts": [o.counts for o in outcomes],
             "error": [pack_text(o.error, ERROR_BYTES) for o in outcomes],
-            SHARD_DIGEST: [[np.frombuffer(d, np.uint8) for d in block.shard_digests] for block in blocks],
+            SHARD_DIGEST: [each[:first] for each in digests],
+            **of_embeddings,
             "state": [o.state for o in outcomes],
         }
 
     def _indexed(self, rows: NDArray[np.int64], blocks: NDArray[np.int64]) -> dict[str, Sequence[Any]]:
         """What the index says of these blocks, as `_index_of`."""
-        names = ("digest", "counts", "error", SHARD_DIGEST, "state")
-        found = ((name, self._array(f"index/{name}"), blocks if name == SHARD_DIGEST else rows) for name in names)
+        names = ("digest", "counts", "error", SHARD_DIGEST, *[EMBEDDINGS] * bool(self.header.embeddings), "state")
+        found = ((name, self._array(f"index/{name}"), blocks if name in OF_BLOCKS else rows) for name in names)
         return {name: np.asarray(array.oindex[at]).tolist() for name, array, at in found}
 
     def _write_index(
         self, content: Mapping[str, Sequence[Any]], rows: NDArray[np.int64], blocks: NDArray[np.int64]
     ) -> None:
         for name, values in content.items():
-            self._write(f"index/{name}", blocks if name == SHARD_DIGEST else rows, values)
+            self._write(f"index/{name}", blocks if name in OF_BLOCKS else rows, values)
 
     def close(self) -> None:
         """Let the store go; what this job staged and did not commit is dropped."""

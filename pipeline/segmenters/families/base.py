@@ -56,11 +56,15 @@ class Adapter(ABC):
     def device(self) -> torch.device: ...
 
     @abstractmethod
-    def encode(self, pieces: Sequence[NDArray[np.uint8]]) -> list[Embedding]:
-        """(H, W, 3) uint8 RGB images or crops through the encoder in one call.
+    def input_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(H, W) at the model's size, without padding, of what has (H, W).
 
-        Raises ValueError for one of which nothing is left at the size of the model.
+        Raises ValueError when nothing is left of it there.
         """
+
+    @abstractmethod
+    def encode(self, pieces: Sequence[NDArray[np.uint8]]) -> list[Embedding]:
+        """(H, W, 3) uint8 RGB images or crops through the encoder in one call. Raises ValueError as `input_size`."""
 
     @abstractmethod
     def decode(
@@ -75,6 +79,11 @@ class Adapter(ABC):
         Returns:
             (masks, h, w) float32 logits at low resolution and (masks,) float32 predicted IoU, a point after the other.
         """
+
+    def kept(self, size: tuple[int, int], features: Sequence[NDArray[np.floating[Any]]]) -> Embedding:
+        """An embedding again of what was kept of one, for (H, W) and maps without their first axis."""
+        maps = (torch.as_tensor(each, dtype=torch.float32, device=self.device)[None] for each in features)
+        return Embedding(size, self.input_size(size), tuple(maps))
 
     def full_size(self, logits: Tensor, embedding: Embedding) -> Tensor:
         """(n, H, W) float32 logits of (n, h, w), of families that stretch images to a square."""

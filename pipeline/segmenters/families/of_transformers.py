@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from samdeblur.models import CheckpointError
 from samdeblur.pipeline.segmenters.families.base import Adapter, Embedding
+from samdeblur.pipeline.segmenters.families.original import longest_side
 from samdeblur.pipeline.segmenters.families.sam2 import PIXEL_MEAN, PIXEL_STD, Stretching
 from samdeblur.pipeline.segmenters.speed import EXACT, Speed
 
@@ -130,9 +131,8 @@ class StretchingModel(_OfTransformers, Stretching):
         with self.speed.context(batch.device):
             # One by one behind the encoder, since the library reshapes the maps of several wrongly.
             maps = self._model.get_image_embeddings(batch)
-        side = (self._side, self._side)
         return [
-            Embedding((piece.shape[0], piece.shape[1]), side, tuple(each[number][None].float() for each in maps))
+            self._embedding(piece, tuple(each[number][None].float() for each in maps))
             for number, piece in enumerate(pieces)
         ]
 
@@ -151,13 +151,13 @@ class PaddingModel(_OfTransformers):
         self._resize = ResizeLongestSide(model.config.vision_config.image_size)
         self._mean, self._std = (torch.tensor([255 * each for each in of]).reshape(3, 1, 1) for of in (mean, std))
 
+    def input_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        return longest_side(self._resize, size)
+
     def encode(self, pieces: Sequence[NDArray[np.uint8]]) -> list[Embedding]:
         inputs, sizes, side = [], [], self._resize.target_length
         for piece in pieces:
-            height, width = piece.shape[:2]
-            sizes.append(self._resize.get_preprocess_shape(height, width, side))
-            if min(sizes[-1]) < 1:
-                raise ValueError(f"{width}x{height} pixels are too narrow: nothing is left at the size of the model")
+            sizes.append(self.input_size((piece.shape[0], piece.shape[1])))
             planes = torch.as_tensor(self._resize.apply_image(piece)).permute(2, 0, 1).contiguous()
             normal = (planes - self._mean) / self._std
             inputs.append(F.pad(normal, (0, side - sizes[-1][1], 0, side - sizes[-1][0])))

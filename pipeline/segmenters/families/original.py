@@ -35,13 +35,13 @@ class OriginalSam(Adapter):
         found: Tensor = self._sam.prompt_encoder.get_dense_pe()
         return found
 
+    def input_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        return longest_side(self._resize, size)
+
     def encode(self, pieces: Sequence[NDArray[np.uint8]]) -> list[Embedding]:
         inputs, sizes = [], []
         for piece in pieces:
-            height, width = piece.shape[:2]
-            sizes.append(self._resize.get_preprocess_shape(height, width, self._resize.target_length))
-            if min(sizes[-1]) < 1:
-                raise ValueError(f"{width}x{height} pixels are too narrow: nothing is left at the size of the model")
+            sizes.append(self.input_size((piece.shape[0], piece.shape[1])))
             resized = torch.as_tensor(self._resize.apply_image(piece), device=self.device)
             inputs.append(self._sam.preprocess(resized.permute(2, 0, 1).contiguous()[None]))
         batch = torch.cat(inputs)
@@ -73,3 +73,11 @@ class OriginalSam(Adapter):
     def full_size(self, logits: Tensor, embedding: Embedding) -> Tensor:
         planes: Tensor = self._sam.postprocess_masks(logits[None], embedding.input_size, embedding.size)[0]
         return planes
+
+
+def longest_side(resize: ResizeLongestSide, size: tuple[int, int]) -> tuple[int, int]:
+    """(H, W) with the longer side at the size of the model. Raises ValueError when nothing is left of the other."""
+    height, width = resize.get_preprocess_shape(*size, resize.target_length)
+    if min(height, width) < 1:
+        raise ValueError(f"{size[1]}x{size[0]} pixels are too narrow: nothing is left at the size of the model")
+    return height, width

@@ -44,6 +44,13 @@ class Stretching(Adapter):
             found.append(TF.normalize(resized, self._mean, self._std))
         return torch.stack(found).to(self.device)
 
+    def input_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        return self._side, self._side
+
+    def _embedding(self, piece: NDArray[np.uint8], features: tuple[Tensor, ...]) -> Embedding:
+        size = piece.shape[0], piece.shape[1]
+        return Embedding(size, self.input_size(size), features)
+
     def _at_model_size(self, points: NDArray[np.float64], size: tuple[int, int], device: torch.device) -> Tensor:
         """(N, 2) float32."""
         found = torch.as_tensor(points, dtype=torch.float32, device=device)
@@ -83,10 +90,8 @@ class Sam2(Stretching):
             feature.float().permute(1, 2, 0).reshape(len(batch), -1, *size)
             for feature, size in zip(features, sizes, strict=True)
         ]
-        side = (self._side, self._side)
         return [
-            Embedding((piece.shape[0], piece.shape[1]), side, tuple(each[number][None] for each in maps))
-            for number, piece in enumerate(pieces)
+            self._embedding(piece, tuple(each[number][None] for each in maps)) for number, piece in enumerate(pieces)
         ]
 
     def decode(
