@@ -19,7 +19,7 @@ from samdeblur.cli.support.jobfile import read_job
 from samdeblur.cli.support.paths import PLACE, READ, STORE
 from samdeblur.cli.support.progress import Progress
 from samdeblur.cli.support.summary import report, report_plan, report_status
-from samdeblur.pipeline.segmenters.bounds import BOUNDS, MASK_THRESHOLDS, check_settings
+from samdeblur.pipeline.segmenters.bounds import BOUNDS, MASK_THRESHOLDS, MAX_REACH, check_settings
 from samdeblur.storage.files import decode_text
 from samdeblur.storage.plurals import counted
 
@@ -31,7 +31,7 @@ FAMILY_SETTINGS = {name: default for name, default in SAM2_SETTINGS.items() if n
 GROUPS = {
     "Source": ("split", "job", "layout", "dataset", "skip_unpaired"),
     "Store": ("with_images", "keep_embeddings", "block_size", "retry_quarantined", "dry_run"),
-    "Masks": ("predeblur", "segmenter", "set_segmenter", "sam", "channel_order", "from_embeddings", "device"),
+    "Masks": ("predeblur", "segmenter", "set_segmenter", "sam", "channel_order", "refine", "from_embeddings", "device"),
     "Precision of Segment Anything": ("precision", "compile", "sdpa", "encoder_batch"),
     "Settings of Segment Anything": tuple(SAM_SETTINGS),
     "Settings of Segment Anything 2 and 3": tuple(FAMILY_SETTINGS),
@@ -117,6 +117,8 @@ def size_in_bytes(context: click.Context, parameter: click.Parameter, value: str
               "a file, a folder of transformers, or fetched ones by name.  [default: bundled]")  # fmt: skip
 @click.option("--channel-order", type=click.Choice(["rgb", "bgr"]), default="rgb", show_default=True,
               help="Order of the channels; the released SAM-Deblur masks came from bgr.")  # fmt: skip
+@click.option("--refine", type=click.IntRange(1, MAX_REACH), metavar="PIXELS", help="Move borders of masks by so many "
+              "pixels at most, to the strongest edges of the image (docs/masks.md).")  # fmt: skip
 @click.option("--from-embeddings", type=READ, metavar="STORE", help="Find masks in the embeddings that STORE keeps of "
               "the same images; the encoder and pre-deblurring are left out. Not exact.")  # fmt: skip
 @click.option("--precision", type=Precision(PRECISIONS), default="float32",
@@ -215,6 +217,8 @@ def _job(options: Mapping[str, Any]) -> Job:
         flags = [f"--{name.replace('_', '-')}" for name, value in changed.items() if value is not None]
         if flags:
             raise click.UsageError(f"{flags[0]} needs --segmenter sam")
+    if segmenter == "true-masks" and options["refine"]:
+        raise click.UsageError("--refine: true masks are where they should be; leave it out")
     if options["keep_embeddings"] and options["from_embeddings"]:
         raise click.UsageError("--keep-embeddings: they lie in the store of --from-embeddings; leave it out")
     sam = Weights.of_sam(options["sam"] or "bundled") if segmenter == "sam" else None
@@ -230,6 +234,7 @@ def _job(options: Mapping[str, Any]) -> Job:
         ),
         speed=Speed(options["precision"], options["compile"], options["sdpa"], options["encoder_batch"]),
         plugin=Choice.of_plugin(segmenter, given, together) if given or not (ours or segmenter == "sam") else None,
+        refine=options["refine"] or 0,
         embeddings=str(kept.resolve()) if (kept := options["from_embeddings"]) else None,
         device=options["device"],
     )

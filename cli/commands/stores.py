@@ -139,6 +139,7 @@ def export(
         if target:
             check_file(target, overwrite)
         address = push_store(Path(store), push, target, with_images, licence, _may_replace(overwrite), private)
+        _say_left_behind(open_store(store))
         click.echo(f"{address}: pushed")
         return 0
     if target is None:
@@ -172,6 +173,7 @@ def export(
         export_hdf5(source, target, with_images, licence, codec or "gzip")
     else:
         export_zip(source, target, with_images, licence)
+    _say_left_behind(open_store(store))
     click.echo(f"{target}: {target.stat().st_size / 1e6:.1f} MB; checksum in {target.name}.sha256")
     return 0
 
@@ -240,7 +242,7 @@ def subset_command(store: str, target: Path, patterns: tuple[str, ...], keys_fro
     if not keys:
         raise click.UsageError(f"{keys_from.name}: no names in it")
     with image_bar(len(keys), "subset") as progress:
-        return _say_made(subset(opened, target, keys, progress))
+        return _say_made(subset(opened, target, keys, progress), opened)
 
 
 def _lines(file: IO[bytes]) -> list[str]:
@@ -267,7 +269,7 @@ def merge_command(stores: tuple[str, ...], target: Path) -> int:
     if len(opened) < 2:
         raise click.UsageError("name two stores or more, then the one to write")
     with image_bar(sum(map(len, opened)), "merge") as progress:
-        return _say_made(merge(opened, target, progress))
+        return _say_made(merge(opened, target, progress), *opened)
 
 
 @click.command("append", cls=Command)
@@ -285,7 +287,7 @@ def append_command(store: str, more: str, target: Path) -> int:
 
     opened, other = open_store(store), open_store(more)
     with image_bar(len(opened) + len(other), "append") as progress:
-        return _say_made(append(opened, other, target, progress))
+        return _say_made(append(opened, other, target, progress), opened, other)
 
 
 @click.command("diff", cls=Command)
@@ -388,7 +390,7 @@ def add_images_command(store: str, source: str, target: Path, layout: str, skip_
     opened = open_store(store)
     pairs = open_source(source, opened.header.split, layout, skip_unpaired=skip_unpaired)
     with image_bar(len(opened), "add-images") as progress:
-        return _say_made(add_images(opened, pairs, target, progress))
+        return _say_made(add_images(opened, pairs, target, progress), opened)
 
 
 COMMANDS = (
@@ -414,14 +416,21 @@ def _may_replace(overwrite: bool) -> Callable[[str], bool]:
     return ask
 
 
+def _say_left_behind(*made_of: MaskStore) -> None:
+    for store in made_of:
+        if store.header.embeddings:
+            click.echo(f"note: embeddings stay in {store.path}", err=True)
+
+
 def _say_lost(lost: list[str]) -> None:
     for line in lost:
         click.echo(f"note: {line}", err=True)
 
 
-def _say_made(store: MaskStore) -> int:
+def _say_made(store: MaskStore, *made_of: MaskStore) -> int:
     import numpy as np
 
+    _say_left_behind(*made_of)
     quarantined = [store.keys[i] for i in np.flatnonzero(store.states == layout.QUARANTINED)]
     click.echo(
         f"{store.path}: {len(store.ready_keys)} of {counted(len(store), 'image')} done, {len(quarantined)} quarantined"

@@ -89,6 +89,7 @@ class PrepSettings:
         sam_settings: settings of MaskGenerator that differ from its defaults.
         speed: how SAM's network computes; anything but the default changes masks a little.
         plugin: a segmenter of another package, or superpixels with other settings, instead of all of these.
+        refine: pixels that borders may be moved to edges of the image; 0 leaves them.
         embeddings: place of a store whose embeddings are taken instead of the encoder's.
         device: "cpu", "cuda" (each worker takes one of the GPUs), or "auto".
     """
@@ -100,6 +101,7 @@ class PrepSettings:
     sam_settings: Mapping[str, Any] = field(default_factory=dict)
     speed: Speed = EXACT
     plugin: Choice | None = None
+    refine: int = 0
     embeddings: str | None = None
     device: str = "auto"
 
@@ -120,6 +122,7 @@ class PrepSettings:
             "mode": mode,
             "predeblur": {"checkpoint": self.predeblur.sha256} if self.predeblur else None,
             "segmenter": dict(segmenter),
+            **({"refine": self.refine} if self.refine else {}),
         }
 
     @property
@@ -162,7 +165,8 @@ def check_runs(settings: PrepSettings, here: bool = True) -> Stages:
 
 def load_stages(settings: PrepSettings, device: torch.device) -> Stages:
     """Load the models onto a torch device. Raises FileNotFoundError, CheckpointError."""
-    predeblur = None if settings.true_masks or settings.embeddings is not None else settings.predeblur
+    encoded = settings.true_masks or (settings.embeddings is not None and not settings.refine)  # or it shows the edges
+    predeblur = None if encoded else settings.predeblur
     network = load_network(predeblur.check()).to(device) if predeblur else None
     if network is not None and network.local_means:
         network = local_pooling(network, network.train_size or 256)

@@ -34,6 +34,7 @@ from samdeblur.pipeline.job.recipe import PrepSettings, Stages, load_stages
 from samdeblur.pipeline.segmenters.base import Embeds, Finds, Records, TrueMasks
 from samdeblur.pipeline.segmenters.kept import pack
 from samdeblur.pipeline.segmenters.plugins import checked, provider
+from samdeblur.pipeline.segmenters.refine import refine
 from samdeblur.pipeline.segmenters.sam import SamSegmenter
 from samdeblur.pipeline.sources.base import BadImage, ImagePair
 from samdeblur.storage import AtomMap, MaskStore, open_store
@@ -142,7 +143,10 @@ def _find_all(
         for image in opened:
             if kept is not None or task.header.embeddings:
                 image = _embed_crops(image, kept, stages, clock)
-            future = pool.submit(_finish, image, _find_masks(image, stages, clock), clock, task.header.images)
+            found = _find_masks(image, stages, clock)
+            if task.settings.refine and image.picture is not None:
+                found = partial(_refine, found, image.picture, task.settings.refine)
+            future = pool.submit(_finish, image, found, clock, task.header.images)
             if task.careful:
                 future.result()
             yield future
@@ -249,6 +253,11 @@ def _find_masks(image: Opened, stages: Stages, clock: Clock) -> Encode:
         return lambda: checked(name, finish(), shape)
     except Exception as error:  # as above
         return partial(_fail, _of_image(error, image.key))
+
+
+def _refine(find: Encode, picture: NDArray[np.uint8], reach: int) -> tuple[AtomMap, Records]:
+    atoms, records = find()
+    return refine(atoms, picture, reach), records
 
 
 def _fail(error: Exception) -> tuple[AtomMap, Records]:

@@ -28,6 +28,7 @@ BOUNDS: Mapping[str, tuple[int, int] | tuple[float, float]] = {
 # Of Segment Anything 2 and later families alone.
 MASK_THRESHOLDS = (-32.0, 32.0)
 SWITCHES = ("use_m2m", "multimask_output")
+MAX_REACH = 16  # pixels that a border may be moved by, to an edge of the image
 MAX_POINTS = 1 << 20  # of an image, all its crops together; the default has 1,024
 
 

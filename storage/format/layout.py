@@ -315,7 +315,8 @@ def mask_kind(recipe: Mapping[str, Any]) -> str:
         return mask_kind(claims) if isinstance(claims, Mapping) else f"imported {imported.get('format', '')}".strip()
     segmenter = recipe.get("segmenter", recipe)
     name = segmenter.get("name", "masks") if isinstance(segmenter, Mapping) else segmenter
-    return f"{name} {fingerprint({'segmenter': segmenter, 'mode': recipe.get('mode')})[:8]}"
+    more = {"refine": recipe["refine"]} if "refine" in recipe else {}
+    return f"{name} {fingerprint({'segmenter': segmenter, 'mode': recipe.get('mode'), **more})[:8]}"
 
 
 def _compact(value: Mapping[str, Any]) -> bytes:

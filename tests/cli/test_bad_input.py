@@ -94,6 +94,19 @@ def test_a_store_of_another_recipe_is_refused_naming_the_difference(prep_run, pa
             ("prep", "run", "x", "y", "--split", "test", "--segmenter", "superpixels", "--points-per-side", "4"),
             "--points-per-side needs --segmenter sam",
         ),
+        (
+            ("prep", "run", "x", "y", "--split", "test", "--segmenter", "superpixels", "--keep-embeddings"),
+            "--keep-embeddings needs --segmenter sam",
+        ),
+        (
+            ("prep", "run", "x", "y", "--split", "test", "--segmenter", "true-masks", "--from-embeddings", "z"),
+            "--from-embeddings needs --segmenter sam",
+        ),
+        (
+            ("prep", "run", "x", "y", "--split", "test", "--keep-embeddings", "--from-embeddings", "z"),
+            "they lie in the store of --from-embeddings",
+        ),
+        (("prep", "run", "worlds:1:64", "y", "--split", "test", "--from-embeddings", "z"), "z: no such store"),
         (("prep", "status", "nowhere"), "no such store"),
         (("prep", "verify", "nowhere", "more"), "more"),
         (("train", "nowhere", "--out", "run"), "no such store"),
