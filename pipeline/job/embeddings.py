@@ -14,7 +14,7 @@ from samdeblur.pipeline.sources.base import BadImage, Source
 from samdeblur.pipeline.sources.dataset import keys_in_both, read_own
 from samdeblur.storage import MaskStore, StoreError, open_store
 from samdeblur.storage.format.layout import PENDING
-from samdeblur.storage.words import counted
+from samdeblur.storage.plurals import counted
 from samdeblur.storage.writing.compare import recipe_differences
 
 
@@ -58,7 +58,7 @@ def kept_features(store: MaskStore, key: str, digest: bytes, settings: Mapping[s
     Raises BadImage for another image, or as `MaskStore.embeddings`.
     """
     if store.digest(key) != digest:
-        raise BadImage(f"{key}: its embedding in {store.path} is of another picture")
+        raise BadImage(f"{key}: its embedding in {store.path} is of another image")
     return store.embeddings(key, sum(4**layer for layer in range(settings["crop_n_layers"] + 1)))
 
 

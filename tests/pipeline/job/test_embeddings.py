@@ -166,7 +166,7 @@ def test_embeddings_of_other_images_are_refused(settings, kept, write_pairs, tmp
         require_embeddings(more, asked)
     other = open_source(str(write_pairs(tmp_path / "other", dict.fromkeys(SHAPES, (40, 60)))), "test")
     shutil.copyfile(tmp_path / "other/blur/b.png", tmp_path / "other/blur/a.png")
-    with pytest.raises(StoreError, match=r"a: .*another picture"):
+    with pytest.raises(StoreError, match=r"a: .*another image"):
         require_embeddings(other, asked)
 
 
