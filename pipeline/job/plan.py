@@ -200,7 +200,7 @@ def make_plan(source: Source, path: Path, settings: PrepSettings, options: Store
     blocks = {row // header.block_size for row in todo}
     pixels = float(shapes.prod(axis=1, dtype=np.int64).mean())
     estimate = pixels * (MASK_BYTES_PER_PIXEL + IMAGE_BYTES_PER_PIXEL * header.images)
-    estimate += sum(2 * math.prod(features) for features in header.embeddings)  # before compression, which saves little
+    estimate += sum(2 * math.prod(features) for features in header.embeddings)  # before compression
     return Plan(
         images=len(keys),
         blocks=header.n_blocks,
