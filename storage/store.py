@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -253,8 +254,27 @@ class MaskStore:
         Raises UnknownImage.
         """
         position = self.position(key)
-        shards = self.shard_digests[position // self.header.block_size, : len(self._data_names) - self._maps]
-        return hashlib.sha256(f"{self.header.seal} {position}".encode() + shards.tobytes()).hexdigest()
+        arrays = len(self._data_names) - self._maps
+        known = self.shard_digests[position // self.header.block_size, :arrays].tobytes()
+        if not self.reader.has_shards:  # an HDF5 file has none, and no digests of them
+            size = str(self.path.path.stat().st_size).encode()
+            known = b" ".join([size, self.digest(key), self.counts[position].tobytes()])
+        return hashlib.sha256(f"{self.header.seal} {position}".encode() + known).hexdigest()
+
+    def images_known_by(self, keys: Sequence[str]) -> dict[str, str]:
+        """What the blurred and sharp sides of images are known by: kind of knowledge -> what it says.
+
+        `shards` is a digest, the same in a folder and a zip, `files` one of the sizes of external files, `size` that of
+        the whole. Two that share no kind say nothing of each other.
+        """
+        if self._external is not None:
+            files = [[_size_of(path) for path in self._external.files(key)] for key in keys]
+            return {"files": hashlib.sha256(repr(files).encode()).hexdigest()}
+        if not self.reader.has_shards:
+            return {"size": str(self.path.path.stat().st_size)}
+        blocks = sorted({self.position(key) // self.header.block_size for key in keys})
+        shards = [at for at, name in enumerate(self._data_names) if name.startswith("images/")]
+        return {"shards": hashlib.sha256(self.shard_digests[blocks][:, shards].tobytes()).hexdigest()}
 
     def sources_digest(self, keys: Sequence[str]) -> str:
         """SHA-256 (hex) of the digests of images and of how many masks they have: the same in every form of a store."""
@@ -362,3 +382,10 @@ def open_store(location: str | Path) -> MaskStore:
         Unreachable: a server that does not answer, or sends no parts of files.
     """
     return MaskStore(location)
+
+
+def _size_of(path: Path) -> int:
+    """Bytes of a file; -1 for none that is there."""
+    with suppress(OSError):
+        return os.stat(path).st_size
+    return -1

@@ -198,6 +198,7 @@ def run_facts(
             "segmenter": mask_kind(used.header.recipe),
             "made_by": dict(used.header.recipe),
             "content_sha256": used.sources_digest(images),
+            "images_known_by": used.images_known_by(images),
         }
 
     def trained_on(used: MaskStore, images: Sequence[str]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from samdeblur.storage import (
     store,
 )
 from samdeblur.storage.format.layout import RECORD_COLUMNS, pack_text, unpack_text
+from samdeblur.storage.sharing.export import export_hdf5
 from samdeblur.storage.writing.commits import Committer
 
 DATA_ARRAYS = ("atoms", "pairs", "records", "images/blurred", "images/sharp")
@@ -222,6 +223,29 @@ def test_images_without_an_image_elsewhere_are_not_ready(masks):
     for key in set(some) - set(masks.ready_keys):
         with pytest.raises(ImageNotReady):
             joined.image("blurred", key)
+
+
+def test_files_elsewhere_that_changed_are_known_by_it(masks, tmp_path, monkeypatch):
+    path = tmp_path / "sharp.png"
+    monkeypatch.setattr(Elsewhere, "files", lambda self, key: (path,), raising=False)
+    joined, found = masks.with_external_images(Elsewhere(tuple(masks.keys))), []
+    for content in (None, b"1", b"12", b"34"):
+        if content is not None:
+            path.write_bytes(content)
+        found.append(joined.images_known_by(masks.ready_keys)["files"])
+    assert len(set(found)) == 3
+    assert found[2] == found[3]
+
+
+def test_another_file_of_hdf5_is_of_another_content(whole_store, tmp_path):
+    export_hdf5(whole_store.path, tmp_path / "a.h5", images=True)
+    before = open_store(tmp_path / "a.h5")
+    key = before.ready_keys[0]
+    found = before.content(key), before.images_known_by([key])
+    with open(tmp_path / "a.h5", "ab") as file:
+        file.write(b"\0")
+    assert before.content(key) != found[0]
+    assert before.images_known_by([key]) != found[1]
 
 
 def test_images_go_with_the_store_to_another_process(masks):

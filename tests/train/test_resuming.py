@@ -164,3 +164,14 @@ def test_steps_stay_whole_in_the_log(tmp_path, logged):
     write_log(tmp_path, [{"step": 1_234_567.0, "loss": -20.123456789}])
     assert logged(tmp_path)[0]["step"] == "1234567"
     assert logged(tmp_path)[0]["loss"] == "-20.1235"
+
+
+def test_a_run_whose_sharp_images_were_replaced_does_not_go_on(four, make_store, pair, tmp_path):
+    images = {f"s/{n}": pair(n, 30, 40) for n in range(4)}
+    blurred, sharp, masks = images["s/1"]
+    replaced = images | {"s/1": (blurred, sharp[::-1], masks)}
+    before, after = (make_store(tmp_path / f"{n}.zarr", content) for n, content in enumerate((images, replaced)))
+    train(four, before, tmp_path / "run")
+    train(four, before, tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"(train|validation): other images, masks or weights"):
+        train(four, after, tmp_path / "run")
