@@ -13,7 +13,9 @@ BUCKETS = ("s3", "gs", "az")  # what follows is a key as it is: no query, no fra
 HUB = ("hf",)
 SCHEMES = (*WEB, *BUCKETS, *HUB)
 
-_SECRETS = re.compile(r"(?P<scheme>\w+://)(?:[^\s/@]*@)?(?P<rest>[^\s?'\"<>]*)(?P<query>\?[^\s'\"<>]*)?")
+_USER = r"(?:[^\s/'\"]*@|[^\s/:@'\"\[]*:(?!\d*(?:[/?#\s'\"]|$))[^\s'\"]*@)?"  # its password may hold any of @ / ? #
+_SECRETS = re.compile(rf"(?P<scheme>\w+://){_USER}(?P<rest>[^\s?'\"<>]*)(?P<query>\?[^\s'\"<>]*)?")
+_TOKENS = re.compile(r"(#[^\s'\"<>]*?\w*(?:token|sig|key|secret|password)\w*=)[^\s'\"<>]+", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class Location:
             return
         if self.scheme not in SCHEMES:
             raise ValueError(f"not a path, nor an address that begins with {', '.join(f'{s}://' for s in SCHEMES)}")
+        if self.scheme in WEB:
+            _require_port(self.text)
         if self.scheme in WEB and urlsplit(self.text).fragment:
             raise ValueError("an address with #; write %23 for it")
         if not self._parts[1].split("@")[-1]:
@@ -114,4 +118,14 @@ def without_secrets(text: str) -> str:
     def hidden(found: re.Match[str]) -> str:
         return found["scheme"] + found["rest"] + ("?..." if found["query"] else "")
 
-    return re.sub(r"\bhf_\w{8,}", "hf_...", _SECRETS.sub(hidden, text))
+    return re.sub(r"\bhf_\w{8,}", "hf_...", _TOKENS.sub(r"\1...", _SECRETS.sub(hidden, text)))
+
+
+def _require_port(address: str) -> None:
+    """Raise ValueError, without what may be a secret, for an address whose port is none."""
+    try:
+        urlsplit(address).port  # noqa: B018 - it is read to be checked
+    except ValueError:
+        raise ValueError(
+            "what follows its host is no port; in a user's name or password write %3A for :, %2F for /, %40 for @"
+        ) from None

@@ -45,11 +45,20 @@ def test_no_command_says_or_writes_them(samdeblur, address, tiny, tmp_path):
         ("from https://a:b@host/x and http://host/y?s=1 too", "from https://host/x and http://host/y?... too"),
         ("token hf_abcdefghijk was refused", "token hf_... was refused"),
         ("/data/a@b/x.zarr", "/data/a@b/x.zarr"),
+        *((f"https://a:b{mark}c@host/x", "https://host/x") for mark in "@/?#"),
+        ("https://host/x#access_token=abc", "https://host/x#access_token=..."),
+        *((place, place) for place in ("http://host:80/a@b", "http://[::1]:80/a@b", "hf://datasets/u/r@main/x")),
         ("s3://bucket/x.zarr", "s3://bucket/x.zarr"),
     ],
 )
 def test_what_is_shown_of_an_address(text, shown):
     assert without_secrets(text) == shown
+
+
+@pytest.mark.parametrize("text", ["https://a:SECRET/SECRET@host/x", "http://host:99999/x", "http://host:abc/x"])
+def test_an_address_whose_port_is_none_is_refused_at_once(samdeblur, text):
+    refused = samdeblur("prep", "info", text)
+    assert (refused.code, "no port" in refused.error, "SECRET" in refused.error) == (2, True, False)
 
 
 def test_keys_of_a_bucket_are_taken_as_they_are():
