@@ -61,14 +61,15 @@ class AtomMap:
         """Encode a stack of masks; lossless, `to_masks` gives them back.
 
         Args:
-            masks: (M, H, W) bool, or a sequence of M planes (H, W). May overlap, repeat and be empty.
+            masks: (M, H, W) bool, or a sequence of M planes (H, W), or numbers of which 0 is outside and 1, or for
+                uint8 any other, inside. May overlap, repeat and be empty.
             shape: (H, W), needed only when `masks` is an empty sequence.
 
         Raises:
             TooManyAtoms: more than 65,535 atoms or masks.
-            ValueError: the planes are not 2-D or differ in shape.
+            ValueError: the planes are not 2-D or differ in shape, or hold numbers that are no mask, such as logits.
         """
-        planes = [np.asarray(mask, dtype=bool) for mask in masks]  # type: ignore[union-attr]
+        planes = [_as_plane(mask) for mask in masks]  # type: ignore[union-attr]
         if shape is None:
             shape = planes[0].shape if planes else np.shape(masks)[1:]
         if shape is None or len(shape) != 2 or any(plane.shape != tuple(shape) for plane in planes):
@@ -207,6 +208,14 @@ def from_window(window: NDArray[np.uint16], pairs: NDArray[np.uint16], mask_ids:
     used[masks] = True
     rows[:, 1] = (np.cumsum(used) - 1)[masks]
     return AtomMap(atoms, rows, mask_ids[used])
+
+
+def _as_plane(mask: ArrayLike) -> NDArray[np.bool_]:
+    """A mask as bool. Raises ValueError for numbers that are no mask, such as logits, or shares between 0 and 1."""
+    plane = np.asarray(mask)
+    if plane.dtype not in (np.bool_, np.uint8) and not ((plane == 0) | (plane == 1)).all():
+        raise ValueError(f"masks must be bool, or 0 and 1, got other numbers ({plane.dtype}); compare with a threshold")
+    return plane.astype(bool, copy=False)
 
 
 def _runs(plane: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:

@@ -41,6 +41,7 @@ MAX_WAIT = 10.0  # seconds that a busy server may ask for
 SLOWEST = 16384  # bytes a second; a body that comes slower is given up
 PAGES = re.compile(r"text/html|application/xhtml|(application|text)/(json|xml)")
 AUTHORITIES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+SENT = re.compile(r"bytes (\d+)-(\d+)/")
 PLAIN = re.compile(r"[A-Za-z0-9._/-]*")
 PAGE = "the server sends a web page in place of this file; it is not there, or asks for a login"
 NO_PARTS = "the server does not send parts of files (HTTP Range); serve the store with one that does, or download it"
@@ -254,6 +255,9 @@ class Web:
         body = _body(response) if method == "GET" else None
         if body is not None and PAGES.match(headers.get("Content-Type", "")):
             self._check_page(name, part, body)
+        told = SENT.match(headers.get("Content-Range", ""))
+        if body is not None and told and len(body) != int(told[2]) - int(told[1]) + 1:
+            raise self._unreachable(name, "the server sends another part of the file than it says; look at its proxies")
         return Answer(status, headers, body)
 
     def _check_page(self, name: str, part: tuple[int, int] | None, body: bytes) -> None:

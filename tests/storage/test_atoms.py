@@ -234,3 +234,19 @@ def test_maps_compare_by_value_and_survive_copies(random_masks):
     assert encoded != "masks"
     with pytest.raises(TypeError):
         hash(encoded)
+
+
+@pytest.mark.parametrize("masks", [np.full((2, 3, 4), -1.5), np.full((2, 3, 4), 0.5), np.full((2, 3, 4), np.nan)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64])
+def test_numbers_that_are_no_masks_are_refused(masks, dtype):
+    if dtype is np.int64:
+        masks = np.full(masks.shape, -1)
+    with pytest.raises(ValueError, match=r"got other numbers .*; compare with a threshold"):
+        AtomMap.from_masks(masks.astype(dtype))
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.int32, np.float32])
+def test_masks_of_zeros_and_ones_may_be_of_any_type(dtype):
+    masks = np.arange(24).reshape(2, 3, 4) % 5 == 0
+    assert np.array_equal(AtomMap.from_masks(masks.astype(dtype)).to_masks(), masks)
+    assert np.array_equal(AtomMap.from_masks(masks.astype(np.uint8) * 255).to_masks(), masks)
