@@ -34,7 +34,7 @@ from samdeblur.storage.format.layout import IMAGE_LEVEL
 from samdeblur.storage.writing.compare import best_iou, same_masks
 
 PHOTOGRAPHS = ("chelsea",)
-POINTS = 16
+POINTS = 12
 
 
 def random_vit() -> Sam:
@@ -100,9 +100,9 @@ def main() -> None:
     cv2.setNumThreads(1)
     bundled = {**BUNDLED_SETTINGS, "points_per_side": POINTS}
     rows = {
-        "bundled, 16x16 points": measure(SamSegmenter(load_sam("bundled"), "", **bundled), True),
+        "bundled, 12x12 points": measure(SamSegmenter(load_sam("bundled"), "", **bundled), True),
         "random ViT, 4x4 points": measure(SamSegmenter(random_vit(), "", points_per_side=4), False),
-        "random ViT, 16x16 points": measure(SamSegmenter(random_vit(), "", points_per_side=POINTS), False),
+        "random ViT, 8x8 points": measure(SamSegmenter(random_vit(), "", points_per_side=8), False),
     }
     for name, row in rows.items():
         print(name, ", ".join(f"{what} {value}" for what, value in row.items()))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -114,6 +115,8 @@ def main() -> None:
         "model": options.checkpoint or "SAM 2 classes, 128 px, random weights",
         "machine": platform.machine(),
         "torch": torch.__version__,
+        "photographs": options.photographs,
+        "load": os.getloadavg()[0],
         "rows": rows,
     }
     (RESULTS / "masks_sam2.json").write_text(json.dumps(told, indent=2) + "\n")

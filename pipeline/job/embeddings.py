@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from samdeblur.pipeline.job.recipe import PrepSettings
+from samdeblur.pipeline.segmenters.speed import EXACT
 from samdeblur.pipeline.sources.base import BadImage, Source
 from samdeblur.pipeline.sources.dataset import keys_in_both, read_own
 from samdeblur.storage import MaskStore, StoreError, open_store
@@ -64,10 +65,10 @@ def kept_features(store: MaskStore, key: str, digest: bytes, settings: Mapping[s
 
 def _of_encoder(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """What an embedding depends on."""
-    segmenter = recipe.get("segmenter", {})
+    segmenter, mode = recipe.get("segmenter", {}), recipe.get("mode")
     names = ("name", "checkpoint", "channel_order")
     return {
-        "mode": recipe.get("mode"),
+        "mode": {"name": "tolerance", **asdict(EXACT)} if mode == EXACT.recipe() else mode,
         "predeblur": recipe.get("predeblur"),
         "segmenter": {name: segmenter.get(name) for name in names},
     }
