@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from samdeblur.pipeline.job.recipe import PrepSettings
-from samdeblur.pipeline.segmenters.speed import EXACT
 from samdeblur.pipeline.sources.base import BadImage, Source
 from samdeblur.pipeline.sources.dataset import keys_in_both, read_own
 from samdeblur.storage import MaskStore, StoreError, open_store
@@ -65,10 +64,10 @@ def kept_features(store: MaskStore, key: str, digest: bytes, settings: Mapping[s
 
 def _of_encoder(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """What an embedding depends on."""
-    segmenter, mode = recipe.get("segmenter", {}), recipe.get("mode")
+    segmenter = recipe.get("segmenter", {})
     names = ("name", "checkpoint", "channel_order")
     return {
-        "mode": {"name": "tolerance", **asdict(EXACT)} if mode == EXACT.recipe() else mode,
+        "mode": recipe.get("mode"),
         "predeblur": recipe.get("predeblur"),
         "segmenter": {name: segmenter.get(name) for name in names},
     }

@@ -155,7 +155,7 @@ def test_embeddings_of_another_encoding_are_refused(source, settings, kept, chan
 
 def test_embeddings_of_another_precision_are_refused(source, settings, kept):
     speed = replace(settings.speed, precision="bfloat16")
-    with pytest.raises(StoreError, match=r"another encoding \(mode.precision float32 -> bfloat16\)"):
+    with pytest.raises(StoreError, match=r"another encoding \(mode exact -> tolerance\)"):
         require_embeddings(source, replace(settings, embeddings=str(kept), speed=speed))
 
 
