@@ -32,6 +32,38 @@ __all__ = ["samdeblur"]
 
 GROUPS = {"prep": prep.cli, "train": train.cli, "eval": eval_command.cli}
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+# Pages whose commands are run here, in their order, and the tests that run the like of those on the others.
+RUN = {"README", "tutorial", "restore", "evaluation", "tables"}
+ELSEWHERE = {
+    "batch-jobs": "tests/cli/test_run.py",
+    "checkpoints": "tests/models/checkpoints/test_loading.py",
+    "clusters": "tests/pipeline/job/test_recipes.py",
+    "datasets": "tests/pipeline/sources/test_layouts.py",
+    "families": "tests/pipeline/sources/test_worlds.py",
+    "guard": "tests/cli/test_inference.py",
+    "inference": "tests/cli/test_inference.py",
+    "masks": "tests/cli/test_run.py",
+    "networks": "tests/train/test_networks.py",
+    "segmenters": "tests/cli/test_kill.py",
+    "sharing": "tests/cli/test_stores.py",
+    "stores": "tests/cli/test_stores.py",
+    "table1": "tests/cli/test_weights.py",
+    "training": "tests/cli/test_train.py",
+    "which-masks": "tests/cli/test_quality.py",
+    "worlds": "tests/pipeline/sources/test_worlds.py",
+}
+# The same of the blocks of Python.
+SNIPPETS_RUN = {"python", "contributing"}
+SNIPPETS_ELSEWHERE = {
+    "batch-jobs": "tests/pipeline/job/test_cluster.py",
+    "checkpoints": "tests/models/checkpoints/test_loading.py",
+    "guard": "tests/evaluation/test_guard.py",
+    "inference": "tests/models/inference/test_tiles.py",
+    "networks": "tests/models/priors/test_third_party.py",
+    "segmenters": "tests/cli/test_kill.py",
+    "sharing": "tests/storage/access/test_readers.py",
+    "tables": "tests/evaluation/tables/test_comparison.py",
+}
 # Put behind commands of the README, which are meant for machines with a GPU and for days.
 SMALL = {
     "prep run": ["--workers", "1", "--points-per-side", "4"],
@@ -126,6 +158,14 @@ def test_every_command_is_understood(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     said = refusal(command)
     assert not said or "does not exist" in said, said
+
+
+def test_every_page_with_commands_or_snippets_has_a_test_that_runs_them_or_their_like():
+    assert {command.page.removesuffix(".md") for command in EVERY} == RUN | ELSEWHERE.keys()
+    pages = {page.stem for page in PAGES if any(blocks(page, "python"))}
+    assert pages == SNIPPETS_RUN | SNIPPETS_ELSEWHERE.keys()
+    for test in (*ELSEWHERE.values(), *SNIPPETS_ELSEWHERE.values()):
+        assert (ROOT / test).is_file(), test
 
 
 def test_a_command_that_is_not_understood_would_be_found():

@@ -35,7 +35,7 @@ def forward_in_tiles(
     ends, so that pixels meet the same pixels on every level as without tiles. Of an overlap the outer quarters are
     thrown away and the middle half fades from one tile to the next. So the result is that of the whole image where a
     pixel's value depends on pixels at most a quarter of the overlap away; means over a tile are not those over the
-    picture: see `local_pooling`.
+    image: see `local_pooling`.
 
     Memory: that of the network for one tile; beside it image, result, features and a row of tiles, 4 (6 + S) bytes a
     pixel and 12 in the row, and before the first tile what the prior takes for the whole image.

@@ -158,7 +158,8 @@ TINY = {name: replace(model, size=(64, 80)) for name, model in FAMILIES.items()}
 
 
 def test_families_differ_from_worlds_in_what_they_say():
-    scenes = {name: [model.render((2, seed)) for seed in range(6)] for name, model in TINY.items()}
+    compared = ("", "long", "local", "tone", "bright", "jpeg")
+    scenes = {name: [TINY[name].render((2, seed)) for seed in range(6)] for name in compared}
 
     def error(name):
         return np.mean([np.square(s.blurred.astype(float) - s.sharp).mean() for s in scenes[name]])
