@@ -9,10 +9,11 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+from intervals import Interval
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from plan import AXES, Axis, Size
-from summary import BASELINE, Found, Row, markdown, over_baseline, signed, summarise
+from summary import BASELINE, Found, Row, Scores, markdown, over_baseline, signed, summarise
 
 METHODS = ("map", "map-dropout", "map smallest")
 
@@ -59,21 +60,25 @@ def write_axes(size: Size, out: Path, found: Found, crossed: Found) -> str:
     name = size.families[0]
     rows = {row.variant: row for row in summarise(found) if row.images == name}
     courses = {title: {method: points(axis, rows, method) for method in METHODS} for title, axis in AXES.items()}
+    courses = {title: of for title, of in courses.items() if max(map(len, of.values())) > 1}
     parts = [f"{row.seeds} seeds of `{variant}`" for variant, row in rows.items() if variant == BASELINE]
-    for title, axis in AXES.items():
-        parts.append(f"**{title}: dB over no prior**\n\n" + _table(axis, rows, courses[title]))
+    for title, of_title in courses.items():
+        parts.append(f"**{title}: dB over no prior**\n\n" + _table(AXES[title], rows, of_title))
     parts.append("**Other masks: dB over no prior**\n\n" + _others(size, rows))
-    parts.append(
-        "**Trained with one kind of masks (rows), tested with another: dB over no prior**\n\n"
-        + _crossed(size, found, crossed)
-    )
-    draw_axes(courses, out / "axes.png")
+    crossed_gains = _crossed_gains(found[BASELINE][name], crossed)
+    parts.append("**Trained with one kind of masks (rows), tested with another: dB over no prior**")
+    parts.append(_crossed(size, crossed_gains))
+    if courses:
+        draw_axes(courses, out / "axes.png")
     kept = {
         "seeds": {variant: row.seeds for variant, row in rows.items()},
         "gains": {
-            variant: [round(figure, 4) for figure in row.over["psnr"]] for variant, row in rows.items() if row.over
+            variant: {**row.over["psnr"]._asdict(), "corrected p": row.p} for variant, row in rows.items() if row.over
         },
-        "corrected p": {variant: row.p for variant, row in rows.items() if row.over},
+        "tested with others": {
+            variant: {masks: gain._asdict() for masks, gain in gains.items()}
+            for variant, gains in crossed_gains.items()
+        },
         "half": {title: {method: half(course) for method, course in of.items()} for title, of in courses.items()},
     }
     (out / "axes.json").write_text(json.dumps(kept, indent=1) + "\n")
@@ -107,17 +112,20 @@ def _others(size: Size, rows: Mapping[str, Row]) -> str:
     return markdown(["masks", "map"], [[name, _said(rows.get(f"map, {name}"))] for name in names])
 
 
-def _crossed(size: Size, found: Found, crossed: Found) -> str:
-    """A row per network, a column per kind of masks it was tested with."""
-    name = size.families[0]
-    columns = [masks for masks in size.masks if any(masks in sets for sets in crossed.values())]
-    body = []
+def _crossed_gains(base: Scores, crossed: Found) -> dict[str, dict[str, Interval]]:
+    """Network -> kind of masks it was tested with -> what it is better than the networks without a prior."""
+    found: dict[str, dict[str, Interval]] = {}
     for variant, sets in crossed.items():
-        gains = []
-        for masks in columns:
-            over = over_baseline(sets[masks], found[BASELINE][name]) if masks in sets else None
-            gains.append("-" if over is None else f"{over.mean:+.2f}")
-        body.append([variant, *gains])
+        for masks, scores in sets.items():
+            if (over := over_baseline(scores, base)) is not None:
+                found.setdefault(variant, {})[masks] = over
+    return found
+
+
+def _crossed(size: Size, gains: Mapping[str, Mapping[str, Interval]]) -> str:
+    """A row per network, a column per kind of masks it was tested with."""
+    columns = [masks for masks in size.masks if any(masks in of for of in gains.values())]
+    body = [[variant, *(f"{of[m].mean:+.2f}" if m in of else "-" for m in columns)] for variant, of in gains.items()]
     return markdown(["trained with", *columns], body)
 
 
@@ -136,7 +144,8 @@ def draw_axes(courses: Mapping[str, Mapping[str, Sequence[Point]]], path: Path) 
                 continue
             at = [places[point.masks] for point in course]
             mean, low, high = np.array([point.gain for point in course]).T
-            axis.errorbar(at, mean, [mean - low, high - mean], marker="o", capsize=3, linewidth=1.2, label=method)
+            style = {"linestyle": "-" if numbers else "", "marker": "o", "capsize": 3, "linewidth": 1.2}
+            axis.errorbar(at, mean, [mean - low, high - mean], label=method, **style)
         if not numbers:
             axis.set_xticks(list(places.values()), [str(level) for level in levels.values()], rotation=30, ha="right")
         axis.set(title=title, xlabel=AXES[title].label)

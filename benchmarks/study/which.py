@@ -1,9 +1,10 @@
 """What `samdeblur-prep quality` says of the study's kinds of masks, beside what each brought: docs/which-masks.md.
 
-    python benchmarks/study/which.py        # -> benchmarks/results/which.json; a minute or two
+    python benchmarks/study/which.py                     # -> benchmarks/results/which.json; ten minutes
+    python benchmarks/study/which.py true true-moved-1   # of these kinds; the others stay as they are there
 
 The scenes are those the study tests on. Gains are of MAP over no prior on the same scenes, from
-benchmarks/results/study.json. True masks moved by other distances are measured as well; nobody has trained with those.
+benchmarks/results/study.json and study_axes.json.
 """
 
 from __future__ import annotations
@@ -55,33 +56,34 @@ def kinds() -> dict[str, Callable[[str, ImagePair], AtomMap]]:
 
 
 def gains() -> dict[str, float]:
-    """Kind of masks -> dB of `map` over `none` on `worlds`."""
+    """Kind of masks -> dB of `map` over `none` on `worlds`; of the study itself where both have it."""
+    axes = json.loads((RESULTS / "study_axes.json").read_text())["gains"]
     rows = json.loads((RESULTS / "study.json").read_text())
-    return {
-        row["variant"].removeprefix("map, "): row["over"]["psnr"]["mean"]
-        for row in rows
-        if row["images"] == "worlds" and row["variant"].startswith("map, ")
+    found = {variant: gain["mean"] for variant, gain in axes.items()} | {
+        row["variant"]: row["over"]["psnr"]["mean"] for row in rows if row["images"] == "worlds" and row["over"]
     }
+    return {name.removeprefix("map, "): gain for name, gain in found.items() if name.startswith("map, ")}
 
 
-def main() -> None:
-    source = WorldSource.of(SCENES, "test")
+def main(*names: str) -> None:
+    source, path, known = WorldSource.of(SCENES, "test"), RESULTS / "which.json", gains()
+    before = json.loads(path.read_text())
     found: dict[str, Quality] = {}
     for name, find in kinds().items():
-        images = []
-        for key in source.keys:
-            pair = source.read(key)
-            images.append(quality_of(find(key, pair), pair.sharp, pair.masks))
-        found[name] = mean(images)
+        if name in before and names and name not in names:
+            found[name] = Quality(**before[name]["quality"])
+        if name in found or (names and name not in names):
+            continue
+        pairs = [(key, source.read(key)) for key in source.keys]
+        found[name] = mean([quality_of(find(key, pair), pair.sharp, pair.masks) for key, pair in pairs])
         print(name, asdict(found[name]), file=sys.stderr, flush=True)
-    known = gains()
     print("| masks | " + " | ".join(SHOWN) + " | gain |\n" + "|---" * (len(SHOWN) + 2) + "|")
     for name, one in found.items():
         gain = f"{known[name]:+.2f} dB" if name in known else ""
         print(f"| `{name}` | " + " | ".join(f"{getattr(one, each):.2f}" for each in SHOWN) + f" | {gain} |")
     content = {name: {"quality": asdict(one), "gain": known.get(name)} for name, one in found.items()}
-    (RESULTS / "which.json").write_text(json.dumps(content, indent=1) + "\n")
+    path.write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])
