@@ -124,7 +124,7 @@ def test_a_set_that_only_looks_like_gopro_is_named_by_its_place_and_has_no_tlc(
     assert done.code == 0, done.err
     (found,) = json.loads((tmp_path / "o/results.json").read_text())["sets"]
     assert (found["dataset"], found["inference"]["tlc"]) == ("own" if as_store else "mine", None)
-    assert "for GoPro has 1,111 images and this 5" in done.err
+    assert "GoPro has 1,111 images, this has 5" in done.err
     assert "(published)" not in samdeblur("eval", "table", tmp_path / "o").out
 
 

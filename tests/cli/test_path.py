@@ -109,7 +109,7 @@ def test_a_store_is_exported_and_trained_on_as_one_file(samdeblur, pairs, store,
     trained = samdeblur("train", share, *tiny, "--method", "map-dropout", "--out", tmp_path / "run")
     assert trained.code == 0
     refused = prep_run(pairs, share)
-    assert (refused.code, "prepare into a folder" in refused.error) == (2, True)
+    assert (refused.code, "give a folder to write the store to" in refused.error) == (2, True)
 
 
 @pytest.mark.parametrize(

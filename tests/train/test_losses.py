@@ -197,7 +197,7 @@ def test_every_optimiser_trains_and_goes_on_bit_for_bit(name, store, small, tmp_
         ({"progressive_steps": [2], "progressive_crops": [900], "progressive_batches": [2]}, "smaller than the crop"),
         (
             {"progressive_steps": [2], "progressive_crops": [9], "progressive_batches": [3], "accumulate": 2},
-            "3 does not",
+            "batch_size: 3 cannot be divided",
         ),
     ],
     ids=str,
