@@ -21,7 +21,7 @@ from moto.server import ThreadedMotoServer
 
 @dataclass
 class Served:
-    """Where a server listens, and the (path, bytes) it has sent."""
+    """Where a server listens, and the (path, bytes) it has sent or begun to send."""
 
     url: str
     sent: list[tuple[str, int]] = field(default_factory=list)
@@ -48,8 +48,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
+            self.served.sent.append((self.path, len(body)))  # before: the client may look as soon as it has it
             self.wfile.write(body)
-            self.served.sent.append((self.path, len(body)))
 
 
 class _Folder(_Handler):
