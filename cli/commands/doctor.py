@@ -36,6 +36,7 @@ SECRETS = (
 )
 SHARED_MEMORY = 1 << 30  # bytes of /dev/shm below which loader workers of usual batches get into trouble
 OPEN_FILES = 1024
+CGROUP = Path("/sys/fs/cgroup")
 SOCKET_PATH = 60  # letters of a temporary folder, beyond which the sockets in it have names too long for the system
 GPU_PATIENCE = 120  # seconds for torch to say which GPUs there are
 LOOK_FOR_GPUS = """
@@ -110,17 +111,29 @@ def _versions() -> Iterator[Line]:
 
 def _machine() -> Iterator[Line]:
     import psutil
-    from distributed.system import MEMORY_LIMIT
 
     cores, allowed = os.cpu_count() or 1, len(os.sched_getaffinity(0))
     yield Line(
         "processor", f"{counted(cores, 'core')}, {allowed} of them for this process; load {os.getloadavg()[0]:.1f}"
     )
     memory = psutil.virtual_memory()
-    said = f"{memory.total >> 20} MiB, {memory.available >> 20} MiB free"
+    limits = "".join(f"; {name} {size >> 20} MiB" for name, size in _memory_limits() if size < memory.total)
     yield Line(
-        "memory", said + (f"; the container has {MEMORY_LIMIT >> 20} MiB" if memory.total > MEMORY_LIMIT else "")
+        "memory",
+        f"{memory.total >> 20} MiB, {memory.available >> 20} MiB free{limits or '; no limit for this process'}",
     )
+
+
+def _memory_limits() -> Iterator[tuple[str, int]]:
+    """What this process may take, by whom it is limited, in bytes."""
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # version 2 and 1
+        try:
+            yield "cgroup limit (container, batch job)", int((CGROUP / name).read_text())
+        except (OSError, ValueError):  # no such group, or "max"
+            continue
+    for letter, what in (("v", resource.RLIMIT_AS), ("d", resource.RLIMIT_DATA)):
+        if (size := resource.getrlimit(what)[0]) != resource.RLIM_INFINITY:
+            yield f"ulimit -{letter}", size
 
 
 def _limits() -> Iterator[Line]:

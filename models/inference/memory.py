@@ -67,7 +67,7 @@ def _free_of_machine(path: Path) -> int | None:
 
 
 def _free_of_group(folder: Path) -> int | None:
-    """What a container may still take."""
+    """What the control group of a container or a job may still take."""
     try:
         return int((folder / "memory.max").read_text()) - int((folder / "memory.current").read_text())
     except (OSError, ValueError):  # no such group, or "max"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import namedtuple
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -17,7 +18,9 @@ Usage = namedtuple("Usage", "total used free")
 def sound(monkeypatch):
     """A machine with nothing in the way."""
     monkeypatch.setattr(shutil, "disk_usage", lambda place: Usage(8 << 30, 0, 8 << 30))
-    monkeypatch.setattr(doctor.resource, "getrlimit", lambda what: (4096, 4096))
+    limits = {doctor.resource.RLIMIT_NOFILE: 4096}
+    monkeypatch.setattr(doctor.resource, "getrlimit", lambda what: 2 * (limits.get(what, -1),))
+    monkeypatch.setattr(doctor, "CGROUP", Path("/no/such/folder"))
 
 
 def run(samdeblur, *places):
@@ -38,6 +41,33 @@ def test_a_sound_machine_is_one_table(samdeblur, sound, monkeypatch):
     assert "torch" in rows["packages"]
     assert "HF_TOKEN is set" in rows["environment"]
     assert "SECRET" not in result.out
+
+
+@pytest.mark.parametrize(
+    ("files", "limits", "said"),
+    [
+        ({}, {}, "; no limit for this process"),
+        ({"memory.max": "max"}, {}, "; no limit for this process"),
+        ({"memory.max": str(512 << 20)}, {}, "; cgroup limit (container, batch job) 512 MiB"),
+        (
+            {"memory/memory.limit_in_bytes": str(512 << 20)},
+            {},
+            "; cgroup limit (container, batch job) 512 MiB",
+        ),
+        ({"memory/memory.limit_in_bytes": str(1 << 62)}, {}, "; no limit for this process"),
+        ({}, {"RLIMIT_AS": 256 << 20}, "; ulimit -v 256 MiB"),
+        ({"memory.max": str(512 << 20)}, {"RLIMIT_DATA": 256 << 20}, "512 MiB; ulimit -d 256 MiB"),
+    ],
+)
+def test_a_limit_of_memory_is_called_what_it_is(samdeblur, sound, monkeypatch, tmp_path, files, limits, said):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    sizes = {getattr(doctor.resource, name): size for name, size in limits.items()}
+    monkeypatch.setattr(doctor, "CGROUP", tmp_path)
+    monkeypatch.setattr(doctor.resource, "getrlimit", lambda what: 2 * (sizes.get(what, -1),))
+    _, rows = run(samdeblur)
+    assert rows["memory"].removesuffix(" |").endswith(said), rows["memory"]
 
 
 def test_places_are_tried(samdeblur, sound, store, tmp_path):
