@@ -29,7 +29,7 @@ def cli() -> None:
 @click.command("status", cls=Command)
 @click.argument("store", type=PLACE)
 def status_command(store: str) -> int:
-    """Say where STORE stands: images done, pending, quarantined and why, its recipe, and whether a job is at it."""
+    """Say where STORE stands: images done, pending, quarantined and why, its recipe, and whether a job is running."""
 
     from samdeblur.pipeline import status
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shlex
@@ -135,6 +136,47 @@ def test_every_line_that_is_explained_is_one_that_is_said():
     for row in rows:
         for part in filter(None, (part.strip() for part in row.split("..."))):
             assert part in said, part
+
+
+def raised() -> dict[str, list[str]]:
+    """Class of errors of the package, or UsageError -> its messages, with " ... " for what differs."""
+    trees = [
+        ast.parse(path.read_text(encoding="utf-8"))
+        for room in ("storage", "models", "pipeline", "evaluation", "train", "cli")
+        for path in sorted((ROOT / room).rglob("*.py"))
+    ]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    own = {node.name for node in nodes if isinstance(node, ast.ClassDef)} | {"UsageError"}
+    found: dict[str, list[str]] = {}
+    for node in nodes:
+        match node:
+            case ast.Raise(exc=ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name), args=[message, *_])):
+                if name in own and (text := _words(message)):
+                    found.setdefault(name, []).append(text)
+    return found
+
+
+def _words(message: ast.expr) -> str:
+    match message:
+        case ast.Constant(value=str(text)):
+            return text
+        case ast.JoinedStr(values=parts):
+            return "".join(_words(part) or " ... " for part in parts)
+    return ""
+
+
+# No errors, or their words are put together elsewhere.
+INSIDE = {"Unreachable", "_Broken", "Stopped"}
+
+
+def test_every_kind_of_error_is_explained():
+    page = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")
+    rows = [[part.strip() for part in row.split("...")] for row in re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE)]
+    kinds = raised()
+    assert len(kinds) > 25
+    for kind, messages in kinds.items():
+        explained = any(all(part in message for part in row) for row in rows for message in messages)
+        assert explained or kind in INSIDE, (kind, messages)
 
 
 def test_the_reference_names_what_the_faces_offer():

@@ -26,7 +26,7 @@ def family(name: str) -> np.ndarray:
     world = open_source(f"{name.replace('sample', 'worlds')}:20:192", "test").read("0000017")
     photo = open_source(name, "test").read("coffee-104")
     middle = np.s_[32:224, 32:224]
-    pictures = (world.sharp, world.blurred, photo.sharp[middle], photo.blurred[middle])
+    columns = (world.sharp, world.blurred, photo.sharp[middle], photo.blurred[middle])
     label = np.full((192, 76, 3), 255, np.uint8)
     cv2.putText(
         label,
@@ -38,7 +38,7 @@ def family(name: str) -> np.ndarray:
         1,
         cv2.LINE_AA,
     )
-    return np.hstack([label, *pictures])
+    return np.hstack([label, *columns])
 
 
 def main() -> None:

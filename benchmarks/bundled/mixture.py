@@ -5,7 +5,7 @@ python -m benchmarks.bundled.mixture OUT.zarr worlds.zarr wide.zarr sample-wide 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,11 +20,11 @@ from samdeblur.storage.writing.commits import ImageContent
 
 
 class Part(NamedTuple):
-    """Images of one place: names, heights and widths, and what gives (blurred, sharp) of a name."""
+    """Images of one place: names, heights and widths, and a function from a name to (blurred, sharp)."""
 
     keys: Sequence[str]
     shapes: Sequence[tuple[int, int]]
-    pictures: object
+    read: Callable[[str], tuple[np.ndarray, np.ndarray]]
 
 
 def part(location: str) -> Part:
@@ -56,11 +56,11 @@ def main(out: Path, locations: tuple[str, ...], most: int, sharp_every: int) -> 
         some = part(location)
         name = Path(location).stem
         for key, shape in list(zip(some.keys, some.shapes, strict=True))[: most or None]:
-            rows.append((f"{name}/{key}", shape, key, some.pictures))
+            rows.append((f"{name}/{key}", shape, key, some.read))
 
     def row(number: int) -> Row:
-        _, shape, key, pictures = rows[number]
-        blurred, sharp = pictures(key)
+        _, shape, key, read = rows[number]
+        blurred, sharp = read(key)
         if number % sharp_every == sharp_every - 1:
             blurred = sharp
         nothing = AtomMap.from_masks(np.zeros((0, *shape), bool))

@@ -76,7 +76,7 @@ def main(
 
 
 def report(size: Size, out: Path) -> str:
-    """Tables, figures and pictures of what is there; gives the tables."""
+    """Tables, figures and images of what is there; gives the tables."""
     found = read_scores(size, out)
     if BASELINE not in found:
         raise click.ClickException(f"{out}: no training of {BASELINE} is done")

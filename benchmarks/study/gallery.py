@@ -1,4 +1,4 @@
-"""The page of pictures: where a prior gains most over no prior, and where it fails worst."""
+"""The sheet of images: where a prior gains most over no prior, and where it fails worst."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COLUMNS = ("blurred", "masks", "without prior", "with prior", "changed, x8", "sh
 
 
 def draw_gallery(size: Size, out: Path, found: Found, variant: Variant, path: Path, each: int = 4) -> None:
-    """Rows of pictures: those with the largest gain in the mean over seeds, then those with the largest loss.
+    """Rows of images: those with the largest gain in the mean over seeds, then those with the largest loss.
 
     At most one of each scene, and one of each set per half, so that a page shows more than one thing.
     """
@@ -35,7 +35,7 @@ def draw_gallery(size: Size, out: Path, found: Found, variant: Variant, path: Pa
     gains.sort(reverse=True)
     rows = [_header()]
     for title, ordered in (("Largest gains", gains), ("Worst failures", gains[::-1])):
-        rows.append(_line(f"{title} of {variant.name} over none, mean of {len(over)} seeds; pictures of seed 0"))
+        rows.append(_line(f"{title} of {variant.name} over none, mean of {len(over)} seeds; images of seed 0"))
         rows += [_row(size, out, variant, *chosen) for chosen in _varied(ordered)[:each]]
     cv2.imwrite(str(path), np.vstack(rows)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 88])
 
@@ -58,15 +58,15 @@ def _row(size: Size, out: Path, variant: Variant, gain: float, family: str, key:
         for v in (variants(size)[0], variant)
     )
     changed = np.clip(128 + 8 * (ours.astype(int) - plain), 0, 255).astype(np.uint8)
-    pictures = (blurred, paint_masks(blurred, atoms), plain, ours, changed, sharp)
-    return np.vstack([np.hstack([_square(picture) for picture in pictures]), _line(f"{family} {key}: {gain:+.2f} dB")])
+    columns = (blurred, paint_masks(blurred, atoms), plain, ours, changed, sharp)
+    return np.vstack([np.hstack([_square(image) for image in columns]), _line(f"{family} {key}: {gain:+.2f} dB")])
 
 
-def _square(picture: Picture) -> Picture:
-    """The middle of a picture."""
-    side = min(picture.shape[:2])
-    top, left = ((length - side) // 2 for length in picture.shape[:2])
-    square = picture[top : top + side, left : left + side]
+def _square(image: Picture) -> Picture:
+    """The middle of an image."""
+    side = min(image.shape[:2])
+    top, left = ((length - side) // 2 for length in image.shape[:2])
+    square = image[top : top + side, left : left + side]
     scaled = cv2.resize(square, (SIDE - 4, SIDE - 4), interpolation=cv2.INTER_CUBIC)
     return cv2.copyMakeBorder(scaled, 2, 2, 2, 2, cv2.BORDER_CONSTANT, value=(255, 255, 255))
 

@@ -184,7 +184,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 
 
 def best_masks(masks: Sequence[str]) -> str:
-    """The best that SAM finds in blurred pictures."""
+    """The best that SAM finds in blurred images."""
     return "sam" if "sam" in masks else masks[0]
 
 

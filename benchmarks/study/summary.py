@@ -152,7 +152,7 @@ def asmarkdown(size: Size, found: Found, in_practice: Found, quality: Mapping[st
 
     Args:
         quality: of masks, see `mask_quality`.
-        in_practice: of networks trained with masks of an oracle, tested with masks found in blurred pictures.
+        in_practice: of networks trained with masks of an oracle, tested with masks found in blurred images.
     """
     order = [variant.name for variant in variants(size)]
     controls = [f"{size.families[0]}-{control}" for control in CONTROLS]
@@ -173,7 +173,7 @@ def asmarkdown(size: Size, found: Found, in_practice: Found, quality: Mapping[st
         "PSNR that the masks are worth: dB over the same network without any, and with those of another image": (
             _worth(found, order, size.families[0], controls)
         ),
-        "Trained with masks that know the sharp pictures, tested with SAM's of the blurred: PSNR over `none`": _table(
+        "Trained with masks that know the sharp images, tested with SAM's of the blurred: PSNR over `none`": _table(
             order, summarise(pooled({BASELINE: found[BASELINE]} | in_practice, POOLED)), _over
         ),
         "Masks: how many per image, mean IoU of the best for each true mask, share of those above 0.75": markdown(

@@ -59,7 +59,7 @@ class Line(NamedTuple):
 @click.argument("places", nargs=-1, type=PLACE)
 @click.option("--no-gpu", is_flag=True, help="Do not ask torch for GPUs, which takes some seconds.")
 def doctor(places: tuple[str, ...], no_gpu: bool) -> int:
-    """Describe this machine and environment in a table to paste into an issue, and name what would be in the way.
+    """Describe this machine and environment in a table to paste into an issue, and name what needs attention.
 
     PLACES are paths or addresses of a job: the table says whether each can be reached, read and written.
     Exit code 1 when something is wrong.

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 @click.option("--compare", is_flag=True, help=f"Write OUT/{COMPARE_PAGE}, a before-and-after slider for each image.")
 @weights_option
 @click.option("--sam", default="bundled", show_default=True, metavar="bundled|NAME|PATH",
-              help="Segment Anything weights that find the masks, for a network that looks at masks.")  # fmt: skip
+              help="Segment Anything weights that find the masks, for a network that uses masks.")  # fmt: skip
 @inference_options
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 def restore(network: str, places: tuple[str, ...], out: Path, **options: Any) -> int:
