@@ -162,6 +162,20 @@ def _renamed(key: str) -> str:
     return key
 
 
+def generated(generator: Any, image: Any) -> list[dict[str, Any]]:
+    """What a generator of segment-anything or sam2 finds; alone it stumbles over a crop in which nothing is found."""
+    process = generator._process_crop
+
+    def process_crop(*arguments: Any) -> Any:
+        data = process(*arguments)
+        data["crop_boxes"] = data["crop_boxes"].reshape(-1, 4)
+        return data
+
+    generator._process_crop = process_crop
+    with torch.no_grad():
+        return list(generator.generate(image))
+
+
 def compared(theirs: list[dict[str, Any]], found: Any, scores: float = 0.0) -> int:
     """Asserts that masks and records are the same, in the same order; how many there are.
 

@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 
 from samdeblur.storage.atoms import AtomMap
 from samdeblur.storage.exchange.coco import Progress
-from samdeblur.storage.exchange.rle import ExchangeError
-from samdeblur.storage.exchange.sa1b import SUFFIX, relative_paths
-from samdeblur.storage.files import PARTIAL, fsync_path
+from samdeblur.storage.exchange.sa1b import SUFFIX, relative_paths, unfinished
+from samdeblur.storage.files import fsync_path
 from samdeblur.storage.store import MaskStore
 
 VERSION = "0.5"
@@ -36,11 +35,8 @@ def export_ome(store: MaskStore, target: Path, progress: Progress) -> list[str]:
     Raises:
         ExchangeError: something lies at the target, or a key is no relative path.
     """
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise ExchangeError(f"{target}: there already and not an empty folder; choose another name")
     groups = relative_paths(store.ready_keys)
-    partial = target.with_name(target.name + PARTIAL)
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = unfinished(target)
     try:
         header = store.header
         about = {"dataset": header.dataset, "split": header.split, "recipe": dict(header.recipe)}

@@ -40,11 +40,8 @@ def export_folder(store: MaskStore, target: Path, progress: Progress) -> list[st
     Raises:
         ExchangeError: something lies at the target, or a key is no relative path.
     """
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise ExchangeError(f"{target}: there already and not an empty folder; choose another name")
     files = relative_paths(store.ready_keys)
-    partial = target.with_name(target.name + PARTIAL)
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = unfinished(target)
     partial.mkdir(parents=True)
     try:
         for key, file in files.items():
@@ -79,6 +76,19 @@ def _key(stem: str, path: Path) -> str:
     except ExchangeError:  # which is said when its masks are read
         return stem
     return key if isinstance(key, str) and _relative(key) == PurePosixPath(stem + SUFFIX) else stem
+
+
+def unfinished(target: Path) -> Path:
+    """The folder beside a new one in which its files are written; it is not there.
+
+    Raises:
+        ExchangeError: something lies at the target.
+    """
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise ExchangeError(f"{target}: there already and not an empty folder; choose another name")
+    partial = target.with_name(target.name + PARTIAL)
+    shutil.rmtree(partial, ignore_errors=True)
+    return partial
 
 
 def relative_paths(keys: list[str]) -> dict[str, PurePosixPath]:

@@ -8,7 +8,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from programs import Result, samdeblur
+
+from samdeblur.models import NAFNet
 
 __all__ = ["samdeblur"]
 
@@ -58,3 +61,11 @@ def store(pairs: Path, tmp_path: Path, prep_run: Callable[..., Result]) -> Path:
 def tiny() -> list[str]:
     """Options of samdeblur-train for two steps of a very small network."""
     return list(TINY)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """Weights of a small NAFNet without a prior."""
+    torch.manual_seed(0)
+    torch.save(NAFNet(4, [1], 1, [1]).state_dict(), tmp_path / "nafnet.pth")
+    return tmp_path / "nafnet.pth"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from samdeblur.models import NAFNet, load_network
+from samdeblur.models import load_network
 from samdeblur.storage import open_store
 from samdeblur.train import running
 
@@ -121,13 +121,6 @@ def test_masks_of_another_kind_than_in_training_are_noted(
     moved = tmp_path / "moved.safetensors"
     (run / "best.safetensors").rename(moved)
     assert words in samdeblur("eval", "run", moved, tmp_path / "sam.zarr", "--out", tmp_path / "moved").out
-
-
-@pytest.fixture
-def checkpoint(tmp_path):
-    torch.manual_seed(0)
-    torch.save(NAFNet(4, [1], 1, [1]).state_dict(), tmp_path / "nafnet.pth")
-    return tmp_path / "nafnet.pth"
 
 
 @pytest.fixture

@@ -37,13 +37,6 @@ main()
 
 
 @pytest.fixture
-def checkpoint(tmp_path):
-    torch.manual_seed(0)
-    torch.save(NAFNet(4, [1], 1, [1]).state_dict(), tmp_path / "nafnet.pth")
-    return tmp_path / "nafnet.pth"
-
-
-@pytest.fixture
 def trained(samdeblur, store, tiny, tmp_path):
     """A run whose network looks at masks."""
     assert samdeblur("train", store, *tiny, "--method", "map", "--out", tmp_path / "run").code == 0

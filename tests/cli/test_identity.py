@@ -9,17 +9,9 @@ import shutil
 import cv2
 import numpy as np
 import pytest
-import torch
 
 from samdeblur.models import NAFNet
 from samdeblur.storage import open_store
-
-
-@pytest.fixture
-def checkpoint(tmp_path):
-    torch.manual_seed(0)
-    torch.save(NAFNet(4, [1], 1, [1]).state_dict(), tmp_path / "nafnet.pth")
-    return tmp_path / "nafnet.pth"
 
 
 @pytest.fixture

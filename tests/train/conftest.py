@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import multiprocessing
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from programs import samdeblur
 from toy_stores import make_store, pair, store
 
 from samdeblur.storage import MaskStore
-from samdeblur.train import TrainConfig, state
+from samdeblur.train import Stopped, TrainConfig, state, train
 from samdeblur.train.state import TIMES
 
 __all__ = ["make_store", "pair", "samdeblur", "store"]
@@ -106,3 +107,21 @@ def _assert_same_run(folder: Path, expected: Mapping[str, Any]) -> None:
     assert found.keys() == expected.keys() - {"state.pt"}
     for name, content in found.items():
         assert content == expected[name], name
+
+
+@pytest.fixture
+def assert_stop_changes_nothing(store: MaskStore, tmp_path: Path) -> Callable[[TrainConfig], None]:
+    """A run that gets SIGTERM in step 2 and is started again ends as one that does not."""
+
+    def stop(row: Mapping[str, Any]) -> None:
+        if row["step"] == 2:
+            signal.raise_signal(signal.SIGTERM)
+
+    def check(config: TrainConfig) -> None:
+        train(config, store, tmp_path / "undisturbed")
+        with pytest.raises(Stopped):
+            train(config, store, tmp_path / "run", progress=stop)
+        train(config, store, tmp_path / "run")
+        _assert_same_run(tmp_path / "run", _contents(tmp_path / "undisturbed"))
+
+    return check

@@ -213,18 +213,9 @@ def test_a_frozen_backbone_stays_as_it_was_while_the_prior_is_trained(store, sma
         before = after
 
 
-def test_a_stop_while_the_backbone_is_frozen_changes_nothing(store, small, tmp_path, contents, assert_same_run):
+def test_a_stop_while_the_backbone_is_frozen_changes_nothing(small, assert_stop_changes_nothing):
     config = replace(small, method="map-dropout", freeze_backbone=5, ema=0.9)
-    train(config, store, tmp_path / "undisturbed")
-
-    def stop(row):
-        if row["step"] == 2:
-            signal.raise_signal(signal.SIGTERM)
-
-    with pytest.raises(Stopped):
-        train(config, store, tmp_path / "run", progress=stop)
-    train(config, store, tmp_path / "run")
-    assert_same_run(tmp_path / "run", contents(tmp_path / "undisturbed"))
+    assert_stop_changes_nothing(config)
 
 
 # Other devices

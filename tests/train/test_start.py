@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 import subprocess
 from dataclasses import replace
 from importlib import metadata
@@ -16,7 +15,7 @@ import yaml
 
 from samdeblur.models import CheckpointError, NAFNet, load_network
 from samdeblur.storage.writing.lease import StoreBusy
-from samdeblur.train import ConfigError, Stopped, build_network, score_images, train
+from samdeblur.train import ConfigError, build_network, score_images, train
 from samdeblur.train.start import choose_images, code_state
 
 pytestmark = pytest.mark.usefixtures("quick_curves")
@@ -124,20 +123,9 @@ def test_the_network_that_comes_with_the_package_is_a_beginning(store, small, tm
     assert yaml.safe_load((tmp_path / "config.yaml").read_text())["width"] == 16
 
 
-def test_a_run_from_a_checkpoint_goes_on_as_if_it_had_not_been_stopped(
-    store, small, source, tmp_path, contents, assert_same_run
-):
+def test_a_run_from_a_checkpoint_goes_on_as_if_it_had_not_been_stopped(small, source, assert_stop_changes_nothing):
     config = replace(small, weights=str(source("none")), method="map-dropout", freeze_backbone=3)
-    train(config, store, tmp_path / "undisturbed")
-
-    def stop(row):
-        if row["step"] == 2:
-            signal.raise_signal(signal.SIGTERM)
-
-    with pytest.raises(Stopped):
-        train(config, store, tmp_path / "run", progress=stop)
-    train(config, store, tmp_path / "run")
-    assert_same_run(tmp_path / "run", contents(tmp_path / "undisturbed"))
+    assert_stop_changes_nothing(config)
 
 
 def test_another_checkpoint_of_the_same_name_is_refused(store, small, source, tmp_path):

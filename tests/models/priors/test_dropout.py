@@ -3,9 +3,10 @@ from __future__ import annotations
 from itertools import pairwise
 
 import numpy as np
+import pytest
 import torch
 
-from samdeblur.models import AtomBatch, drop_masks
+from samdeblur.models import AtomBatch, drop_masks, mask_average_pool
 from samdeblur.models.priors.dropout import random_words
 from samdeblur.storage import AtomMap
 
@@ -92,3 +93,18 @@ def test_a_crop_chooses_by_the_numbers_masks_have_in_the_full_image():
     (left,) = _kept(drop_masks(AtomBatch.collate([crop], seeds=[8]), 0.5))
     ranked = sorted(crop.mask_ids.tolist(), key=lambda k: _splitmix64(8, k))
     assert [crop.mask_ids[k] for k in left] == sorted(ranked[4:])
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.3, 0.5, 1.0])
+def test_dropped_masks_join_the_background(random_masks, algorithm_1, rate):
+    masks = [random_masks(np.random.default_rng(n), n, 23, 31) for n in (7, 0, 1, 25)]
+    batch = AtomBatch.collate([AtomMap.from_masks(planes, (23, 31)) for planes in masks])
+    features = torch.randn(4, 2, 23, 31, dtype=torch.float64, generator=_generator())
+    dropped = drop_masks(batch, rate, _generator())
+    pooled = mask_average_pool(features, dropped)
+    for image, (planes, kept) in enumerate(zip(masks, _kept(dropped), strict=True)):
+        expected = torch.from_numpy(algorithm_1(features[image].numpy(), planes[kept]))
+        torch.testing.assert_close(pooled[image], expected, rtol=1e-12, atol=1e-12)
+    assert all(
+        mine is theirs for mine, theirs in zip(batch._replace(pairs=None), dropped._replace(pairs=None), strict=True)
+    )

@@ -40,26 +40,24 @@ class Tree:
     published: int | None = None
 
 
+def files(blurred: str, sharp: str, *keys: str) -> dict[str, tuple[str, str]]:
+    """key -> (blurred file, sharp file); {0} in the names is the key, {1} and {2} are its folder and its last part."""
+    return {key: (blurred.format(key, *key.split("/")), sharp.format(key, *key.split("/"))) for key in keys}
+
+
 TREES = {
     "gopro": Tree(
         "GoPro",
         "pixels",
         "train",
         "folders {split}/GOPR.../blur and sharp",
-        {
-            "GOPR0372_07_00/000047": (
-                "train/GOPR0372_07_00/blur/000047.png",
-                "train/GOPR0372_07_00/sharp/000047.png",
-            ),
-            "GOPR0372_07_00/000048": (
-                "train/GOPR0372_07_00/blur/000048.png",
-                "train/GOPR0372_07_00/sharp/000048.png",
-            ),
-            "GOPR0884_11_00/000047": (
-                "train/GOPR0884_11_00/blur/000047.png",
-                "train/GOPR0884_11_00/sharp/000047.png",
-            ),
-        },
+        files(
+            "train/{1}/blur/{2}.png",
+            "train/{1}/sharp/{2}.png",
+            "GOPR0372_07_00/000047",
+            "GOPR0372_07_00/000048",
+            "GOPR0884_11_00/000047",
+        ),
         2103,
     ),
     "realblur-j": Tree(
@@ -79,11 +77,7 @@ TREES = {
         "pixels",
         "val",
         "folders {split}_sharp and {split}_blur, here or in {split}/",
-        {
-            "000/00000000": ("val/val_blur/000/00000000.png", "val/val_sharp/000/00000000.png"),
-            "000/00000099": ("val/val_blur/000/00000099.png", "val/val_sharp/000/00000099.png"),
-            "029/00000000": ("val/val_blur/029/00000000.png", "val/val_sharp/029/00000000.png"),
-        },
+        files("val/val_blur/{0}.png", "val/val_sharp/{0}.png", "000/00000000", "000/00000099", "029/00000000"),
         3000,
     ),
     "reds-jpeg": Tree(
@@ -91,11 +85,7 @@ TREES = {
         "file",
         "val",
         "folders {split}_sharp and {split}_blur_jpeg, here or in {split}/",
-        {
-            "000/00000000": ("val/val_blur_jpeg/000/00000000.jpg", "val/val_sharp/000/00000000.png"),
-            "000/00000099": ("val/val_blur_jpeg/000/00000099.jpg", "val/val_sharp/000/00000099.png"),
-            "029/00000000": ("val/val_blur_jpeg/029/00000000.jpg", "val/val_sharp/029/00000000.png"),
-        },
+        files("val/val_blur_jpeg/{0}.jpg", "val/val_sharp/{0}.png", "000/00000000", "000/00000099", "029/00000000"),
         3000,
     ),
     "reloblur": Tree(
@@ -103,11 +93,7 @@ TREES = {
         "pixels",
         "test",
         "files {split}/s01/00/00_blur.png and 00_sharp.png",
-        {
-            "s01/00/00": ("test/s01/00/00_blur.png", "test/s01/00/00_sharp.png"),
-            "s01/00/01": ("test/s01/00/01_blur.png", "test/s01/00/01_sharp.png"),
-            "scene2/07/00": ("test/scene2/07/00_blur.png", "test/scene2/07/00_sharp.png"),
-        },
+        files("test/{0}_blur.png", "test/{0}_sharp.png", "s01/00/00", "s01/00/01", "scene2/07/00"),
         395,
     ),
     "pairs": Tree(
@@ -115,28 +101,14 @@ TREES = {
         "pixels",
         "test",
         "folders blur|blurred|input|lq and sharp|target|gt with the same names, here or in {split}/",
-        {
-            "GOPR0384_11_00-000001": (
-                "test/input/GOPR0384_11_00-000001.png",
-                "test/target/GOPR0384_11_00-000001.png",
-            ),
-            "GOPR0384_11_00-000002": (
-                "test/input/GOPR0384_11_00-000002.png",
-                "test/target/GOPR0384_11_00-000002.png",
-            ),
-            "night/0": ("test/input/night/0.png", "test/target/night/0.png"),
-        },
+        files("test/input/{0}.png", "test/target/{0}.png", "GOPR0384_11_00-000001", "GOPR0384_11_00-000002", "night/0"),
     ),
     "scenes": Tree(
         "Scenes",
         "pixels",
         "test",
         "folders {split}/SCENE with input.png and truth.png",
-        {
-            "bridge": ("test/bridge/input.png", "test/bridge/truth.png"),
-            "market": ("test/market/input.png", "test/market/truth.png"),
-            "station": ("test/station/input.png", "test/station/truth.png"),
-        },
+        files("test/{0}/input.png", "test/{0}/truth.png", "bridge", "market", "station"),
     ),
 }
 every_layout = pytest.mark.parametrize("layout", TREES)

@@ -14,6 +14,7 @@ import torch
 from sam_families import (
     around_points,
     compared,
+    generated,
     hq_model_of_transformers,
     sam3_model_of_transformers,
     sam_model_of_transformers,
@@ -113,19 +114,6 @@ class StretchedPredictor:
 
     def reset_predictor(self):
         self.found = None
-
-
-def generated(generator, image):
-    process = generator._process_crop
-
-    def process_crop(*arguments):  # it stumbles over a crop in which nothing is found
-        data = process(*arguments)
-        data["crop_boxes"] = data["crop_boxes"].reshape(-1, 4)
-        return data
-
-    generator._process_crop = process_crop
-    with torch.no_grad():
-        return generator.generate(image)
 
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)

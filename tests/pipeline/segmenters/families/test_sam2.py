@@ -25,6 +25,7 @@ from sam_families import (
     SAM2_YAML,
     around_points,
     compared,
+    generated,
     localised_sam2,
     sam2_generator,
     sam2_model_of_transformers,
@@ -78,15 +79,7 @@ def checkpoint(tmp_path):
 
 def reference(sam, settings, image):
     generator = sam2_generator(sam, points_per_side=5, **settings)
-    process = generator._process_crop
-
-    def process_crop(*arguments):  # it stumbles over a crop in which nothing is found
-        data = process(*arguments)
-        data["crop_boxes"] = data["crop_boxes"].reshape(-1, 4)
-        return data
-
-    generator._process_crop = process_crop
-    return generator.generate(image)
+    return generated(generator, image)
 
 
 @pytest.mark.parametrize("name", SETTINGS)
