@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samdeblur.pipeline.job.recipe import PrepSettings
+from samdeblur.pipeline.segmenters.bounds import number_of_crops
 from samdeblur.pipeline.sources.base import BadImage, Source
 from samdeblur.pipeline.sources.dataset import keys_in_both, read_own
 from samdeblur.storage import MaskStore, StoreError, open_store
@@ -59,7 +60,7 @@ def kept_features(store: MaskStore, key: str, digest: bytes, settings: Mapping[s
     """
     if store.digest(key) != digest:
         raise BadImage(f"{key}: its embedding in {store.path} is of another image")
-    return store.embeddings(key, sum(4**layer for layer in range(settings["crop_n_layers"] + 1)))
+    return store.embeddings(key, number_of_crops(settings["crop_n_layers"]))
 
 
 def _of_encoder(recipe: Mapping[str, Any]) -> dict[str, Any]:

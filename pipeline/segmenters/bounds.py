@@ -32,6 +32,11 @@ MAX_REACH = 16  # pixels that a border may be moved by, to an edge of the image
 MAX_POINTS = 1 << 20  # of an image, all its crops together; the default has 1,024
 
 
+def number_of_crops(layers: int) -> int:
+    """The image itself and its crops: in each layer four times as many as in the one before."""
+    return sum(4**layer for layer in range(layers + 1))
+
+
 def check_settings(settings: Mapping[str, Any], called: Callable[[str], str] = str) -> None:
     """Refuse settings with which no mask is found, or none before years are over.
 

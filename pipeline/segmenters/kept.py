@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from samdeblur.models import NotFinite
+from samdeblur.pipeline.segmenters.bounds import number_of_crops
 from samdeblur.pipeline.segmenters.mask_generator import Crop
 from samdeblur.pipeline.segmenters.sam import SamSegmenter
 from samdeblur.storage.format.layout import Features
@@ -27,6 +28,6 @@ def pack(crops: Sequence[Crop]) -> list[NDArray[np.float16]]:
 
 def shapes_of(segmenter: SamSegmenter) -> tuple[Features, ...]:
     """Of each map that `pack` gives. The encoder is called once."""
-    crops = sum(4**layer for layer in range(segmenter.recipe()["crop_n_layers"] + 1))
+    crops = number_of_crops(segmenter.recipe()["crop_n_layers"])
     shapes = (each.shape[1:] for each in segmenter.embed([SMALL])[0].embedding.features)
     return tuple((crops, first, second, third) for first, second, third in shapes)
