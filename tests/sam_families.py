@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
+from segment_anything.modeling import Sam
+from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor, nn
 
 SAM2_SIDE = 128
@@ -162,18 +166,10 @@ def _renamed(key: str) -> str:
     return key
 
 
-def generated(generator: Any, image: Any) -> list[dict[str, Any]]:
+def generated(generator: Any, image: np.ndarray) -> list[dict[str, Any]]:
     """What a generator of segment-anything or sam2 finds; alone it stumbles over a crop in which nothing is found."""
-    process = generator._process_crop
-
-    def process_crop(*arguments: Any) -> Any:
-        data = process(*arguments)
-        data["crop_boxes"] = data["crop_boxes"].reshape(-1, 4)
-        return data
-
-    generator._process_crop = process_crop
     with torch.no_grad():
-        return list(generator.generate(image))
+        return list(lenient(generator).generate(image))
 
 
 def compared(theirs: list[dict[str, Any]], found: Any, scores: float = 0.0) -> int:
@@ -320,3 +316,105 @@ def small_mobile_sam(seed: int = 0, side: int = 128) -> Any:
                 tensor.add_(0.1 * torch.randn(tensor.shape, generator=generator))
         sam.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix.mul_(0.5)
     return sam.train().eval()  # which is when its attention takes the biases up
+
+
+def point_type(model: Any) -> Tensor:
+    """What a model of transformers adds to each foreground point."""
+    found = model.prompt_encoder.point_embed
+    return found[1].weight.detach() if isinstance(found, nn.ModuleList) else found.weight.detach()[1]
+
+
+class _PaddedPredictor:
+    """What segment-anything's generator asks of its predictor, of a model of transformers."""
+
+    def __init__(self, model: Any) -> None:
+        self._model, self.model = model, SimpleNamespace(mask_threshold=0.0)
+        self.transform = ResizeLongestSide(model.config.vision_config.image_size)
+        self.device = torch.device("cpu")
+        self._sam = Sam(
+            _OfSize(self.transform.target_length), nn.Identity(), nn.Identity(),
+            [123.675, 116.28, 103.53], [58.395, 57.12, 57.375],
+        )  # fmt: skip
+
+    def set_image(self, image: np.ndarray) -> None:
+        resized = torch.as_tensor(self.transform.apply_image(image)).permute(2, 0, 1)[None]
+        self.size, self.input_size = image.shape[:2], tuple(resized.shape[-2:])
+        self.found = self._model.get_image_embeddings(self._sam.preprocess(resized))
+
+    def predict_torch(self, points: Tensor, labels: Tensor, multimask_output: bool, return_logits: bool) -> Any:
+        more = {"image_embeddings": self.found}
+        if isinstance(self.found, tuple):
+            more = {"image_embeddings": self.found[0], "intermediate_embeddings": self.found[1]}
+        found = self._model(input_points=points[None], input_labels=labels[None], multimask_output=True, **more)
+        masks = self._sam.postprocess_masks(found.pred_masks[0], self.input_size, self.size)
+        return masks, found.iou_scores[0], found.pred_masks[0]
+
+    def reset_image(self) -> None:
+        self.found = None
+
+
+class _OfSize(nn.Module):
+    def __init__(self, img_size: int) -> None:
+        super().__init__()
+        self.img_size = img_size
+
+
+class _StretchedPredictor:
+    """What sam2's generator asks of its predictor, of a model of transformers, with the library's own processor."""
+
+    def __init__(self, model: Any, processor: Callable[[np.ndarray], Tensor]) -> None:
+        self._model, self._processor, self.device = model, processor, torch.device("cpu")
+        side = model.prompt_encoder.input_image_size
+
+        def transform_coords(coords: Tensor, normalize: bool, orig_hw: tuple[int, int]) -> Tensor:
+            return torch.stack([coords[..., 0] / orig_hw[1], coords[..., 1] / orig_hw[0]], dim=-1) * side
+
+        self._transforms = SimpleNamespace(transform_coords=transform_coords)
+
+    def set_image(self, image: np.ndarray) -> None:
+        self.size = image.shape[:2]
+        self.found = self._model.get_image_embeddings(self._processor(image))
+
+    def _predict(self, points: Tensor, labels: Tensor, multimask_output: bool, return_logits: bool) -> Any:
+        found = self._model(
+            input_points=points[None], input_labels=labels[None], image_embeddings=self.found, multimask_output=True
+        )
+        masks = nn.functional.interpolate(found.pred_masks[0], self.size, mode="bilinear", align_corners=False)
+        return masks, found.iou_scores[0], found.pred_masks[0]
+
+    def reset_predictor(self) -> None:
+        self.found = None
+
+
+def lenient(generator: Any) -> Any:
+    """A generator of a package, which stumbles over a crop in which nothing is found, without that."""
+    process = generator._process_crop
+
+    def process_crop(*arguments: Any) -> Any:
+        data = process(*arguments)
+        data["crop_boxes"] = data["crop_boxes"].reshape(-1, 4)
+        return data
+
+    generator._process_crop = process_crop
+    return generator
+
+
+def padded_generator(model: Any, **settings: Any) -> Any:
+    """The generator of segment-anything over a SamModel or SamHQModel of transformers."""
+    from segment_anything import SamAutomaticMaskGenerator
+
+    side = model.config.vision_config.image_size
+    stand_in = SimpleNamespace(image_encoder=SimpleNamespace(img_size=side), mask_threshold=0.0, eval=lambda: None)
+    generator = SamAutomaticMaskGenerator(stand_in, **settings)
+    generator.predictor = _PaddedPredictor(model)
+    return lenient(generator)
+
+
+def stretched_generator(adapter: Any, ours: Any) -> Any:
+    """The generator of sam2 over an adapter's model of transformers, with the settings of a MaskGenerator."""
+    from sam2.automatic_mask_generator import SAM2AutomaticMaskGenerator
+
+    generator = object.__new__(SAM2AutomaticMaskGenerator)
+    vars(generator).update(ours.settings, point_grids=ours._grids, output_mode="binary_mask")
+    generator.predictor = _StretchedPredictor(adapter._model, lambda piece: adapter._inputs([piece]))
+    return lenient(generator)

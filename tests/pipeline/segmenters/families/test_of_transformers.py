@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -14,14 +13,13 @@ import torch
 from sam_families import (
     around_points,
     compared,
-    generated,
     hq_model_of_transformers,
+    padded_generator,
+    point_type,
     sam3_model_of_transformers,
     sam_model_of_transformers,
+    stretched_generator,
 )
-from segment_anything import SamAutomaticMaskGenerator
-from segment_anything.modeling import Sam
-from segment_anything.utils.transforms import ResizeLongestSide
 
 from samdeblur.models import CheckpointError
 from samdeblur.pipeline import MaskGenerator, Weights
@@ -50,72 +48,6 @@ def images():
     ]
 
 
-def point_type(model):
-    found = model.prompt_encoder.point_embed
-    return found[1].weight.detach() if isinstance(found, torch.nn.ModuleList) else found.weight.detach()[1]
-
-
-class PaddedPredictor:
-    """What segment-anything's generator asks of its predictor, of a model of transformers."""
-
-    def __init__(self, model):
-        self._model, self.model = model, SimpleNamespace(mask_threshold=0.0)
-        self.transform, self.device = ResizeLongestSide(model.config.vision_config.image_size), CPU
-        self._sam = Sam(
-            SimpleNamespaceModule(self.transform.target_length), torch.nn.Identity(), torch.nn.Identity(),
-            [123.675, 116.28, 103.53], [58.395, 57.12, 57.375],
-        )  # fmt: skip
-
-    def set_image(self, image):
-        resized = torch.as_tensor(self.transform.apply_image(image)).permute(2, 0, 1)[None]
-        self.size, self.input_size = image.shape[:2], tuple(resized.shape[-2:])
-        self.found = self._model.get_image_embeddings(self._sam.preprocess(resized))
-
-    def predict_torch(self, points, labels, multimask_output, return_logits):
-        more = {"image_embeddings": self.found}
-        if isinstance(self.found, tuple):
-            more = {"image_embeddings": self.found[0], "intermediate_embeddings": self.found[1]}
-        found = self._model(input_points=points[None], input_labels=labels[None], multimask_output=True, **more)
-        masks = self._sam.postprocess_masks(found.pred_masks[0], self.input_size, self.size)
-        return masks, found.iou_scores[0], found.pred_masks[0]
-
-    def reset_image(self):
-        self.found = None
-
-
-class SimpleNamespaceModule(torch.nn.Module):
-    def __init__(self, img_size):
-        super().__init__()
-        self.img_size = img_size
-
-
-class StretchedPredictor:
-    """What sam2's generator asks of its predictor, of a model of transformers, with the library's own processor."""
-
-    def __init__(self, model, processor):
-        self._model, self._processor, self.device = model, processor, CPU
-        side = model.prompt_encoder.input_image_size
-
-        def transform_coords(coords, normalize, orig_hw):
-            return torch.stack([coords[..., 0] / orig_hw[1], coords[..., 1] / orig_hw[0]], dim=-1) * side
-
-        self._transforms = SimpleNamespace(transform_coords=transform_coords)
-
-    def set_image(self, image):
-        self.size = image.shape[:2]
-        self.found = self._model.get_image_embeddings(self._processor(image))
-
-    def _predict(self, points, labels, multimask_output, return_logits):
-        found = self._model(
-            input_points=points[None], input_labels=labels[None], image_embeddings=self.found, multimask_output=True
-        )
-        masks = torch.nn.functional.interpolate(found.pred_masks[0], self.size, mode="bilinear", align_corners=False)
-        return masks, found.iou_scores[0], found.pred_masks[0]
-
-    def reset_predictor(self):
-        self.found = None
-
-
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 @pytest.mark.parametrize("family", ["sam", "sam-hq"])
 def test_padding_models_give_the_masks_of_segment_anythings_generator_over_them(
@@ -127,12 +59,9 @@ def test_padding_models_give_the_masks_of_segment_anythings_generator_over_them(
     around_points(model._model.mask_decoder, point_type(model._model))
     generator, counts = MaskGenerator(model, points_per_side=5, **settings), []
     for image in images:
-        theirs = SamAutomaticMaskGenerator(
-            SimpleNamespace(image_encoder=SimpleNamespace(img_size=64), mask_threshold=0.0, eval=lambda: None),
-            points_per_side=5, **settings,
-        )  # fmt: skip
-        theirs.predictor = PaddedPredictor(model._model)
-        counts.append(compared(generated(theirs, image), generator.generate(image)))
+        theirs = padded_generator(model._model, points_per_side=5, **settings)
+        with torch.no_grad():
+            counts.append(compared(theirs.generate(image), generator.generate(image)))
     assert (sum(counts) > 0) is (settings["pred_iou_thresh"] < 1)
     assert (model.family, Weights.of_sam(str(tmp_path)).family) == (family, family)
 
@@ -161,16 +90,15 @@ def test_a_sam_model_gives_nearly_the_logits_of_segment_anything_with_its_weight
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 def test_a_sam_3_tracker_gives_the_masks_of_the_generator_of_sam_2_over_it(images, settings, tmp_path):
-    generators = pytest.importorskip("sam2.automatic_mask_generator", reason="the extra `segmenters` is not installed")
+    pytest.importorskip("sam2.automatic_mask_generator", reason="the extra `segmenters` is not installed")
     sam3_model_of_transformers().save_pretrained(tmp_path)
     model = open_model(tmp_path, CPU, EXACT)
     around_points(model._model.mask_decoder, point_type(model._model))
     generator, counts = MaskGenerator(model, points_per_side=5, **settings), []
     for image in images:
-        theirs = object.__new__(generators.SAM2AutomaticMaskGenerator)
-        vars(theirs).update(generator.settings, point_grids=generator._grids, output_mode="binary_mask")
-        theirs.predictor = StretchedPredictor(model._model, lambda piece: model._inputs([piece]))
-        counts.append(compared(generated(theirs, image), generator.generate(image)))
+        theirs = stretched_generator(model, generator)
+        with torch.no_grad():
+            counts.append(compared(theirs.generate(image), generator.generate(image)))
     assert (sum(counts) > 0) is (settings["pred_iou_thresh"] < 1)
     assert (model.family, Weights.of_sam(str(tmp_path)).family) == ("sam3", "sam3")
 
