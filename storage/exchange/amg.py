@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from samdeblur.storage.exchange.annotations import (
 )
 from samdeblur.storage.exchange.released import open_grey
 from samdeblur.storage.exchange.rle import ExchangeError, brief, check_size
+from samdeblur.storage.files import open_regular
 from samdeblur.storage.listing import counts, files_in
 
 TABLE = "metadata.csv"
@@ -70,7 +72,7 @@ def mask_folders(folder: Path) -> Iterator[Path]:
 def is_table(path: Path) -> bool:
     """Whether a file is a table of masks, by its first line."""
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
+        with TextIOWrapper(open_regular(path), encoding="utf-8-sig", newline="") as file:
             return {"id", "predicted_iou"} <= set(file.readline(4096).strip().split(","))
     except (OSError, UnicodeDecodeError):
         return False
@@ -89,7 +91,7 @@ def _pictures(folder: Path) -> list[Path]:
 
 def is_list(path: Path) -> bool:
     """Whether a file is a JSON list."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         return file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
 
 
@@ -114,7 +116,7 @@ def _rows(folder: Path) -> list[dict[str, str]]:
     """What is said of each mask, in the order of their numbers: nothing but the number where there is no table."""
     there = {path.stem for path in _pictures(folder)}
     try:
-        with open(folder / TABLE, encoding="utf-8-sig", newline="") as file:
+        with TextIOWrapper(open_regular(folder / TABLE), encoding="utf-8-sig", newline="") as file:
             rows = [{name or "": value or "" for name, value in row.items()} for row in csv.DictReader(file)]
     except FileNotFoundError:
         rows = [{"id": path.stem} for path in numbered(folder)]

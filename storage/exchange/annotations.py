@@ -28,6 +28,7 @@ from samdeblur.storage.exchange.rle import (
     decode_segmentation,
     encode_masks,
 )
+from samdeblur.storage.files import open_regular
 from samdeblur.storage.format.layout import MAX_RECORDS
 from samdeblur.storage.listing import files_in
 from samdeblur.storage.names import nfc
@@ -165,7 +166,8 @@ def rle_size(annotations: Sequence[Any]) -> tuple[int, int]:
 def load_json(path: Path) -> Any:
     """Raises ExchangeError when a file is not JSON, or nested too deeply."""
     try:
-        return json.loads(path.read_bytes())
+        with open_regular(path) as file:
+            return json.load(file)
     except OSError as error:
         raise ExchangeError(f"cannot be read ({error.strerror})") from error
     except RecursionError as error:
@@ -287,7 +289,7 @@ def _values(annotation: dict[str, Any]) -> Iterator[float]:
     """The values of SCORES, POINT and CROP_BOX, NaN where there are none. Raises ExchangeError."""
     for name in SCORES:
         yield _number(annotation.get(name), name)
-    points = items(annotation.get("point_coords", []), "point_coords")
+    points = items(annotation.get("point_coords") or [], "point_coords")  # null as well, for none
     yield from _row(points[0] if len(points) == 1 else None, "point_coords", len(POINT))  # one is what a store holds
     yield from _row(annotation.get("crop_box"), "crop_box", len(CROP_BOX))
 

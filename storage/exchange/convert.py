@@ -21,7 +21,7 @@ from samdeblur.storage.exchange.parquet import export_parquet, list_parquet
 from samdeblur.storage.exchange.released import list_grey, list_npz
 from samdeblur.storage.exchange.rle import ExchangeError
 from samdeblur.storage.exchange.sa1b import export_folder, list_sa1b
-from samdeblur.storage.files import sha256_file
+from samdeblur.storage.files import open_regular, sha256_file
 from samdeblur.storage.format.layout import (
     MAX_IMAGES,
     MAX_KEY_BYTES,
@@ -184,7 +184,7 @@ def detect_format(source: Path) -> str:
             return FOLDERS[found[0]]
         held = f"files of {' and '.join(found)} in it" if found else f"none of {', '.join(FOLDERS)} in it; its files"
         raise ExchangeError(f"{source}: {held} do not tell its format; name one of {', '.join(FORMATS)}")
-    with open(source, "rb") as file:
+    with open_regular(source) as file:
         head = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()
     start = head[:1]
     if head.startswith(b"PAR1"):

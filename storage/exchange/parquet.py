@@ -6,7 +6,9 @@ Images, those without masks too, and what the store says of itself are in the fi
 from __future__ import annotations
 
 import json
+import math
 import os
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -73,13 +75,15 @@ def list_parquet(path: Path, left_out: LeftOut | None = None) -> Listing:
         images = {str(key): (height, width, digest) for key, height, width, digest in about.get("images", [])}
     except (ValueError, TypeError, AttributeError) as error:
         raise ExchangeError("its metadata makes no sense") from error
+    left_out = left_out or LeftOut(strict=True)
     rows: dict[str, list[int]] = {key: [] for key in images}
     names, counts = table.column("image").to_pylist(), table.column("counts").to_pylist()
-    heights, widths = table.column("height").to_pylist(), table.column("width").to_pylist()
+    heights, widths = ([_whole(value) for value in table.column(name).to_pylist()] for name in ("height", "width"))
     columns = {name: table.column(name).to_pylist() for name in RECORD_COLUMNS if name in table.column_names}
     for row, name in enumerate(names):
         if not isinstance(name, str):
-            raise ExchangeError(f"row {row + 1}: its image is not a text")
+            left_out.add(f"row {row + 1} of {len(names)}: its image is not a text")
+            continue
         rows.setdefault(name, []).append(row)
         images.setdefault(name, (heights[row], widths[row], ""))
     keys = list(rows)
@@ -119,8 +123,16 @@ def _pyarrow() -> tuple[Any, Any]:
     return pyarrow, pyarrow.parquet
 
 
-def _value(value: Any) -> float | None:
-    return None if value is None or not np.isfinite(value) else float(value)
+def _value(value: Any) -> Any:
+    """A number as JSON has it, None where it is none; whatever else stands in a column stays, to be refused by name."""
+    if isinstance(value, Decimal):
+        value = float(value)
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _whole(value: Any) -> Any:
+    """A number of pixels; pandas makes 20.0 of 20 where a column has gaps."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _digest(text: Any) -> bytes:

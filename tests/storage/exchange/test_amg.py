@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 
 import cv2
 import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from samdeblur.storage import open_store
+from samdeblur.storage import ImageNotReady, open_store
 from samdeblur.storage.exchange.convert import ExchangeError, import_masks
 from samdeblur.storage.sharing.verify import verify_store
 
@@ -163,3 +164,12 @@ def test_masks_without_their_table_are_never_taken_for_images(out, tmp_path):
 def test_the_folder_of_one_image_is_told_from_the_folder_of_all(out, tmp_path):
     with pytest.raises(ExchangeError, match="the masks of one image are right in it"):
         make(out / "a", tmp_path)
+
+
+def test_a_pipe_in_place_of_a_table_costs_its_image_alone(out, tmp_path):
+    (out / "a" / "metadata.csv").unlink()
+    os.mkfifo(out / "a" / "metadata.csv")
+    store, _ = make(out, tmp_path, format="amg")
+    assert "b" in store.ready_keys
+    with pytest.raises(ImageNotReady, match="not a regular file"):
+        store.atoms("a")

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 
 import cv2
 import numpy as np
 import pytest
 import zarr
+from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from samdeblur.storage import open_store
+from samdeblur.storage import ImageNotReady, open_store
 from samdeblur.storage.exchange.annotations import LEFT_OUT
 from samdeblur.storage.exchange.convert import ExchangeError, export_masks, import_masks
 from samdeblur.storage.exchange.originals import image_names
@@ -197,3 +199,31 @@ def test_hdf5_with_zstd_is_read_back(whole_store, tmp_path):
         assert store.atoms(key) == expected.atoms(key)
         assert np.array_equal(store.image("sharp", key), expected.image("sharp", key))
     assert list(verify_store(tmp_path / "s.h5")) == []
+
+
+def test_columns_of_other_kinds_cost_a_row_at_most(tmp_path, random_masks):
+    arrow = pytest.importorskip("pyarrow", reason="the extra `parquet` is not installed")
+    import pyarrow.parquet as parquet
+
+    masks = random_masks(np.random.default_rng(0), 3, 20, 30)
+    counts = [coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"].decode() for mask in masks]
+    table = {"image": ["a", None, "a"], "height": [20.0] * 3, "width": [30.0] * 3, "counts": counts}
+    decimals = arrow.array(["0.5", "0.6", "0.7"]).cast(arrow.decimal128(5, 2))
+    parquet.write_table(arrow.table(table | {"predicted_iou": decimals}), tmp_path / "decimal.parquet")
+    words = table | {"image": ["a"] * 3, "predicted_iou": ["x", "y", "z"]}
+    parquet.write_table(arrow.table(words), tmp_path / "words.parquet")
+    notes = import_masks(tmp_path / "decimal.parquet", tmp_path / "s.zarr", None, "toy", "train")
+    store = open_store(tmp_path / "s.zarr")
+    assert np.array_equal(store.atoms("a").to_masks(), masks[[0, 2]])
+    assert store.records("a")["predicted_iou"].tolist() == [0.5, 0.7]
+    assert any("row 2 of 3: its image is not a text" in note for note in notes)
+    import_masks(tmp_path / "words.parquet", tmp_path / "t.zarr", None, "toy", "train", strict=True)
+    with pytest.raises(ImageNotReady, match="predicted_iou is x, not a number"):
+        open_store(tmp_path / "t.zarr").atoms("a")
+
+
+@pytest.mark.parametrize("name", ["m.json", "m.parquet"])
+def test_a_pipe_is_no_file_of_masks(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises((ExchangeError, OSError), match="regular file"):
+        import_masks(tmp_path / name, tmp_path / "s.zarr", None, "toy", "train")
