@@ -39,7 +39,7 @@ def check_file(target: Path, overwrite: bool) -> None:
     """Raise UsageError for a file that must not be written."""
     if target.is_dir():
         raise click.UsageError(f"{target}: a folder; name a file")
-    if target.exists() and not target.is_file() and not target.is_dir():
+    if target.exists() and not target.is_file():
         raise click.UsageError(f"{target}: a pipe, a device or a socket, which no file replaces; choose another name")
     if target.exists() and not overwrite:
         raise click.UsageError(f"{target}: is there already; choose another name, or --overwrite it")

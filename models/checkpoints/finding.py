@@ -214,8 +214,9 @@ def _require_weights(state: Mapping[str, Any], path: Path) -> None:
 def require_numbers(state: Mapping[str, Tensor], path: Path) -> None:
     """Raise CheckpointError for weights of which one is not a number."""
     for name, tensor in state.items():
-        if (name.endswith("weight")) and (problem := no_real_numbers(name, tensor)) is not None:
-            raise CheckpointError(f"{path}: {problem}; save the weights as floating-point numbers")
+        if name.endswith("weight") and tensor.ndim > 1 and not tensor.is_floating_point():
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise CheckpointError(f"{path}: {name[:80]!r} is of {kind}; save the weights as floating-point numbers")
         if tensor.is_floating_point() and torch.isnan(tensor).any():
             raise CheckpointError(f"{path}: {name[:80]!r} holds NaN: its training failed; take weights of before that")
 
@@ -227,13 +228,6 @@ def no_weights(tensor: Tensor) -> str | None:
         return f"is {kind}"
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
         return f"claims {tensor.numel():,} numbers and holds fewer"
-    return None
-
-
-def no_real_numbers(name: str, tensor: Tensor) -> str | None:
-    """Why a tensor of several dimensions is no weight of a network: whole or complex numbers stand for others."""
-    if tensor.ndim > 1 and not tensor.is_floating_point():
-        return f"{name[:80]!r} is of {str(tensor.dtype).removeprefix('torch.')}"
     return None
 
 

@@ -83,6 +83,8 @@ def require_writable(path: Path, folder: bool | None) -> None:
     """
     real = Path(os.path.realpath(path))
     try:
+        if any(each.is_symlink() for each in (real, *real.parents)):
+            raise OSError(errno.ELOOP, "its links lead in a circle")
         if store := next((above for above in real.parents if (above / "index/state").is_dir()), None):
             raise OSError(errno.EINVAL, f"it would lie in the mask store {store}")
         if folder is not None and real.exists() and real.is_dir() != folder:

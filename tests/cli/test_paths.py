@@ -78,11 +78,13 @@ def test_what_is_written_or_read_on_a_disk_is_no_address(
     assert list((tmp_path / "here").iterdir()) == []
 
 
-@pytest.mark.parametrize("target", ["/proc/x", "file/x", "l" * 300])
+@pytest.mark.parametrize("target", ["/proc/x", "file/x", "circle/x", "l" * 300])
 def test_an_output_that_cannot_be_written_is_found_before_the_work(
     samdeblur, prep_run, pairs, store, tmp_path, monkeypatch, target
 ):
     (tmp_path / "file").write_text("")
+    (tmp_path / "circle").symlink_to("round")
+    (tmp_path / "round").symlink_to("circle")
     monkeypatch.chdir(tmp_path)
     for refused in (
         prep_run(pairs, target),

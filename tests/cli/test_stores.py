@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import stat
 
 import cv2
 import numpy as np
@@ -204,3 +206,11 @@ def test_a_damaged_store_is_one_line_of_every_command(samdeblur, store, tmp_path
     assert refused.code in (1, 2)
     assert str(damaged) in refused.error
     assert not list(tmp_path.glob("out*"))
+
+
+def test_a_pipe_is_not_replaced_by_a_file(samdeblur, store, tmp_path):
+    os.mkfifo(tmp_path / "pipe.zip")
+    for command in (("export", store), ("view", store)):
+        refused = samdeblur("prep", *command, tmp_path / "pipe.zip", "--overwrite")
+        assert (refused.code, "a pipe, a device or a socket" in refused.error) == (2, True)
+    assert stat.S_ISFIFO((tmp_path / "pipe.zip").stat().st_mode)

@@ -463,3 +463,11 @@ def test_numbers_in_names_of_a_sam_that_no_file_can_back_are_refused_at_once(tmp
     torch.save(state, tmp_path / "deep.pth")
     with pytest.raises(CheckpointError, match="1000000000"):
         load_sam(tmp_path / "deep.pth")
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.complex64])
+def test_weights_that_are_no_real_numbers_are_refused(tmp_path, dtype):
+    state = _nafnet().state_dict()
+    torch.save({"params": state | {"intro.weight": state["intro.weight"].to(dtype)}}, tmp_path / "whole.pth")
+    with pytest.raises(CheckpointError, match=f"'intro.weight' is of {str(dtype)[6:]}; save"):
+        load_network(tmp_path / "whole.pth")
