@@ -86,7 +86,10 @@ def numbered(folder: Path) -> list[Path]:
 
 
 def _pictures(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if path.suffix.lower() == ".png" and counts(path.name)]
+    try:
+        return [path for path in folder.iterdir() if path.suffix.lower() == ".png" and counts(path.name)]
+    except OSError as error:
+        raise ExchangeError(f"cannot be read ({error.strerror})") from error
 
 
 def is_list(path: Path) -> bool:

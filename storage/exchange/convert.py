@@ -294,6 +294,6 @@ def _sha256(source: Path) -> str:
     """SHA-256 (hex) of a file, or of the lines "SHA-256  relative path" of the files in a folder, sorted by path."""
     if source.is_file():
         return sha256_file(source).hex()
-    files = sorted(files_in(source))
+    files = sorted((name, path) for name, path in files_in(source) if path.is_file())  # no link that leads nowhere
     lines = (f"{sha256_file(path).hex()}  {name}\n" for name, path in files)
     return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()

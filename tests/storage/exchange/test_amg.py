@@ -173,3 +173,13 @@ def test_a_pipe_in_place_of_a_table_costs_its_image_alone(out, tmp_path):
     assert "b" in store.ready_keys
     with pytest.raises(ImageNotReady, match="not a regular file"):
         store.atoms("a")
+
+
+@pytest.mark.parametrize("write", [write_folder, write_list])
+def test_a_link_that_leads_nowhere_costs_its_image_at_most(tmp_path, random_masks, write):
+    source, suffix = tmp_path / "out", ".json" if write is write_list else ""
+    write(source / f"a{suffix}", random_masks(np.random.default_rng(0), 3, 20, 30), 0)
+    write(source / f"b{suffix}", random_masks(np.random.default_rng(1), 3, 20, 30), 1)
+    (source / f"c{suffix}").symlink_to("nowhere")
+    store, _ = make(source, tmp_path)
+    assert list(store.ready_keys) == ["a", "b"]
