@@ -120,7 +120,7 @@ def _machine() -> Iterator[Line]:
     limits = "".join(f"; {name} {size >> 20} MiB" for name, size in _memory_limits() if size < memory.total)
     yield Line(
         "memory",
-        f"{memory.total >> 20} MiB, {memory.available >> 20} MiB free{limits or '; no limit for this process'}",
+        f"{memory.total >> 20} MiB, {memory.available >> 20} MiB free{limits or '; no limit found'}",
     )
 
 

@@ -46,15 +46,15 @@ def test_a_sound_machine_is_one_table(samdeblur, sound, monkeypatch):
 @pytest.mark.parametrize(
     ("files", "limits", "said"),
     [
-        ({}, {}, "; no limit for this process"),
-        ({"memory.max": "max"}, {}, "; no limit for this process"),
+        ({}, {}, "; no limit found"),
+        ({"memory.max": "max"}, {}, "; no limit found"),
         ({"memory.max": str(512 << 20)}, {}, "; cgroup limit (container, batch job) 512 MiB"),
         (
             {"memory/memory.limit_in_bytes": str(512 << 20)},
             {},
             "; cgroup limit (container, batch job) 512 MiB",
         ),
-        ({"memory/memory.limit_in_bytes": str(1 << 62)}, {}, "; no limit for this process"),
+        ({"memory/memory.limit_in_bytes": str(1 << 62)}, {}, "; no limit found"),
         ({}, {"RLIMIT_AS": 256 << 20}, "; ulimit -v 256 MiB"),
         ({"memory.max": str(512 << 20)}, {"RLIMIT_DATA": 256 << 20}, "512 MiB; ulimit -d 256 MiB"),
     ],
