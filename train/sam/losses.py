@@ -106,11 +106,13 @@ def mask_loss(
     second_round: bool = False,
     tokens: int = 128,
     ranked: float = 0.0,
+    scored: float = 1.0,
 ) -> tuple[Tensor, dict[str, float]]:
     """Loss of all prompts of a batch, and what they reached.
 
     Every target trains the output that meets it best, as in Segment Anything; with the weight `ranked`, the first
-    output of a point is also trained towards the smallest mask around it, the last towards the largest.
+    output of a point is also trained towards the smallest mask around it, the last towards the largest. `scored` is the
+    weight of the error of the predicted IoU.
 
     Args:
         embedding: (B, C, h, w).
@@ -136,7 +138,7 @@ def mask_loss(
     answering = torch.cat([prompts.is_box[:, None], ~prompts.is_box[:, None].expand(-1, 3)], dim=1)
     best = cost.masked_fill(~answering[..., None], math.inf).amin(dim=1)
     reached = overlap.masked_fill(~valid[:, None], 0).amax(dim=2)
-    loss = best[valid].mean() + F.mse_loss(answers.ious[answering], reached[answering])
+    loss = best[valid].mean() + scored * F.mse_loss(answers.ious[answering], reached[answering])
     if ranked:
         meant = cost.masked_fill(~_of_rank(valid), math.inf).amin(dim=2)
         loss = loss + ranked * meant[answering].mean()

@@ -47,6 +47,7 @@ class Phase:
         sample: tokens at which the masks of a prompt are compared.
         lr, lr_end: learning rate, which changes evenly from one to the other.
         auxiliary: weight of the losses of the encoder alone. ranked: weight of the loss that ties outputs to sizes.
+        scored: weight of the error of the predicted IoU.
         second_round: share of the steps with a correction round.
     """
 
@@ -58,6 +59,7 @@ class Phase:
     lr_end: float
     auxiliary: float
     ranked: float = 0.0
+    scored: float = 1.0
     sample: int = 128
     second_round: float = 0.0
 
@@ -160,7 +162,9 @@ def _step(
         free = sam.prompt_encoder.image_embedding_size[0] - phase.tokens + 1
         offset = (int(rng.integers(free)), int(rng.integers(free)))
         prompts = Prompts.of(images, offset).to(sam.device)
-        masks, reached = mask_loss(sam, embedding, prompts, offset, second_round, phase.sample, phase.ranked)
+        masks, reached = mask_loss(
+            sam, embedding, prompts, offset, second_round, phase.sample, phase.ranked, phase.scored
+        )
         row |= {"masks": float(masks.detach())} | reached
         loss = loss + masks
     for group in optimizer.param_groups:
