@@ -137,7 +137,7 @@ def run(network: str, sets: tuple[str, ...], out: Path, **options: Any) -> int:
                     folder=out / "step-0",
                     sha256=checkpoint_digest(first),
                     extra=None,
-                    pictures=0,
+                    shown_images=0,
                     save_images=False,
                 )
                 before = _evaluate(load_network(first).to(ranks.device), images, way, alone, ranks)

@@ -43,7 +43,7 @@ from samdeblur.storage.plurals import counted
 
 Item = TypeVar("Item")
 Found = TypeVar("Found")
-Picture = NDArray[np.uint8]
+ImageArray = NDArray[np.uint8]
 CPU = torch.device("cpu")
 
 
@@ -64,7 +64,7 @@ class Evaluation:
         sha256: hex digest of the weights.
         conventions: what numbers mean.
         extra: metrics beside PSNR and SSIM.
-        pictures: images of each set that the report shows in full, the worst ones; 0 keeps none at all.
+        shown_images: of each set that the report shows in full, the worst ones; 0 keeps none at all.
         save_images: whether all results are written as PNG files.
         say: takes one line for a person.
         bar: shows how far it is with some items of work.
@@ -74,7 +74,7 @@ class Evaluation:
     sha256: str
     conventions: Conventions
     extra: PerceptualMetrics | None = None
-    pictures: int = 24
+    shown_images: int = 24
     save_images: bool = False
     say: Callable[[str], None] = print
     bar: Callable[[Sequence[Any], str], Iterable[Any]] = _without_bar
@@ -119,7 +119,7 @@ def evaluate(
         journal.add(replace(entry, stamp=images.stamp(entry.score.key)))  # touched, and still the same
     keys = ranks.share([key for key in images.keys if key not in known])
     progress(len(known), len(images.keys))
-    kept = _Worst(task.pictures, (entry.score for entry in known.values()))
+    kept = _Worst(task.shown_images, (entry.score for entry in known.values()))
     unusable: dict[str, str] = {}
     start = time.perf_counter()
     for number, (key, read) in enumerate(_read_ahead(mine.read, keys), 1):
@@ -218,20 +218,20 @@ class _Scoring:
     def keep(self, score: Score, sample: Sample, restored: Restored, masks: Masks | None, in_full: bool) -> None:
         """Write what the report shows of an image, and the result itself where that is wanted."""
         folder, key = self.task.folder, score.key
-        if self.task.pictures:
-            keep_thumbnail(folder, self.name, key, restored.picture)
-            keep_strip(folder, self.name, key, sample.blurred, restored.picture, sample.sharp)
+        if self.task.shown_images:
+            keep_thumbnail(folder, self.name, key, restored.image)
+            keep_strip(folder, self.name, key, sample.blurred, restored.image, sample.sharp)
         if self.task.save_images:
-            write_png(restored_path(folder, self.name, key), restored.picture)
+            write_png(restored_path(folder, self.name, key), restored.image)
         if in_full:
             if masks is None and self.images.stored:
                 masks = self.images.masks(key, sample.blurred)
             atoms, records = masks or (None, None)
-            keep_images(folder, self.name, key, sample.blurred, restored.picture, sample.sharp, atoms, records)
+            keep_images(folder, self.name, key, sample.blurred, restored.image, sample.sharp, atoms, records)
 
     def complete(self, scores: Sequence[Score]) -> None:
         """Take away what the report does not show, and make what it lacks: where more images are asked for now."""
-        folder, shown = self.task.folder, self.task.pictures
+        folder, shown = self.task.folder, self.task.shown_images
         worst = worst_first(scores)[:shown]
         if self.ranks.first:
             thumbnails = [score.key for score in scores] if shown else []
@@ -282,7 +282,7 @@ def _pixels(sample: Sample) -> str:
 
 def score_images(
     network: Deblurrer, store: MaskStore, keys: Sequence[str], tile: int | None = None, overlap: int = OVERLAP
-) -> Iterator[tuple[Score, Picture]]:
+) -> Iterator[tuple[Score, ImageArray]]:
     """Deblur images of a store with its masks; yields the score and the result, (H, W, 3) uint8.
 
     Scores are computed on the device of the network; the next image is read meanwhile. `tile` and `overlap` as in
@@ -324,13 +324,11 @@ def measure(
     if sharp is None:
         return Score(key, more, found, fallback)
     if aligned:
-        sides = [aligned_scores(picture, sharp) for picture in (blurred, result)]
+        sides = [aligned_scores(image, sharp) for image in (blurred, result)]
         found += () if all(side.found for side in sides) else ("unaligned",)
         before, after = ({name: getattr(side, name) for name in FIDELITY} for side in sides)
     else:
-        tensors = (
-            torch.from_numpy(picture)[None].permute(0, 3, 1, 2).to(device) for picture in (sharp, blurred, result)
-        )
+        tensors = (torch.from_numpy(image)[None].permute(0, 3, 1, 2).to(device) for image in (sharp, blurred, result))
         before, after = ({name: float(value) for name, value in one.items()} for one in compare(*tensors))
     fidelity = {
         f"{name}{side}": found[name] for name in FIDELITY for side, found in (("_blurred", before), ("", after))
@@ -343,9 +341,9 @@ def restored_path(folder: Path, name: str, key: str) -> Path:
     return folder / "restored" / file_name(name) / file_path(key, ".png")
 
 
-def write_png(path: Path, picture: Picture) -> None:
+def write_png(path: Path, image: ImageArray) -> None:
     """An (H, W, 3) uint8 RGB image, whole or not there."""
-    done, data = cv2.imencode(".png", picture[..., ::-1])
+    done, data = cv2.imencode(".png", image[..., ::-1])
     if not done:
         raise OSError(f"{path}: cannot be encoded as PNG")
     write_durably(path, data.tobytes())

@@ -25,7 +25,7 @@ FALLBACKS = ("tlc-off", "tiled", "input")
 class Restored(NamedTuple):
     """A result, (H, W, 3), typed as its image, what the guard found suspicious, and what stands in its place."""
 
-    picture: NDArray[Any]
+    image: NDArray[Any]
     flags: tuple[str, ...] = ()
     fallback: str = ""
 

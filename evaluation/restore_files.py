@@ -138,7 +138,7 @@ def restore_images(
                 photo = read_photo(source)
                 ready = ready or restorer()
                 restored, notes = _restore(photo, ready, segment)
-                photo = _as_written(replace(photo, pixels=restored.picture), way, notes)
+                photo = _as_written(replace(photo, pixels=restored.image), way, notes)
                 data = encode_photo(photo, way.form, way.quality)
             except BadImage as error:
                 outcome.left_out[source] = str(error).removeprefix(f"{source}: ")
@@ -277,4 +277,4 @@ def _write_page(folder: Path, outcome: Outcome) -> None:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True
     )
-    write_durably(folder / PAGE, environment.from_string(page).render(pictures=shown).encode())
+    write_durably(folder / PAGE, environment.from_string(page).render(images=shown).encode())

@@ -39,7 +39,7 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 Masks = NDArray[np.bool_]
-Picture = NDArray[np.uint8]
+ImageArray = NDArray[np.uint8]
 
 
 @pytest.fixture(scope="session")
@@ -240,25 +240,25 @@ def whole_store(store_case: StoreCase, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture(scope="session")
-def picture() -> Callable[[int, int, int], Picture]:
+def random_image() -> Callable[[int, int, int], ImageArray]:
     """(seed, height, width) -> (H, W, 3) uint8: twelve patches of random colours."""
-    return _picture
+    return _random_image
 
 
-def _picture(seed: int, height: int, width: int) -> Picture:
+def _random_image(seed: int, height: int, width: int) -> ImageArray:
     patches = np.random.default_rng(seed).integers(0, 256, (3, 4, 3), np.uint8)
     return cv2.resize(patches, (width, height), interpolation=cv2.INTER_NEAREST)
 
 
 @pytest.fixture(scope="session")
-def save() -> Callable[[Path, Picture], Path]:
+def save() -> Callable[[Path, ImageArray], Path]:
     """(path, image) -> path: an image file of the kind its suffix says, in folders made for it."""
     return _save
 
 
-def _save(path: Path, picture: Picture) -> Path:
+def _save(path: Path, image: ImageArray) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    assert cv2.imwrite(str(path), picture[..., ::-1] if picture.ndim == 3 else picture)
+    assert cv2.imwrite(str(path), image[..., ::-1] if image.ndim == 3 else image)
     return path
 
 
@@ -276,7 +276,7 @@ def _write_pairs(
     suffix: str = ".png",
 ) -> Path:
     for seed, (name, shape) in enumerate(shapes.items()):
-        picture = _picture(seed, *shape)
-        _save(folder / sharp / f"{name}{suffix}", picture)
-        _save(folder / blurred / f"{name}{suffix}", cv2.blur(picture, (5, 5)))
+        image = _random_image(seed, *shape)
+        _save(folder / sharp / f"{name}{suffix}", image)
+        _save(folder / blurred / f"{name}{suffix}", cv2.blur(image, (5, 5)))
     return folder

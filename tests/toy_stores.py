@@ -15,8 +15,8 @@ from samdeblur.storage.format.layout import DONE, PENDING, Header, pixel_digest,
 from samdeblur.storage.writing.commits import Committer, ImageContent, ImageOutcome, StagedBlock, stage_block
 from samdeblur.storage.writing.creation import create_store
 
-Picture = NDArray[np.uint8]
-Images = Mapping[str, tuple[Picture, Picture, NDArray[np.bool_]]]
+ImageArray = NDArray[np.uint8]
+Images = Mapping[str, tuple[ImageArray, ImageArray, NDArray[np.bool_]]]
 
 
 @pytest.fixture(scope="session")
@@ -45,12 +45,12 @@ def _make_store(path: Path, images: Images, pending: tuple[str, ...] = (), recip
 
 
 @pytest.fixture(scope="session")
-def pair() -> Callable[[int, int, int], tuple[Picture, Picture, NDArray[np.bool_]]]:
+def pair() -> Callable[[int, int, int], tuple[ImageArray, ImageArray, NDArray[np.bool_]]]:
     """(seed, height, width) -> blurred, sharp, masks: six patches of colour, each a mask, and one mask over four."""
     return _pair
 
 
-def _pair(seed: int, height: int, width: int) -> tuple[Picture, Picture, NDArray[np.bool_]]:
+def _pair(seed: int, height: int, width: int) -> tuple[ImageArray, ImageArray, NDArray[np.bool_]]:
     colours = np.random.default_rng(seed).integers(0, 256, (2, 3, 3), np.uint8)
     sharp = cv2.resize(colours, (width, height), interpolation=cv2.INTER_NEAREST)
     number = cv2.resize(np.arange(6, dtype=np.uint8).reshape(2, 3), (width, height), interpolation=cv2.INTER_NEAREST)

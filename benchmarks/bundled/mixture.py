@@ -67,7 +67,7 @@ def main(out: Path, locations: tuple[str, ...], most: int, sharp_every: int) -> 
         return Row.done(ImageContent(nothing, {}, np.ascontiguousarray(blurred), np.ascontiguousarray(sharp)))
 
     keys, shapes = [name for name, *_ in rows], np.array([shape for _, shape, *_ in rows], np.int32)
-    recipe = {"segmenter": {"name": "none: pictures only"}, "sources": list(locations)}
+    recipe = {"segmenter": {"name": "none: images only"}, "sources": list(locations)}
     header = Header(
         "mixture", "train", recipe, "pixels", len(keys), new_extent(shapes), key_bytes(keys), BLOCK_SIZE, images=True
     )

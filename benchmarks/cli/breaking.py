@@ -369,9 +369,9 @@ def write_pairs(folder: Path, seed: int) -> None:
         for _ in range(5):
             centre, colour = rng.integers(8, SIZE - 8, 2).tolist(), rng.integers(0, 256, 3).tolist()
             cv2.circle(sharp, centre, int(rng.integers(6, 30)), colour, -1)
-        for side, picture in (("sharp", sharp), ("blur", cv2.blur(sharp, (7, 3)))):
+        for side, image in (("sharp", sharp), ("blur", cv2.blur(sharp, (7, 3)))):
             (folder / side).mkdir(parents=True, exist_ok=True)
-            cv2.imwrite(str(folder / side / f"{number}.png"), picture)
+            cv2.imwrite(str(folder / side / f"{number}.png"), image)
 
 
 KINDS: dict[str, tuple[Callable[[Campaign, Row, int], None], int, int]] = {  # how often, and how often in a slice

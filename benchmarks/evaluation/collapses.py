@@ -29,8 +29,8 @@ from samdeblur.pipeline.sources.worlds import MODEL as WORLD
 from samdeblur.pipeline.sources.worlds import SPLITS as WORLD_SPLITS
 from samdeblur.train.losses import psnr_loss
 
-Picture = NDArray[np.uint8]  # (H, W, 3) RGB
-Pair = tuple[Picture, Picture]  # blurred, sharp
+ImageArray = NDArray[np.uint8]  # (H, W, 3) RGB
+Pair = tuple[ImageArray, ImageArray]  # blurred, sharp
 SIDE = 256
 
 
@@ -46,7 +46,7 @@ def worlds(split: str, first: int, count: int) -> tuple[Pair, ...]:
 
 
 @cache
-def fit_images() -> tuple[Picture, ...]:
+def fit_images() -> tuple[ImageArray, ...]:
     """Sharp images that the thresholds are fixed on: the photographs of the sample's training split, and worlds."""
     source = SampleSource.of("sample", "train")
     photos = [source.read(key).sharp for key in source.keys]
@@ -54,7 +54,7 @@ def fit_images() -> tuple[Picture, ...]:
 
 
 @cache
-def test_pictures() -> tuple[Picture, ...]:
+def test_images() -> tuple[ImageArray, ...]:
     """Sharp images that nothing was fixed on: other photographs, micrographs, pages, and other worlds."""
     hopper = cv2.imread(str(cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)))[..., ::-1]
     windows = [
@@ -74,13 +74,13 @@ def test_pictures() -> tuple[Picture, ...]:
 @cache
 def long_blur(number: int) -> Pair:
     """A test image under long paths, clipped highlights, JPEG."""
-    return OOD_MODEL.render(test_pictures()[number], 1000 + number)
+    return OOD_MODEL.render(test_images()[number], 1000 + number)
 
 
-def convolved(picture: Picture, kernel: NDArray[np.float32], noise: float = 0.0, seed: int = 0) -> Pair:
+def convolved(image: ImageArray, kernel: NDArray[np.float32], noise: float = 0.0, seed: int = 0) -> Pair:
     """An image under a kernel, in linear light, rounded to 8 bits."""
-    light = cv2.filter2D(decode(picture), -1, kernel / kernel.sum(), borderType=cv2.BORDER_REFLECT_101)
-    return Sensor(0.0, noise).expose(light, np.random.default_rng(seed)), picture
+    light = cv2.filter2D(decode(image), -1, kernel / kernel.sum(), borderType=cv2.BORDER_REFLECT_101)
+    return Sensor(0.0, noise).expose(light, np.random.default_rng(seed)), image
 
 
 def gaussian(sigma: float) -> NDArray[np.float32]:
@@ -103,21 +103,21 @@ def line(length: float, angle: float) -> NDArray[np.float32]:
     return (np.clip(length / 2 + 0.5 - np.abs(along), 0, 1) * np.clip(1 - np.abs(across), 0, 1)).astype(np.float32)
 
 
-def blurred_by(kind: str, picture: Picture, rng: np.random.Generator) -> Pair:
+def blurred_by(kind: str, image: ImageArray, rng: np.random.Generator) -> Pair:
     """A pair of a kind of blur that networks are trained on."""
     seed = int(rng.integers(2**31))
     if kind == "gaussian":
-        return convolved(picture, gaussian(rng.uniform(1.0, 2.0)))
+        return convolved(image, gaussian(rng.uniform(1.0, 2.0)))
     if kind == "line":
-        return convolved(picture, line(9.0, 0.0))
+        return convolved(image, line(9.0, 0.0))
     if kind == "lines":
-        return convolved(picture, line(rng.uniform(3, 11), rng.uniform(0, math.pi)))
+        return convolved(image, line(rng.uniform(3, 11), rng.uniform(0, math.pi)))
     if kind == "disc":
-        return convolved(picture, disc(rng.uniform(1.5, 3.5)))
+        return convolved(image, disc(rng.uniform(1.5, 3.5)))
     if kind == "soft":
-        return convolved(picture, gaussian(rng.uniform(0.6, 1.2)))
+        return convolved(image, gaussian(rng.uniform(0.6, 1.2)))
     if kind == "motion":
-        return BlurModel().render(picture, seed)
+        return BlurModel().render(image, seed)
     raise ValueError(kind)
 
 
@@ -170,8 +170,8 @@ def training_pairs(training: Training) -> tuple[Pair, ...]:
     rng = np.random.default_rng(training.seed)
     if training.blur == "worlds":
         return worlds("train", 0, 40)
-    sharp = [picture for _, picture in worlds("train", 0 if training.side == "fit" else 40, 40)]
-    return tuple(blurred_by(training.blur, picture, rng) for picture in sharp)
+    sharp = [image for _, image in worlds("train", 0 if training.side == "fit" else 40, 40)]
+    return tuple(blurred_by(training.blur, image, rng) for image in sharp)
 
 
 def trained(name: str, folder: Path) -> nn.Module:
@@ -183,7 +183,7 @@ def trained(name: str, folder: Path) -> nn.Module:
     if file.is_file():
         network.load_state_dict(torch.load(file, weights_only=True))
         return network.eval()
-    pairs = [tuple(to_tensor(image)[0] for image in pair) for pair in training_pairs(training)]
+    pairs = [tuple(to_tensor(one)[0] for one in pair) for pair in training_pairs(training)]
     rng = np.random.default_rng(training.seed)
     optimiser = torch.optim.AdamW(network.parameters(), training.rate, betas=(0.9, 0.9), weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, training.steps, 1e-6)
@@ -206,8 +206,8 @@ def trained(name: str, folder: Path) -> nn.Module:
     return network.eval()
 
 
-def to_tensor(picture: Picture) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)[None].float() / 255
+def to_tensor(image: ImageArray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float() / 255
 
 
 # What is done to images and networks
@@ -219,7 +219,7 @@ class Case:
 
     Attributes:
         network, condition: its families.
-        picture: number of the sharp image.
+        image: number of the sharp image.
         blurred, sharp: the pair.
         output: what the network gives, (1, 3, H, W), not clamped.
         run: the network as it is here; None for ideal results.
@@ -228,14 +228,14 @@ class Case:
     side: str
     network: str
     condition: str
-    picture: int
-    blurred: Picture
-    sharp: Picture
+    image: int
+    blurred: ImageArray
+    sharp: ImageArray
     output: Tensor
     run: nn.Module | None
 
 
-def to_image(light: NDArray[np.floating]) -> Picture:
+def to_image(light: NDArray[np.floating]) -> ImageArray:
     return np.round(np.clip(light, 0, 1) * 255).astype(np.uint8)
 
 
@@ -375,7 +375,7 @@ BROKEN: dict[str, dict[str, Callable[[nn.Module, np.random.Generator], nn.Module
 IDEAL = "ideal"
 
 
-def ideal(side: str, number: int, picture: Picture) -> Iterator[Case]:
+def ideal(side: str, number: int, image: ImageArray) -> Iterator[Case]:
     """What better networks than ours would give: 40 to 100% of the way to the sharp image, and a little noise."""
     rng = np.random.default_rng((2, side == "test", number))
     kinds = ("gaussian", "line", "motion") if side == "fit" else ("disc", "lines", "long", "local")
@@ -383,10 +383,10 @@ def ideal(side: str, number: int, picture: Picture) -> Iterator[Case]:
         if kind == "long":
             pair = long_blur(number)
         elif kind == "local":
-            pair = local(blurred_by("disc", picture, rng), rng)
+            pair = local(blurred_by("disc", image, rng), rng)
         else:
-            pair = blurred_by(kind, picture, rng)
-        blurred, sharp = (to_tensor(image) for image in pair)
+            pair = blurred_by(kind, image, rng)
+        blurred, sharp = (to_tensor(one) for one in pair)
         noise = 0.01 * torch.randn(sharp.shape, generator=torch.Generator().manual_seed(int(rng.integers(2**31))))
         output = blurred + rng.uniform(0.4, 1) * (sharp - blurred) + rng.random() * noise
         yield Case(side, IDEAL, kind, number, *pair, output, None)
@@ -398,13 +398,13 @@ def cases(side: str, folder: Path, thin: int = 1) -> Iterator[Case]:
     networks = {name: trained(name, folder) for name, training in TRAININGS.items() if training.side == side}
     if side == "test":
         networks["bundled"] = load_network("bundled")
-    pictures = fit_images() if side == "fit" else test_pictures()
-    for number, picture in list(enumerate(pictures))[::thin]:
-        yield from ideal(side, number, picture)
+    images = fit_images() if side == "fit" else test_images()
+    for number, image in list(enumerate(images))[::thin]:
+        yield from ideal(side, number, image)
     for order, (name, network) in enumerate(networks.items()):
         blur = TRAININGS[name].blur if name in TRAININGS else "motion"
         blur = "motion" if blur == "worlds" else blur
-        for number, picture in list(enumerate(pictures))[::thin]:
+        for number, image in list(enumerate(images))[::thin]:
             rng = np.random.default_rng((side == "test", order, number))
 
             def case(
@@ -412,14 +412,14 @@ def cases(side: str, folder: Path, thin: int = 1) -> Iterator[Case]:
             ) -> Case:
                 return Case(side, name, condition, number, *pair, run(to_tensor(pair[0])), run)
 
-            own = blurred_by(blur, picture, rng)
+            own = blurred_by(blur, image, rng)
             yield (first := case("as trained", own))
             if side == "fit":
-                yield case("other blur", blurred_by(FIT_OTHER[name], picture, rng))
-                yield case("nearly sharp", convolved(picture, gaussian(rng.uniform(0.35, 0.7))))
+                yield case("other blur", blurred_by(FIT_OTHER[name], image, rng))
+                yield case("nearly sharp", convolved(image, gaussian(rng.uniform(0.35, 0.7))))
             else:
                 yield case("other blur", long_blur(number))
-                yield case("twice", (to_image(first.output[0].permute(1, 2, 0).numpy()), picture))
+                yield case("twice", (to_image(first.output[0].permute(1, 2, 0).numpy()), image))
             for condition, change in DEGRADED[side].items():
                 yield case(condition, change(own, rng))
             for condition, fault in BROKEN[side].items():

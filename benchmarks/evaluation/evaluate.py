@@ -53,14 +53,14 @@ from samdeblur.models import Deblurrer, MAPUnit, NAFNet, load_network, with_prio
 from samdeblur.pipeline import open_source
 from samdeblur.storage import AtomMap
 
-Picture = NDArray[np.uint8]
+ImageArray = NDArray[np.uint8]
 
 HEIGHT, WIDTH = 720, 1280
 TURNS = 11
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
 
 
-def photographs() -> list[tuple[Picture, Picture, Picture]]:
+def photographs() -> list[tuple[ImageArray, ImageArray, ImageArray]]:
     """Sharp, shaken, and half-way between them, each (720, 1280, 3) uint8."""
     found = []
     for name in PHOTOGRAPHS:
@@ -71,7 +71,7 @@ def photographs() -> list[tuple[Picture, Picture, Picture]]:
     return found
 
 
-def skimage_ssim(image: Picture, reference: Picture) -> float:
+def skimage_ssim(image: ImageArray, reference: ImageArray) -> float:
     return structural_similarity(
         image,
         reference,
@@ -83,7 +83,7 @@ def skimage_ssim(image: Picture, reference: Picture) -> float:
     )
 
 
-def scipy_volume_ssim(image: Picture, reference: Picture) -> float:
+def scipy_volume_ssim(image: ImageArray, reference: ImageArray) -> float:
     """SSIM with a Gaussian over H, W and C, as NAFNet's evaluation has it, in float64."""
     weights = np.exp(-(np.arange(-5, 6) ** 2) / (2 * 1.5**2))
 
@@ -101,15 +101,15 @@ def scipy_volume_ssim(image: Picture, reference: Picture) -> float:
     return float(np.mean(luminance * (2 * covariance + c2) / (variance_x + variance_y + c2)))
 
 
-def six_calls(sharp: Picture, *images: Picture) -> list[float]:
+def six_calls(sharp: ImageArray, *images: ImageArray) -> list[float]:
     return [value for x in images for value in (psnr(x, sharp), ssim(x, sharp, "wang"), ssim(x, sharp, "nafnet"))]
 
 
-def one_call(sharp: Picture, *images: Picture) -> list[float]:
+def one_call(sharp: ImageArray, *images: ImageArray) -> list[float]:
     return [float(value) for row in compare(sharp[None], *(x[None] for x in images)) for value in row.values()]
 
 
-def six_calls_of_others(sharp: Picture, *images: Picture) -> list[float]:
+def six_calls_of_others(sharp: ImageArray, *images: ImageArray) -> list[float]:
     return [
         value
         for x in images
@@ -121,7 +121,7 @@ def six_calls_of_others(sharp: Picture, *images: Picture) -> list[float]:
     ]
 
 
-Way = Callable[[Picture, Picture, Picture], Any]  # of sharp, blurred and result
+Way = Callable[[ImageArray, ImageArray, ImageArray], Any]  # of sharp, blurred and result
 # What is measured -> ways to do it, the peer last.
 WAYS: dict[str, dict[str, Way]] = {
     "PSNR": {
@@ -146,23 +146,23 @@ WAYS: dict[str, dict[str, Way]] = {
 
 def metrics() -> dict[str, Any]:
     """Milliseconds and images per second of every way, and how far the values are from the peer's."""
-    pictures = photographs()
+    images = photographs()
     ways = [(what, name, way) for what, by_name in WAYS.items() for name, way in by_name.items()]
     seconds: dict[tuple[str, str], list[float]] = {(what, name): [] for what, name, _ in ways}
     for turn in range(-1, TURNS):  # the first one fills caches
         for place in np.random.default_rng(turn + 1).permutation(len(ways)):
             what, name, way = ways[place]
             start = time.process_time()
-            way(*pictures[turn % len(pictures)])
+            way(*images[turn % len(images)])
             if turn >= 0:
                 seconds[what, name].append(time.process_time() - start)
     rows = []
     for what, by_name in WAYS.items():
         *_, (peer, theirs) = by_name.items()
-        expected = [np.asarray(theirs(*three)) for three in pictures]
+        expected = [np.asarray(theirs(*three)) for three in images]
         for name, way in by_name.items():
             spent = statistics.median(seconds[what, name])
-            apart = [np.abs(np.asarray(way(*three)) - e).max() for three, e in zip(pictures, expected, strict=True)]
+            apart = [np.abs(np.asarray(way(*three)) - e).max() for three, e in zip(images, expected, strict=True)]
             rows.append(
                 {
                     "what": what,
@@ -177,7 +177,7 @@ def metrics() -> dict[str, Any]:
     print(f"\nmetrics, {WIDTH}x{HEIGHT}, one thread, medians of {TURNS}:")
     columns = ("what", "way", "ms per image", "images/s", "times as fast as the peer", "largest difference")
     print_table(columns, [[row[column] for column in columns] for row in rows])
-    return {"size": f"{WIDTH}x{HEIGHT}", "threads": 1, "turns": TURNS, "pictures": PHOTOGRAPHS, "rows": rows}
+    return {"size": f"{WIDTH}x{HEIGHT}", "threads": 1, "turns": TURNS, "images": PHOTOGRAPHS, "rows": rows}
 
 
 def print_table(head: tuple[str, ...], rows: list[list[Any]]) -> None:
@@ -193,9 +193,9 @@ def whole() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for number, (sharp, blurred, _) in enumerate(photographs()):
-            for side, picture in (("sharp", sharp), ("blur", blurred)):
+            for side, image in (("sharp", sharp), ("blur", blurred)):
                 (folder / "pairs" / side).mkdir(parents=True, exist_ok=True)
-                cv2.imwrite(str(folder / "pairs" / side / f"{number}.png"), picture[..., ::-1])
+                cv2.imwrite(str(folder / "pairs" / side / f"{number}.png"), image[..., ::-1])
         source = open_source(str(folder / "pairs"), "test")
 
         def read(key: str) -> Sample:
@@ -205,7 +205,7 @@ def whole() -> dict[str, Any]:
         images = LooseSet("pairs", "test", "", source.keys, read, None)
         for turn in range(-1, 3):
             start = time.process_time()
-            task = Evaluation(folder / f"results-{turn}", "", Conventions(), pictures=1, say=print)
+            task = Evaluation(folder / f"results-{turn}", "", Conventions(), shown_images=1, say=print)
             found = evaluate(network, images, Inference(), task, Ranks(torch.device("cpu")))
             write_report(task.folder, Results("bundled", "", "", (found,), Conventions()))
             middle = time.process_time()
@@ -232,9 +232,9 @@ def plain_script(network: Deblurrer, folder: Path) -> None:
         with torch.inference_mode():
             output = network(torch.from_numpy(blurred).permute(2, 0, 1)[None].float() / 255)[0]
         result = output.clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()
-        for picture in (blurred, result):
-            peak_signal_noise_ratio(sharp, picture, data_range=255)
-            skimage_ssim(picture, sharp)
+        for image in (blurred, result):
+            peak_signal_noise_ratio(sharp, image, data_range=255)
+            skimage_ssim(image, sharp)
 
 
 MEMORY = {"whole": Inference(), "tiles 512/64": Inference(512, 64)}
@@ -261,11 +261,11 @@ def memory_of(name: str) -> dict[str, float]:
     discs = np.stack([np.hypot(ys - rng.uniform(0, 1436), xs - rng.uniform(0, 2152)) < 300 for _ in range(40)])
     atoms = AtomMap.from_masks(discs)
     del discs
-    images = LooseSet("large", "test", "", ["a"], lambda key: Sample(blurred, sharp), lambda picture: (atoms, {}))
+    images = LooseSet("large", "test", "", ["a"], lambda key: Sample(blurred, sharp), lambda image: (atoms, {}))
     with tempfile.TemporaryDirectory() as folder:
         Path("/proc/self/clear_refs").write_text("5")  # forget the highest resident size
         before, start = resident(), time.process_time()
-        task = Evaluation(Path(folder), "", Conventions(), pictures=0, say=print)
+        task = Evaluation(Path(folder), "", Conventions(), shown_images=0, say=print)
         evaluate(network, images, MEMORY[name], task, Ranks(torch.device("cpu")))
         return {"MB": round(resident() - before), "s": round(time.process_time() - start, 1)}
 

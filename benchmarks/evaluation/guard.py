@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.common.figures import RESULTS
-from benchmarks.evaluation.collapses import BROKEN, IDEAL, Case, Picture, cases, to_image, to_tensor
+from benchmarks.evaluation.collapses import BROKEN, IDEAL, Case, ImageArray, cases, to_image, to_tensor
 from samdeblur.evaluation.guard import LIMITS, Findings, Limits, flags, inspect, rescue
 from samdeblur.evaluation.metrics.mode_collapse import COLLAPSE_DB, mode_collapse_rate
 from samdeblur.evaluation.metrics.psnr_ssim import psnr
@@ -40,7 +40,7 @@ class Row:
     side: str
     network: str
     condition: str
-    picture: int
+    image: int
     blurred: float
     result: float
     findings: Findings
@@ -50,7 +50,7 @@ class Row:
         return self.blurred - self.result > COLLAPSE_DB
 
 
-def quality(output: Tensor, sharp: Picture) -> float:
+def quality(output: Tensor, sharp: ImageArray) -> float:
     """PSNR as evaluations compute it; 0 for values that are not finite."""
     if not output.isfinite().all():
         return 0.0
@@ -59,7 +59,7 @@ def quality(output: Tensor, sharp: Picture) -> float:
 
 def measured(case: Case) -> Row:
     findings = inspect(to_tensor(case.blurred), case.output)[0]
-    about = case.side, case.network, case.condition, case.picture
+    about = case.side, case.network, case.condition, case.image
     return Row(*about, psnr(case.blurred, case.sharp), quality(case.output, case.sharp), findings)
 
 
@@ -181,7 +181,7 @@ def rescued(case: Case, limits: Limits) -> Iterator[Rescued]:
         return
     tiles, same = ("tiles", cache(tiled)), ("input", lambda: image)
     bases = {"whole": (case.output, {"input": [same], "tiles, input": [tiles, same], "tiles": [tiles]})}
-    if isinstance(case.run, NAFNet) and case.picture % 3 == 0 and case.condition != "large":
+    if isinstance(case.run, NAFNet) and case.image % 3 == 0 and case.condition != "large":
         off = ("TLC off", lambda: case.output)
         local = local_pooling(case.run, TRAIN_SIZE)(image)
         bases["TLC"] = local, {"input": [same], "TLC off, tiles, input": [off, tiles, same]}

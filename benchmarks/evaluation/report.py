@@ -1,7 +1,7 @@
 """How long the report of many images takes to open in a browser, and how large it is. And a screenshot of one for docs.
 
 python -m benchmarks.evaluation.report             # -> benchmarks/results/report.json; two minutes
-python -m benchmarks.evaluation.report --picture   # -> docs/images/report.png; some six minutes
+python -m benchmarks.evaluation.report --screenshot   # -> docs/images/report.png; some six minutes
 
 Needs Chromium or Chrome. Images are the photographs of scikit-image and windows of them.
 """
@@ -46,18 +46,18 @@ KEPT = 24  # images with originals, the default of samdeblur-eval run
 REPEATS = 5
 SIZE = (1280, 720)
 READY = """(() => {
-  const pictures = [...document.querySelectorAll("#overview:not([hidden]) .card img[src], .pane img")];
-  return pictures.length > 0 && pictures.every(picture => picture.complete && picture.naturalWidth);
+  const images = [...document.querySelectorAll("#overview:not([hidden]) .card img[src], .pane img")];
+  return images.length > 0 && images.every(image => image.complete && image.naturalWidth);
 })()"""
 
-Picture = NDArray[np.uint8]
+ImageArray = NDArray[np.uint8]
 
 
-def photograph(name: str) -> Picture:
+def photograph(name: str) -> ImageArray:
     return np.ascontiguousarray(getattr(skimage.data, name)()[..., :3])
 
 
-def window(photos: Sequence[Picture], position: int) -> Picture:
+def window(photos: Sequence[ImageArray], position: int) -> ImageArray:
     """A part of one of the photographs, 16 to 9, another one for each position."""
     rng = np.random.default_rng(position)
     photo = photos[position % len(photos)]
@@ -114,7 +114,7 @@ def measure(images: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         page = large_report(Path(folder), images)
         times = [opening(page) for _ in range(REPEATS)]
-        kept = sum(path.stat().st_size for path in Path(folder, "pictures").rglob("*.*"))
+        kept = sum(path.stat().st_size for path in Path(folder, "images").rglob("*.*"))
         return {
             "images": images,
             "html_mb": round(page.stat().st_size / 1e6, 2),
@@ -124,17 +124,17 @@ def measure(images: int) -> dict[str, Any]:
         }
 
 
-def sharpened(picture: Picture) -> Picture:
+def sharpened(image: ImageArray) -> ImageArray:
     """Unsharp masking, strong enough to do harm."""
-    smooth = cv2.GaussianBlur(picture, (0, 0), 3)
-    return cv2.addWeighted(picture, 3.5, smooth, -2.5, 0)
+    smooth = cv2.GaussianBlur(image, (0, 0), 3)
+    return cv2.addWeighted(image, 3.5, smooth, -2.5, 0)
 
 
 def example(folder: Path) -> Path:
     """A report of the bundled NAFNet beside unsharp masking, on photographs blurred by the model of the sample."""
     network, generator = load_network("bundled"), MaskGenerator(load_sam("bundled"), **BUNDLED_SETTINGS)
-    methods: dict[str, Callable[[Picture], Picture]] = {
-        "bundled NAFNet": lambda picture: deblur(network, picture),
+    methods: dict[str, Callable[[ImageArray], ImageArray]] = {
+        "bundled NAFNet": lambda image: deblur(network, image),
         "unsharp masking": sharpened,
     }
     name = SetResult("photographs", "test", "", ()).name
@@ -185,12 +185,12 @@ def take_screenshot(page: Path) -> bytes:
 
 @click.command()
 @click.option("--images", type=int, multiple=True, default=(100, 1000, 3000), show_default=True)
-@click.option("--picture", is_flag=True, help="Make the image for the docs instead.")
-def main(images: Sequence[int], picture: bool) -> None:
+@click.option("--screenshot", is_flag=True, help="Make the image for the docs instead.")
+def main(images: Sequence[int], screenshot: bool) -> None:
     """Time how reports open."""
     if PROGRAM is None:
         raise click.ClickException("no Chromium or Chrome on the PATH")
-    if picture:
+    if screenshot:
         with tempfile.TemporaryDirectory() as folder:
             target = ROOT / "docs/images/report.png"
             target.write_bytes(take_screenshot(example(Path(folder))))

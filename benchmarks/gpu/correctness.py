@@ -95,8 +95,8 @@ def local_means(device: torch.device, size: Size) -> Row:
 
 def metrics(device: torch.device, size: Size) -> Row:
     """PSNR and SSIM on the device and on the host."""
-    pictures = [torch.from_numpy(scenes.picture(size, seed)).permute(2, 0, 1)[None] for seed in range(3)]
-    here, there = compare(*pictures), compare(*(one.to(device) for one in pictures))
+    images = [torch.from_numpy(scenes.noisy_patches(size, seed)).permute(2, 0, 1)[None] for seed in range(3)]
+    here, there = compare(*images), compare(*(one.to(device) for one in images))
     apart = {
         name: max(_apart(mine[name], theirs[name]) for mine, theirs in zip(there, here, strict=True))
         for name in here[0]
@@ -108,7 +108,7 @@ def exact_masks(device: torch.device, size: Size) -> Row:
     """Masks and records of the bundled model against those of segment-anything on the same device."""
     sam = load_sam("bundled").to(device)
     settings = BUNDLED_SETTINGS | {"points_per_side": 24 if size.name == "full" else 3}
-    image = scenes.picture(size)
+    image = scenes.noisy_patches(size)
     theirs = SamAutomaticMaskGenerator(sam, **settings).generate(image)
     atoms, records = MaskGenerator(sam, **settings).generate(image)
     others, again = MaskGenerator(sam, **settings).generate(image)

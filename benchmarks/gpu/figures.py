@@ -64,7 +64,7 @@ def generation(device: torch.device, size: Size, model: str) -> Row:
     Without the atoms, which are made on a CPU while the next image is computed. Weights are random, thresholds such
     that the work is that of a trained model.
     """
-    image, repeats = scenes.picture(size), 2 if size.name == "full" else 1
+    image, repeats = scenes.noisy_patches(size), 2 if size.name == "full" else 1
     sam = scenes.sam(model, device)
     settings = scenes.settings_for(sam, image, size)
     kept: list[Any] = []
@@ -116,9 +116,9 @@ def training(device: torch.device, size: Size) -> Row:
         network = scenes.network(size).to(device).to(memory_format=layout).train()  # type: ignore[call-overload]
         optimizer = torch.optim.AdamW(network.parameters(), 1e-4, fused=device.type == "cuda")
         stepped = compiled(network) if compile_it else network  # type: ignore[arg-type]
-        pictures = image.contiguous(memory_format=layout)
+        images = image.contiguous(memory_format=layout)
 
-        step = partial(_step, stepped, optimizer, pictures, batch, precision)
+        step = partial(_step, stepped, optimizer, images, batch, precision)
         with kernels(device, precision):
             step()  # compilation, the choice of kernels
             row[f"{name}, crops/s"] = round(size.batch / seconds(step, device, 5), 1)

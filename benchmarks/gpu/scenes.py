@@ -45,7 +45,7 @@ FULL = Size("full", 720, 1280, 150, 32, (1, 1, 1, 28), 32, 256, 20, 32, ("vit_b"
 SMALL = Size("small", 96, 128, 12, 4, (1,), 2, 32, 2, 4, ("tiny",), 3)
 
 
-def picture(size: Size, seed: int = 0) -> NDArray[np.uint8]:
+def noisy_patches(size: Size, seed: int = 0) -> NDArray[np.uint8]:
     """(H, W, 3) uint8: patches of colour under noise."""
     rng = np.random.default_rng(seed)
     patches = cv2.resize(
@@ -109,7 +109,7 @@ def store(size: Size, folder: Path) -> MaskStore:
     committer = Committer(path)
     staged = []
     for block in range(size.images):
-        sharp = picture(size, block)
+        sharp = noisy_patches(size, block)
         atoms = AtomMap.from_masks(masks(size, block))
         content = ImageContent(atoms, {"area": atoms.mask_areas().astype(float)}, cv2.blur(sharp, (9, 3)), sharp)
         counts = (atoms.n_masks, atoms.n_atoms, len(atoms.pairs))

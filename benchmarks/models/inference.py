@@ -1,7 +1,7 @@
 """Whole images, local means (TLC) and tiles: time, memory, and how far the results differ.
 
 python -m benchmarks.models.inference      # -> benchmarks/results/inference.json; some ten minutes on two cores
-python -m benchmarks.models.inference --weights RUN --train-size 256 --picture PATH
+python -m benchmarks.models.inference --weights RUN --train-size 256 --image PATH
 
 Each row is measured in a process of its own, on one thread. Time is processor time; memory is the highest resident size
 during the call less that before it.
@@ -42,7 +42,7 @@ ROWS: dict[str, tuple[int | None, int, bool]] = {  # tile, overlap, TLC
 }
 
 
-def picture(path: str | None) -> np.ndarray:
+def example_image(path: str | None) -> np.ndarray:
     """(720, 1280, 3) uint8: a photograph of scikit-image brought to size, or one of yours."""
     pixels = data.astronaut() if path is None else cv2.imread(path)[..., ::-1]
     return cv2.resize(np.ascontiguousarray(pixels), (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)
@@ -67,7 +67,7 @@ def measure_row(name: str, weights: str, train_size: int, path: str | None, out:
         network = with_prior(network.network, MAPUnit(), init="zero").eval()
     if tlc:
         network = local_pooling(network, train_size)
-    image = torch.from_numpy(picture(path)).permute(2, 0, 1)[None].float() / 255
+    image = torch.from_numpy(example_image(path)).permute(2, 0, 1)[None].float() / 255
     atoms = AtomBatch.collate([AtomMap.from_masks(masks())])
     with torch.inference_mode():
         network(image[..., :64, :64].contiguous(), AtomBatch.background(1, 64, 64))
@@ -148,7 +148,7 @@ def in_own_process(*arguments: object) -> dict[str, float]:
 @click.command()
 @click.option("--weights", default="bundled", show_default=True)
 @click.option("--train-size", default=96, show_default=True, help="Side of the crops they were trained on.")
-@click.option("--picture", "path", type=click.Path(exists=True), help="An image of yours.")
+@click.option("--image", "path", type=click.Path(exists=True), help="An image of yours.")
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS / "inference.json")
 @click.option("--child", hidden=True)
 def main(weights: str, train_size: int, path: str | None, out: Path, child: str | None) -> None:
@@ -183,7 +183,7 @@ def main(weights: str, train_size: int, path: str | None, out: Path, child: str 
     machine = f"{platform.machine()}, 1 thread, torch {torch.__version__}"
     document = {
         "machine": machine,
-        "picture": path or "astronaut",
+        "image": path or "astronaut",
         "size": f"{WIDTH}x{HEIGHT}",
         "weights": weights,
         "train_size": train_size,

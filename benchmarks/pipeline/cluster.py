@@ -62,7 +62,7 @@ def simulated_device(task: BlockTask) -> Any:
     def find(image: Any, stages: Any, clock: Any) -> Any:
         with clock("segment", image.key):
             time.sleep(STAGE)
-        height, width = image.picture.shape[:2]
+        height, width = image.pixels.shape[:2]
         rows, columns = numpy.indices((height, width))
         masks = numpy.stack([(rows - 9 * n) ** 2 + (columns - 7 * n) ** 2 < 900 for n in range(20)])
         return lambda: (AtomMap.from_masks(masks), {})
@@ -256,8 +256,8 @@ def folder_of_pairs(folder: Path, pairs: int) -> dict[str, Any]:
 
 def write_pairs(folder: Path, count: int, side: int) -> Path:
     rng = np.random.default_rng(0)
-    picture = cv2.resize(rng.integers(0, 256, (side // 8, side // 8, 3), np.uint8), (side, side))
-    encoded = cv2.imencode(".png", picture)[1].tobytes()
+    image = cv2.resize(rng.integers(0, 256, (side // 8, side // 8, 3), np.uint8), (side, side))
+    encoded = cv2.imencode(".png", image)[1].tobytes()
     for kind in ("blur", "sharp"):
         (folder / kind).mkdir(parents=True)
         for number in range(count):

@@ -486,9 +486,9 @@ def write_pairs(folder: Path) -> None:
         for _ in range(4):
             centre, colour = rng.integers(8, 40, 2).tolist(), rng.integers(0, 256, 3).tolist()
             cv2.circle(sharp, centre, int(rng.integers(5, 14)), colour, -1)
-        for side, picture in (("sharp", sharp), ("blur", cv2.blur(sharp, (5, 3)))):
+        for side, image in (("sharp", sharp), ("blur", cv2.blur(sharp, (5, 3)))):
             (folder / side).mkdir(parents=True, exist_ok=True)
-            cv2.imwrite(str(folder / side / f"{number:03d}.png"), picture)
+            cv2.imwrite(str(folder / side / f"{number:03d}.png"), image)
 
 
 def contents(store: Path) -> dict[str, bytes]:

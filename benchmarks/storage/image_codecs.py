@@ -144,8 +144,8 @@ class Stored:
         """(BLOCK, H, W, 3): the blurred or the sharp images of a block, with zeros after them."""
         block = np.zeros(self._spec.shards or (), np.uint8)
         for number in range(BLOCK):
-            picture = self._pairs[number % len(self._pairs)][kind]
-            block[number, : picture.shape[0], : picture.shape[1]] = picture
+            image = self._pairs[number % len(self._pairs)][kind]
+            block[number, : image.shape[0], : image.shape[1]] = image
         return block
 
     @property
@@ -281,8 +281,8 @@ def write_pngs(pairs: list[Pair], folder: Path) -> Files:
     folder.mkdir()
     files = [(folder / f"{number}-blurred.png", folder / f"{number}-sharp.png") for number in range(len(pairs))]
     for pair, paths in zip(pairs, files, strict=True):
-        for picture, path in zip(pair, paths, strict=True):
-            Image.fromarray(picture).save(path)
+        for image, path in zip(pair, paths, strict=True):
+            Image.fromarray(image).save(path)
     return files
 
 
@@ -300,9 +300,9 @@ def sample_pairs() -> list[Pair]:
     return [(blurred, sharp)]
 
 
-def middle(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    top, left = ((side - SIDE) // 2 for side in picture.shape[:2])
-    return picture[top : top + SIDE, left : left + SIDE]
+def middle(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    top, left = ((side - SIDE) // 2 for side in image.shape[:2])
+    return image[top : top + SIDE, left : left + SIDE]
 
 
 def better(sets: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:

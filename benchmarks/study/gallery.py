@@ -52,9 +52,7 @@ def _row(size: Size, out: Path, variant: Variant, gain: float, family: str, key:
     store = open_store(out / "stores" / Store(family, variant.masks).place)
     blurred, sharp, atoms = store.image("blurred", key), store.image("sharp", key), store.atoms(key)
     plain, ours = (
-        Restorer(load_network(out / "runs" / Cell(v, 0).place / "last.safetensors"), Inference())(
-            blurred, atoms
-        ).picture
+        Restorer(load_network(out / "runs" / Cell(v, 0).place / "last.safetensors"), Inference())(blurred, atoms).image
         for v in (variants(size)[0], variant)
     )
     changed = np.clip(128 + 8 * (ours.astype(int) - plain), 0, 255).astype(np.uint8)

@@ -100,6 +100,6 @@ def score(cell: Cell, images: Sequence[StoreSet], out: Path, kind: str) -> None:
     weights, folder = out / "runs" / cell.place / "last.safetensors", out / kind / cell.place
     device = pick_device("auto")
     network, sha256 = load_network(weights).to(device), sha256_file(weights).hex()
-    task = Evaluation(folder, sha256, Conventions(), pictures=0)
+    task = Evaluation(folder, sha256, Conventions(), shown_images=0)
     sets = [evaluate(network, given, Inference(), task, Ranks(device)) for given in images]
     write_results(Results(cell.variant.name, str(weights), sha256, tuple(sets), task.conventions), folder)

@@ -132,7 +132,7 @@ def as_float(batches: Iterator[Batch]) -> Iterator[Batch]:
 
 
 def with_pngs(folder: Path) -> MaskStore:
-    return with_dataset(open_store(folder / "store.zarr"), open_source(str(folder / "pictures"), "train"), "pictures")
+    return with_dataset(open_store(folder / "store.zarr"), open_source(str(folder / "images"), "train"), "images")
 
 
 # Turns on one core
@@ -147,7 +147,7 @@ def ways_of(folder: Path) -> dict[str, tuple[Iterator[Any], int]]:
         OURS + BARE: (as_float(our_batches(open_store(path), with_atoms=False)), 4),
         THEIRS + BARE: (released_batches(released, with_masks=False), 2),
     }
-    if not (folder / "pictures").exists():
+    if not (folder / "images").exists():
         return ways
     ways["store, images left as bytes"] = our_batches(open_store(path)), 4
     kept, readers.CACHE_BYTES = readers.CACHE_BYTES, 1 << 20  # the indices of the shards, and hardly a chunk

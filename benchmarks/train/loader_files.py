@@ -96,7 +96,7 @@ def contents_of(pairs: Sequence[tuple[NDArray[np.uint8], NDArray[np.uint8]]], sc
     for number in range(DISTINCT):
         pair, masks = pairs[number % len(pairs)], scenes[number % len(scenes)]
         shift = (int(rng.integers(HEIGHT)), int(rng.integers(WIDTH)))
-        blurred, sharp = (np.roll(picture, shift, (0, 1)) for picture in pair)
+        blurred, sharp = (np.roll(image, shift, (0, 1)) for image in pair)
         plane = orient(masks.atoms, number // len(scenes))
         flipped = AtomMap(plane, masks.pairs, masks.mask_ids).crop(0, 0, *plane.shape)  # numbered as the format wants
         found.append(Content(blurred, sharp, flipped))
@@ -132,8 +132,8 @@ def write_images(folder: Path, contents: list[Content], copies: int) -> None:
                 os.link(file, folder / name / f"{number + copy * len(contents):06}.png")
 
 
-def write_png(file: Path, picture: NDArray[np.uint8]) -> None:
-    cv2.imwrite(str(file), picture[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 3])
+def write_png(file: Path, image: NDArray[np.uint8]) -> None:
+    cv2.imwrite(str(file), image[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 3])
 
 
 def grey_sum(atoms: AtomMap) -> NDArray[np.uint8]:
@@ -171,7 +171,7 @@ def prepare(folder: Path, pairs: list[Any], scenes: list[AtomMap], everything: b
     write_store(folder / "store.zarr", contents, COPIES)
     groups = [number for task in writing for number in task.result()]
     if everything:
-        write_images(folder / "pictures", contents, COPIES)
+        write_images(folder / "images", contents, COPIES)
         write_store(folder / "small.zarr", contents, 1)
         export_zip(folder / "small.zarr", folder / "small.zip", images=True)
         export_hdf5(folder / "small.zarr", folder / "small.h5", images=True)
@@ -191,26 +191,26 @@ def prepare(folder: Path, pairs: list[Any], scenes: list[AtomMap], everything: b
 def bytes_per_image(folder: Path) -> dict[str, dict[str, int]]:
     """Everything included; of the whole PNG files with the masks of the store."""
 
-    def of(sizes: dict[str, int], images: int) -> dict[str, int]:
+    def of(sizes: dict[str, int], count: int) -> dict[str, int]:
         sizes["all"] = sum(sizes.values())
-        return {name: round(size / images) for name, size in sizes.items()}
+        return {name: round(size / count) for name, size in sizes.items()}
 
     store, released = folder / "store.zarr", folder / "released"
-    pictures = size_of(store / "images")
-    rest = size_of(store) - pictures
+    images_size = size_of(store / "images")
+    rest = size_of(store) - images_size
     found = {
-        OURS: of({"pictures": pictures, "masks and index": rest}, DISTINCT * COPIES),
+        OURS: of({"images": images_size, "masks and index": rest}, DISTINCT * COPIES),
         THEIRS: of(
             {
-                "pictures": size_of(released / "blurred") + size_of(released / "sharp"),
+                "images": size_of(released / "blurred") + size_of(released / "sharp"),
                 "masks": size_of(released / "masks"),
             },
             DISTINCT,
         ),
     }
-    if (folder / "pictures").exists():
-        files = size_of(folder / "pictures") // COPIES
-        found["PNG folder"] = of({"pictures": files, "masks and index": rest // COPIES}, DISTINCT)
+    if (folder / "images").exists():
+        files = size_of(folder / "images") // COPIES
+        found["PNG folder"] = of({"images": files, "masks and index": rest // COPIES}, DISTINCT)
         for name in ("zip", "h5"):
             found[name] = of({"images and masks": (folder / f"small.{name}").stat().st_size}, DISTINCT)
     return found

@@ -47,7 +47,7 @@ def one_after_the_other(network: Deblurrer, store: MaskStore) -> None:
 
 
 def now(network: Deblurrer, store: MaskStore) -> None:
-    def on_device(*pictures: Tensor) -> list[dict[str, Tensor]]:
+    def on_device(*images: Tensor) -> list[dict[str, Tensor]]:
         time.sleep(SCORES)
         return [dict.fromkeys(evaluate.FIDELITY, torch.tensor(1.0))] * 2
 

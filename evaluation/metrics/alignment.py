@@ -25,7 +25,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from samdeblur.evaluation.metrics.psnr_ssim import Convention, Picture, check_images, masked_psnr, masked_ssim
+from samdeblur.evaluation.metrics.psnr_ssim import Convention, ImageArray, check_images, masked_psnr, masked_ssim
 
 STEPS, TOLERANCE, SMOOTHING = 100, 1e-8, 5
 LEAST_VALID = 0.5  # share of the pixels; a homography that leaves fewer has not found the scene
@@ -68,7 +68,7 @@ class AlignedScores:
     found: bool
 
 
-def find_warp(result: Picture, sharp: Picture) -> Warp | None:
+def find_warp(result: ImageArray, sharp: ImageArray) -> Warp | None:
     """Gain and homography between two (H, W, 3) uint8 images; None where ECC does not converge.
 
     Raises:
@@ -90,7 +90,7 @@ def find_warp(result: Picture, sharp: Picture) -> Warp | None:
     return Warp(gain, homography) if np.isfinite(homography).all() else None
 
 
-def align(result: Picture, sharp: Picture) -> Alignment:
+def align(result: ImageArray, sharp: ImageArray) -> Alignment:
     """Bring a result, (H, W, 3) uint8, to the place and the gain of its sharp image, as the head of this file says.
 
     Where ECC does not converge, or leaves fewer than half of the pixels, the result stays as it is, and `found` is
@@ -117,7 +117,7 @@ def align(result: Picture, sharp: Picture) -> Alignment:
     return Alignment(result.astype(np.float32), np.ones(result.shape[:2], bool), False)
 
 
-def aligned_scores(result: Picture, sharp: Picture) -> AlignedScores:
+def aligned_scores(result: ImageArray, sharp: ImageArray) -> AlignedScores:
     """PSNR and SSIM of a result, (H, W, 3) uint8, after `align`, against its sharp image.
 
     Raises:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from samdeblur.evaluation.metrics.psnr_ssim import Picture, check_images
+from samdeblur.evaluation.metrics.psnr_ssim import ImageArray, check_images
 
 # name -> class of torchmetrics.image, its options, whether lower is better
 TORCHMETRICS: dict[str, tuple[str, dict[str, Any], bool]] = {
@@ -71,7 +71,7 @@ class PerceptualMetrics:
         return {metric.name: metric.lower_is_better for metric in self.metrics}
 
     @torch.inference_mode()
-    def __call__(self, result: Picture, sharp: Picture | None) -> dict[str, float]:
+    def __call__(self, result: ImageArray, sharp: ImageArray | None) -> dict[str, float]:
         """Values by name for two (H, W, 3) uint8 RGB images; nan where a metric finds none.
 
         Without a sharp image the metrics that need one are left out.
@@ -96,8 +96,8 @@ class PerceptualMetrics:
                 raise PerceptualError(f"metric {metric.name} of an image of {size}: {_first_line(error)}") from error
         return values
 
-    def _tensor(self, picture: Picture) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(picture)).to(self.device).permute(2, 0, 1)[None].float() / 255
+    def _tensor(self, image: ImageArray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(image)).to(self.device).permute(2, 0, 1)[None].float() / 255
 
 
 def perceptual_metrics(names: Sequence[str], device: torch.device) -> PerceptualMetrics:
@@ -140,7 +140,7 @@ def _from_torchmetrics(name: str, device: torch.device) -> PerceptualMetric:
         finally:
             metric.reset()
 
-    library = f"torchmetrics {torchmetrics.__version__}, of each picture"  # journals without these words may hold means
+    library = f"torchmetrics {torchmetrics.__version__}, of each image"  # journals without these words may hold means
     return PerceptualMetric(name, lower_is_better, True, library, measure)
 
 

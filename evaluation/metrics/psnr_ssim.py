@@ -14,14 +14,14 @@ from torch import Tensor
 
 from samdeblur.evaluation.metrics.structural_similarity import BORDERS, OnCPU, OnGPU, similarities
 
-Picture: TypeAlias = NDArray[np.uint8]
+ImageArray: TypeAlias = NDArray[np.uint8]
 Convention: TypeAlias = Literal["wang", "nafnet"]
 
 FIDELITY = ("psnr", "ssim_wang", "ssim_nafnet")
 SMALLEST = 2 * max(BORDERS.values()) + 1  # pixels: the window of SSIM, which a smaller image has no place for
 
 
-def psnr(image: Picture, reference: Picture) -> float:
+def psnr(image: ImageArray, reference: ImageArray) -> float:
     """Peak signal-to-noise ratio, dB, over all pixels and channels of two (H, W, 3) uint8 images; inf if equal.
 
     It is the same in both conventions of SSIM.
@@ -33,7 +33,7 @@ def psnr(image: Picture, reference: Picture) -> float:
     return _decibel(round(cv2.norm(image, reference, cv2.NORM_L2SQR)), image.size)
 
 
-def ssim(image: Picture, reference: Picture, convention: Convention = "wang") -> float:
+def ssim(image: ImageArray, reference: ImageArray, convention: Convention = "wang") -> float:
     """Structural similarity of two (H, W, 3) uint8 images, K1 = 0.01, K2 = 0.03, Gaussian of sigma 1.5 over 11 pixels.
 
     Args:
@@ -50,7 +50,7 @@ def ssim(image: Picture, reference: Picture, convention: Convention = "wang") ->
 
 
 def compare(
-    sharp: Tensor | Picture, *images: Tensor | Picture, names: Sequence[str] = FIDELITY
+    sharp: Tensor | ImageArray, *images: Tensor | ImageArray, names: Sequence[str] = FIDELITY
 ) -> list[dict[str, Tensor]]:
     """PSNR and SSIM of batches of images against the same sharp ones.
 
@@ -107,7 +107,7 @@ def masked_ssim(
     """
     _check_convention(convention, *image.shape[:2])
     _check_mask(image, reference, valid, BORDERS[convention])
-    x, y = (np.where(valid[..., None], picture, 0).astype(np.float64) for picture in (image, reference))
+    x, y = (np.where(valid[..., None], pixels, 0).astype(np.float64) for pixels in (image, reference))
     return float(similarities(y, [x], [convention], OnCPU(), valid)[0][convention])
 
 
@@ -145,7 +145,7 @@ def _conventions(names: Sequence[str]) -> list[str]:
     return [name.removeprefix("ssim_") for name in names if name != "psnr"]
 
 
-def _channels_last(batch: Tensor | Picture) -> Tensor:
+def _channels_last(batch: Tensor | ImageArray) -> Tensor:
     """(B, H, W, 3) uint8 of either layout."""
     one = batch if isinstance(batch, Tensor) else torch.from_numpy(batch)
     if one.dtype != torch.uint8:
@@ -157,7 +157,7 @@ def _channels_last(batch: Tensor | Picture) -> Tensor:
     return one
 
 
-def check_images(image: Picture, reference: Picture) -> None:
+def check_images(image: ImageArray, reference: ImageArray) -> None:
     if image.shape != reference.shape or image.shape[2:] != (3,) or image.size == 0:
         raise ValueError(f"images must be (H, W, 3) of one shape, got {image.shape} and {reference.shape}")
     if image.dtype != np.uint8 or reference.dtype != np.uint8:

@@ -5,8 +5,8 @@ Below the folder of the report:
     thumbnails/SET/KEY.jpg                      the result, small
     thumbnails/SET/KEY.strip.jpg                blurred, result and sharp, beside each other, of the best, the worst and
                                                 one in the middle; while an evaluation runs, of all
-    pictures/SET/KEY.{blurred,result,sharp}.png as they are, pixel for pixel
-    pictures/SET/KEY.masks.js                   keepMasks({...}), the masks and their records
+    images/SET/KEY.{blurred,result,sharp}.png as they are, pixel for pixel
+    images/SET/KEY.masks.js                   keepMasks({...}), the masks and their records
 
 Pages opened from a disk may show images beside them and run scripts beside them, and may not read either. So masks
 are a script that hands over its data.
@@ -38,10 +38,10 @@ THUMBNAIL_QUALITY = 72
 STRIP_SIDE, STRIP_QUALITY = 384, 82  # of each image of a strip
 FILES = {"blurred": ".blurred.png", "result": ".result.png", "sharp": ".sharp.png", "masks": ".masks.js"}
 
-Picture = NDArray[np.uint8]
+ImageArray = NDArray[np.uint8]
 
 
-def keep_thumbnail(folder: Path, name: str, key: str, result: Picture) -> None:
+def keep_thumbnail(folder: Path, name: str, key: str, result: ImageArray) -> None:
     """Keep a result, (H, W, 3) uint8, as a JPEG of at most THUMBNAIL_SIDE pixels a side.
 
     Args:
@@ -59,9 +59,9 @@ def read_thumbnail(folder: Path, name: str, key: str) -> bytes | None:
         return None
 
 
-def keep_strip(folder: Path, name: str, key: str, *pictures: Picture | None) -> None:
+def keep_strip(folder: Path, name: str, key: str, *sides: ImageArray | None) -> None:
     """Keep the sides of one image, (H, W, 3) uint8, beside each other in one small JPEG; None leaves one out."""
-    write_durably(strip_path(folder, name, key), encode_strip([one for one in pictures if one is not None]))
+    write_durably(strip_path(folder, name, key), encode_strip([side for side in sides if side is not None]))
 
 
 def read_strip(folder: Path, name: str, key: str) -> bytes | None:
@@ -76,9 +76,9 @@ def keep_images(
     folder: Path,
     name: str,
     key: str,
-    blurred: Picture,
-    result: Picture,
-    sharp: Picture | None,
+    blurred: ImageArray,
+    result: ImageArray,
+    sharp: ImageArray | None,
     atoms: AtomMap | None,
     records: Mapping[str, ArrayLike] | None,
 ) -> None:
@@ -112,10 +112,10 @@ def kept_images(folder: Path, name: str, key: str) -> dict[str, Path]:
 
 
 def forget_images(
-    folder: Path, name: str, pictures: Collection[str], thumbnails: Collection[str], strips: Collection[str] = ()
+    folder: Path, name: str, shown: Collection[str], thumbnails: Collection[str], strips: Collection[str] = ()
 ) -> None:
     """Remove what an earlier evaluation of a set left of other images than these, by key."""
-    wanted = {shown_path(folder, name, key, kind) for key in pictures for kind in FILES}
+    wanted = {shown_path(folder, name, key, kind) for key in shown for kind in FILES}
     wanted |= {thumbnail_path(folder, name, key) for key in thumbnails}
     wanted |= {strip_path(folder, name, key) for key in strips}
     for place in (_images_folder(folder, name), thumbnail_path(folder, name, "").parent):
@@ -126,7 +126,7 @@ def forget_images(
 
 def forget_sets(folder: Path, names: Collection[str]) -> None:
     """Remove the images of other sets than these, which an earlier evaluation left."""
-    for place in ("pictures", "thumbnails"):
+    for place in ("images", "thumbnails"):
         for path in (folder / place).glob("*"):
             if path.name not in {file_name(name) for name in names}:
                 shutil.rmtree(path, ignore_errors=True)
@@ -162,33 +162,33 @@ def strip_path(folder: Path, name: str, key: str) -> Path:
 
 
 def _images_folder(folder: Path, name: str) -> Path:
-    return folder / "pictures" / file_name(name)
+    return folder / "images" / file_name(name)
 
 
-def encode_thumbnail(picture: Picture) -> bytes:
-    image = Image.fromarray(picture)
+def encode_thumbnail(result: ImageArray) -> bytes:
+    image = Image.fromarray(result)
     image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=THUMBNAIL_QUALITY, optimize=True)
     return buffer.getvalue()
 
 
-def encode_strip(pictures: Sequence[Picture]) -> bytes:
+def encode_strip(images: Sequence[ImageArray]) -> bytes:
     """Images of one size as one JPEG, from left to right, each at most STRIP_SIDE pixels a side."""
-    height, width = pictures[0].shape[:2]
+    height, width = images[0].shape[:2]
     scale = min(1.0, STRIP_SIDE / max(height, width))
     size = max(1, round(width * scale)), max(1, round(height * scale))
-    small = [cv2.resize(one, size, interpolation=cv2.INTER_AREA) for one in pictures]
+    small = [cv2.resize(one, size, interpolation=cv2.INTER_AREA) for one in images]
     buffer = io.BytesIO()
     Image.fromarray(np.hstack(small)).save(buffer, "JPEG", quality=STRIP_QUALITY, optimize=True)
     return buffer.getvalue()
 
 
-def encode_png(picture: Picture) -> bytes:
+def encode_png(image: ImageArray) -> bytes:
     """An (H, W, 3) uint8 RGB image as PNG, fast rather than small."""
-    done, data = cv2.imencode(".png", picture[..., ::-1])
+    done, data = cv2.imencode(".png", image[..., ::-1])
     if not done:
-        raise ValueError(f"an image of shape {picture.shape} cannot be encoded as PNG")
+        raise ValueError(f"an image of shape {image.shape} cannot be encoded as PNG")
     return data.tobytes()
 
 

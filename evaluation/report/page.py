@@ -27,12 +27,12 @@ class ShownResult:
 
     Attributes:
         thumbnail: JPEG bytes of the result.
-        picture: file of the result.
+        file: of the result.
     """
 
     score: Score
     thumbnail: bytes | None = None
-    picture: Path | None = None
+    file: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,12 @@ class ShownImage:
     """An image, and a result or None for each network of the set.
 
     Attributes:
-        pictures: files by the names "blurred", "sharp" and "masks", below the folder of the page.
+        files: by the names "blurred", "sharp" and "masks", below the folder of the page.
     """
 
     key: str
     results: Sequence[ShownResult | None]
-    pictures: Mapping[str, Path]
+    files: Mapping[str, Path]
 
 
 @dataclass(frozen=True)
@@ -147,10 +147,10 @@ def _set_data(folder: Path, shown: ShownSet) -> dict[str, Any]:
 
 def _image_data(folder: Path, image: ShownImage, metrics: Sequence[str]) -> dict[str, Any]:
     data: dict[str, Any] = {"key": _text(image.key)}
-    if image.pictures:
-        with Image.open(image.pictures["blurred"]) as picture:
-            data["size"] = list(picture.size)
-        data |= {name: address(path, folder) for name, path in image.pictures.items()}
+    if image.files:
+        with Image.open(image.files["blurred"]) as blurred:
+            data["size"] = list(blurred.size)
+        data |= {name: address(path, folder) for name, path in image.files.items()}
     data["results"] = [_result_data(folder, found, metrics) if found else None for found in image.results]
     return data
 
@@ -165,8 +165,8 @@ def _result_data(folder: Path, found: ShownResult, metrics: Sequence[str]) -> di
         data["flags"] = list(score.flags)
     if score.fallback:
         data["fallback"] = score.fallback
-    if found.picture is not None:
-        data["picture"] = address(found.picture, folder)
+    if found.file is not None:
+        data["file"] = address(found.file, folder)
     if found.thumbnail is not None:
         data["thumbnail"] = base64.b64encode(found.thumbnail).decode()
     return data

@@ -146,7 +146,7 @@ def _compared_set(
     images = []
     for key in dict.fromkeys(key for by_key in scores.values() for key in by_key):
         results: list[ShownResult | None] = []
-        pictures: dict[str, Path] = {}
+        paths: dict[str, Path] = {}
         own = {n: scores[n][key].key for n in found if key in scores[n]}
         kept = {n: kept_images(run_folders[n], name, own.get(n, key)) for n in found}
         worst = min((n for n in found if key in scores[n]), key=lambda n: scores[n][key].gain)
@@ -156,14 +156,14 @@ def _compared_set(
                 continue
             for kind, source in kept[n].items():
                 target = shown_path(folder, name, key, kind, n + 1 if kind == "result" else None)
-                if kind not in pictures:
+                if kind not in paths:
                     borrow_image(source, target)
-                    pictures[kind] = target
-            picture = pictures.pop("result", None)
-            wanted = n == worst or (picture is None and any(kept.values()))  # in the list, or in place of an image
+                    paths[kind] = target
+            result_path = paths.pop("result", None)
+            wanted = n == worst or (result_path is None and any(kept.values()))  # in the list, or in place of an image
             thumbnail = read_thumbnail(run_folders[n], name, own[n]) if wanted else None
-            results.append(ShownResult(scores[n][key], thumbnail, picture))
-        images.append(ShownImage(key, results, pictures))
+            results.append(ShownResult(scores[n][key], thumbnail, result_path))
+        images.append(ShownImage(key, results, paths))
     whose: dict[str, list[str]] = {}
     for n, result in found.items():
         for note in _notes(result):

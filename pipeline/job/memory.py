@@ -19,7 +19,7 @@ from samdeblur.pipeline.sources.base import BadImage
 CPU = torch.device("cpu")
 
 
-def require_room(picture: NDArray[np.uint8], stages: Stages) -> None:
+def require_room(image: NDArray[np.uint8], stages: Stages) -> None:
     """Raise BadImage for an image that certainly takes more memory than this worker has left.
 
     What a segmenter takes for each pixel it says itself, as `bytes_per_pixel`; one of another package may say nothing.
@@ -30,7 +30,7 @@ def require_room(picture: NDArray[np.uint8], stages: Stages) -> None:
     if stages.network is not None and next(stages.network.parameters()).device == CPU:
         network = _of_network(stages.network)
         takes, what = max((takes, what), (network, "pre-deblurring it"))
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     needed, left = takes * height * width, bytes_left()
     if left is not None and needed > left:
         raise BadImage(

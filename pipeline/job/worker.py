@@ -144,8 +144,8 @@ def _find_all(
             if kept is not None or task.header.embeddings:
                 image = _embed_crops(image, kept, stages, clock)
             found = _find_masks(image, stages, clock)
-            if task.settings.refine and image.picture is not None:
-                found = partial(_refine, found, image.picture, task.settings.refine)
+            if task.settings.refine and image.pixels is not None:
+                found = partial(_refine, found, image.pixels, task.settings.refine)
             future = pool.submit(_finish, image, found, clock, task.header.images)
             if task.careful:
                 future.result()
@@ -162,7 +162,7 @@ class Opened:
 
     key: str
     pair: ImagePair | None = None
-    picture: NDArray[np.uint8] | None = None
+    pixels: NDArray[np.uint8] | None = None
     embedding: Any = None
     features: Sequence[NDArray[np.float16]] = ()  # of the embedding, where they are to be kept
     error: Exception | None = None
@@ -200,33 +200,33 @@ def _of_image(error: Exception, key: str) -> Exception:
 
 def _embed_together(images: list[Opened], stages: Stages, clock: Clock) -> list[Opened]:
     """Images that went through the image encoder in one batch; each by itself later, when one of them cannot."""
-    pictures = [image.picture for image in images if image.picture is not None]
-    if not isinstance(stages.segmenter, Embeds) or not pictures:
+    inputs = [image.pixels for image in images if image.pixels is not None]
+    if not isinstance(stages.segmenter, Embeds) or not inputs:
         return images
     try:
         with clock("segment"):
-            embeddings = iter(stages.segmenter.embed(pictures))
+            embeddings = iter(stages.segmenter.embed(inputs))
     except Exception as error:
         _of_image(error, images[0].key)
         return images
-    return [replace(image, embedding=next(embeddings)) if image.picture is not None else image for image in images]
+    return [replace(image, embedding=next(embeddings)) if image.pixels is not None else image for image in images]
 
 
 def _embed_crops(image: Opened, kept: MaskStore | None, stages: Stages, clock: Clock) -> Opened:
     """An image with the embeddings of all its crops: those that another store keeps, or those that are to be kept."""
-    if image.pair is None or image.picture is None:
+    if image.pair is None or image.pixels is None:
         return image
     segmenter = stages.segmenter
     assert isinstance(segmenter, SamSegmenter)
     try:
         with clock("segment", image.key):
             if kept is None:
-                crops = segmenter.embed_crops(image.picture, image.embedding)
+                crops = segmenter.embed_crops(image.pixels, image.embedding)
                 return replace(image, embedding=crops, features=pack(crops))
             features = kept_features(kept, image.key, image.pair.digest, segmenter.recipe())
             return replace(image, embedding=segmenter.kept_crops(image.pair.blurred.shape[:2], features))
     except Exception as error:  # as above
-        return replace(image, picture=None, error=_of_image(error, image.key))
+        return replace(image, pixels=None, error=_of_image(error, image.key))
 
 
 def _find_masks(image: Opened, stages: Stages, clock: Clock) -> Encode:
@@ -235,7 +235,7 @@ def _find_masks(image: Opened, stages: Stages, clock: Clock) -> Encode:
         if image.error is not None:
             raise image.error
         assert image.pair is not None
-        assert image.picture is not None
+        assert image.pixels is not None
         if isinstance(stages.segmenter, TrueMasks):
             masks = image.pair.masks
             if masks is None:
@@ -243,21 +243,21 @@ def _find_masks(image: Opened, stages: Stages, clock: Clock) -> Encode:
             return lambda: (masks, {})
         with clock("segment", image.key):
             if isinstance(stages.segmenter, Finds):
-                finish = stages.segmenter.find(image.picture, image.embedding)
+                finish = stages.segmenter.find(image.pixels, image.embedding)
             else:
-                found = stages.segmenter.segment(image.picture)
+                found = stages.segmenter.segment(image.pixels)
                 finish = lambda: found  # noqa: E731
         if stages.plugin is None:
             return finish
-        name, shape = stages.plugin, image.picture.shape[:2]
+        name, shape = stages.plugin, image.pixels.shape[:2]
         return lambda: checked(name, finish(), shape)
     except Exception as error:  # as above
         return partial(_fail, _of_image(error, image.key))
 
 
-def _refine(find: Encode, picture: NDArray[np.uint8], reach: int) -> tuple[AtomMap, Records]:
+def _refine(find: Encode, pixels: NDArray[np.uint8], reach: int) -> tuple[AtomMap, Records]:
     atoms, records = find()
-    return refine(atoms, picture, reach), records
+    return refine(atoms, pixels, reach), records
 
 
 def _fail(error: Exception) -> tuple[AtomMap, Records]:

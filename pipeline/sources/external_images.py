@@ -33,7 +33,7 @@ def with_dataset(store: MaskStore, source: Source, name: str) -> MaskStore:
 
 
 class DatasetImages:
-    """The pairs of a dataset as the images of a store (`storage.store.Pictures`).
+    """The pairs of a dataset as the images of a store (`storage.store.ExternalImages`).
 
     Blurred and sharp are decoded together, whole, and compared with the store each time: size, and digest if it knows
     one. The last pairs are kept, KEPT_BYTES of them but at least one, so that both images, and several crops of
@@ -56,7 +56,7 @@ class DatasetImages:
         return getattr(self.source, "files", {}).get(key, ())
 
     def image(self, store: MaskStore, name: str, key: str) -> NDArray[np.uint8]:
-        """See `Pictures`. Raises also SourceLost, when the disk that the dataset lies on cannot be read."""
+        """See `ExternalImages`. Raises also SourceLost, when the disk that the dataset lies on cannot be read."""
         place = str(store.path), key
         if place in self._kept:
             self._kept.move_to_end(place)
@@ -84,4 +84,4 @@ class DatasetImages:
 
 
 def _size(pair: dict[str, NDArray[np.uint8]]) -> int:
-    return sum(picture.nbytes for picture in pair.values())
+    return sum(image.nbytes for image in pair.values())

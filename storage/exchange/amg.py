@@ -80,12 +80,12 @@ def is_table(path: Path) -> bool:
 
 def numbered(folder: Path) -> list[Path]:
     """0.png, 1.png, ... in a folder where these are all the PNG files there are; else nothing."""
-    names = {path.name for path in _pictures(folder)}
+    names = {path.name for path in _images(folder)}
     wanted = [f"{number}.png" for number in range(len(names))]
     return [folder / name for name in wanted] if names == set(wanted) else []
 
 
-def _pictures(folder: Path) -> list[Path]:
+def _images(folder: Path) -> list[Path]:
     try:
         return [path for path in folder.iterdir() if path.suffix.lower() == ".png" and counts(path.name)]
     except OSError as error:
@@ -117,7 +117,7 @@ def _read(path: Path, shape: tuple[int, int], left_out: LeftOut | None) -> tuple
 
 def _rows(folder: Path) -> list[dict[str, str]]:
     """What is said of each mask, in the order of their numbers: nothing but the number where there is no table."""
-    there = {path.stem for path in _pictures(folder)}
+    there = {path.stem for path in _images(folder)}
     try:
         with TextIOWrapper(open_regular(folder / TABLE), encoding="utf-8-sig", newline="") as file:
             rows = [{name or "": value or "" for name, value in row.items()} for row in csv.DictReader(file)]

@@ -56,13 +56,13 @@ def export_ome(store: MaskStore, target: Path, progress: Progress) -> list[str]:
 
 def _write(group: zarr.Group, store: MaskStore, key: str) -> None:
     atoms, records = store.atoms(key), store.records(key)
-    picture: NDArray[Any]
+    image: NDArray[Any]
     if store.header.images:
-        picture, axes = np.moveaxis(store.image("blurred", key), 2, 0), "cyx"
+        image, axes = np.moveaxis(store.image("blurred", key), 2, 0), "cyx"
     else:
-        picture, axes = atoms.atoms, "yx"
+        image, axes = atoms.atoms, "yx"
     group.update_attributes({"ome": {"version": VERSION, "multiscales": [_multiscale(key, axes)]}})
-    _array(group, picture)
+    _array(group, image)
     labels = group.create_group("labels", attributes={"ome": {"version": VERSION, "labels": [LABEL]}})
     image_label: dict[str, Any] = {"source": {"image": "../../"}}
     if properties := _properties(atoms, records):

@@ -86,7 +86,7 @@ def _digest(path: Path, kind: str, shape: tuple[int, int]) -> bytes:
         if found != shape:
             size, masks = f"{found[1]}x{found[0]}", f"{shape[1]}x{shape[0]}"
             raise ExchangeError(f"{path}: the image is {size}, its masks are {masks}")
-        picture = read_image(path)
-        return sha256_file(path) if kind == "file" else pixel_digest(picture)
+        image = read_image(path)
+        return sha256_file(path) if kind == "file" else pixel_digest(image)
     except BadImage as error:
         raise ExchangeError(str(error)) from error

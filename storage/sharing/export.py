@@ -120,12 +120,12 @@ def note(source: MaskStore, header: Header, name: str, licence: str) -> str:
     """What a share says of itself."""
     done = source.states == DONE
     masks = source.counts[done, 0].mean() if done.any() else 0
-    pictures = "blurred and sharp images included" if header.images else "masks only, without images"
+    images = "blurred and sharp images included" if header.images else "masks only, without images"
     dataset, split, licence = (html.escape(" ".join(text.split()), quote=False) for text in
                                (header.dataset, header.split, licence))  # fmt: skip
     return f"""# Masks of {dataset} {split}
 
-{int(done.sum())} of {counted(len(source), "image")}, {counted(round(masks), "mask")} per image, {pictures}.
+{int(done.sum())} of {counted(len(source), "image")}, {counted(round(masks), "mask")} per image, {images}.
 Licence: {licence}.
 
 A mask store of format 1, written by samdeblur. It opens as it is:

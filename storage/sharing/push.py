@@ -92,10 +92,10 @@ def push_store(
             checksum = file.with_name(file.name + ".sha256").read_bytes().replace(file.name.encode(), name.encode())
             added = [add(name, file), add(f"{name}.sha256", checksum)]
             if "README.md" not in there or _is_ours(library, where, place.revision):
-                picture = f"{name.removesuffix('.zip')}.jpg"
+                preview = f"{name.removesuffix('.zip')}.jpg"
                 added += [
-                    add("README.md", card(source, shown, name, picture, licence, images).encode()),
-                    add(picture, sample(source)),
+                    add("README.md", card(source, shown, name, preview, licence, images).encode()),
+                    add(preview, sample(source)),
                 ]
             api.create_commit(
                 operations=added,
@@ -115,7 +115,7 @@ def push_store(
     return shown
 
 
-def card(source: MaskStore, address: str, name: str, picture: str, licence: str, images: bool) -> str:
+def card(source: MaskStore, address: str, name: str, preview: str, licence: str, images: bool) -> str:
     """The dataset card: what the Hub reads of it in YAML, and what people do."""
     plain = licence.strip().lower().replace(" ", "-")
     known = (
@@ -140,7 +140,7 @@ def card(source: MaskStore, address: str, name: str, picture: str, licence: str,
 ---
 {MARK}
 {body}
-![masks of the first image]({picture})
+![masks of the first image]({preview})
 
 The zip is read where it lies, by byte ranges: a crop takes a few requests.
 
@@ -159,14 +159,14 @@ def sample(source: MaskStore) -> bytes:
     ready = source.ready_keys
     key = next((key for key in ready if source.counts[source.position(key), 0]), ready[0] if ready else None)
     if key is None:
-        picture = Image.new("RGB", (16, 16))
+        preview = Image.new("RGB", (16, 16))
     else:
         atoms = source.atoms(key)
         grey = np.full((*atoms.shape, 3), 128, np.uint8)
-        picture = Image.fromarray(paint_masks(grey, atoms))
-    picture.thumbnail((IMAGE_WIDTH, IMAGE_WIDTH))
+        preview = Image.fromarray(paint_masks(grey, atoms))
+    preview.thumbnail((IMAGE_WIDTH, IMAGE_WIDTH))
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=85)
+    preview.save(buffer, "JPEG", quality=85)
     return buffer.getvalue()
 
 

@@ -44,7 +44,7 @@ class Card:
         size: width, height of the image.
         shown: width, height of the image and the label plane; 0, 0 when quarantined.
         reason: why the image is quarantined; empty when it is not.
-        picture: JPEG as a data address; empty for flat colour.
+        image: JPEG as a data address; empty for flat colour.
         labels: PNG as a data address, the atom of each pixel: low byte in red, high byte in green.
         masks: `atoms`, for each atom 0..K the masks that cover it, the smallest first; `records`, for each mask the
             columns RECORD_COLUMNS, None where there is no value.
@@ -54,7 +54,7 @@ class Card:
     size: Size
     shown: Size = (0, 0)
     reason: str = ""
-    picture: str = ""
+    image: str = ""
     labels: str = ""
     masks: dict[str, list[list[Any]]] | None = None
 
@@ -88,10 +88,10 @@ def write_view(
             height, image_width = store.shape(key)
             cards.append(Card(key, (image_width, height), reason=store.error(key)))
         elif state == DONE:
-            picture = _find_image(store, key, folder_images)
-            cards.append(_card(store, key, width, picture if isinstance(picture, Image.Image) else None))
-            if isinstance(picture, str):
-                missing[picture] += 1
+            image = _find_image(store, key, folder_images)
+            cards.append(_card(store, key, width, image if isinstance(image, Image.Image) else None))
+            if isinstance(image, str):
+                missing[image] += 1
         progress(1)
 
     header = store.header
@@ -146,7 +146,7 @@ def _facts(store: MaskStore, cards: Sequence[Card], missing: Counter[str]) -> It
         yield f"images shown as flat colour: {reasons}"
 
 
-def _card(store: MaskStore, key: str, width: int, picture: Image.Image | None) -> Card:
+def _card(store: MaskStore, key: str, width: int, image: Image.Image | None) -> Card:
     atoms, records = store.atoms(key), store.records(key)
     size = atoms.shape[1], atoms.shape[0]
     if not all(size):
@@ -159,9 +159,7 @@ def _card(store: MaskStore, key: str, width: int, picture: Image.Image | None) -
         key,
         size,
         shown,
-        picture=_embed(picture.resize(shown, Image.Resampling.LANCZOS), "JPEG", quality=JPEG_QUALITY)
-        if picture
-        else "",
+        image=_embed(image.resize(shown, Image.Resampling.LANCZOS), "JPEG", quality=JPEG_QUALITY) if image else "",
         labels=_embed(labels, "PNG", optimize=True),
         masks={"atoms": masks_by_atom(atoms), "records": rounded_rows(np.stack([*records.values()], axis=1))},
     )
@@ -213,12 +211,12 @@ def _find_image(store: MaskStore, key: str, folder_images: _ImageFolder | None) 
     problem = f"not found in {folder_images.folder}"
     for path in folder_images.places(key):
         try:
-            picture = read_image(path)
+            image = read_image(path)
         except BadImage:
             problem = f"unreadable in {folder_images.folder}"
             continue
-        if picture.shape[:2] == store.shape(key):
-            return Image.fromarray(picture)
+        if image.shape[:2] == store.shape(key):
+            return Image.fromarray(image)
         problem = f"of another size in {folder_images.folder}"
     return problem
 

@@ -38,10 +38,10 @@ def roots(tmp_path):
     for layout, pairs in TREES.items():
         for blurred, sharp in pairs:
             patches = cv2.resize(rng.integers(0, 256, (4, 5, 3), np.uint8), (80, 64), interpolation=cv2.INTER_NEAREST)
-            for name, picture in ((sharp, patches), (blurred, cv2.blur(patches, (7, 3)))):
+            for name, image in ((sharp, patches), (blurred, cv2.blur(patches, (7, 3)))):
                 path = tmp_path / "data" / layout / name
                 path.parent.mkdir(parents=True, exist_ok=True)
-                cv2.imwrite(str(path), picture)
+                cv2.imwrite(str(path), image)
     lines = (f"{INNER}/scene001/gt/gt_{n}.png {INNER}/scene001/blur/blur_{n}.png " for n in (1, 2))
     (tmp_path / "data/realblur-j/RealBlur_J_test_list.txt").write_text("\n".join(lines))
     return {layout: str(tmp_path / "data" / layout) for layout in TREES}

@@ -43,9 +43,9 @@ def pairs(tmp_path: Path) -> Path:
         for _ in range(4):
             centre, colour = rng.integers(8, 40, 2).tolist(), rng.integers(0, 256, 3).tolist()
             cv2.circle(sharp, centre, int(rng.integers(5, 14)), colour, -1)
-        for folder, picture in (("sharp", sharp), ("blur", cv2.blur(sharp, (5, 3)))):
+        for folder, image in (("sharp", sharp), ("blur", cv2.blur(sharp, (5, 3)))):
             (tmp_path / "pairs" / folder).mkdir(parents=True, exist_ok=True)
-            cv2.imwrite(str(tmp_path / "pairs" / folder / f"{number:03d}.png"), picture)
+            cv2.imwrite(str(tmp_path / "pairs" / folder / f"{number:03d}.png"), image)
     return tmp_path / "pairs"
 
 

@@ -29,9 +29,9 @@ def evaluated(samdeblur, tmp_path):
     for number, name in enumerate(NAMES):
         patches = np.random.default_rng(number).integers(0, 256, (3, 4, 3), np.uint8)
         sharp = cv2.resize(patches, (32, 24), interpolation=cv2.INTER_NEAREST)
-        for side, picture in (("sharp", sharp), ("blur", cv2.blur(sharp, (3, 3)) if number else sharp)):
+        for side, image in (("sharp", sharp), ("blur", cv2.blur(sharp, (3, 3)) if number else sharp)):
             (folder / side).mkdir(parents=True, exist_ok=True)
-            (folder / side / f"{name}.png").write_bytes(cv2.imencode(".png", picture)[1].tobytes())
+            (folder / side / f"{name}.png").write_bytes(cv2.imencode(".png", image)[1].tobytes())
     network = NAFNet(4, [1], 1, [1])
     torch.nn.init.zeros_(network.ending.weight)
     torch.nn.init.zeros_(network.ending.bias)

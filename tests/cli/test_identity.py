@@ -23,9 +23,9 @@ def photos(tmp_path, write_pairs):
         for number in range(count):
             rng = np.random.default_rng(100 * seed + number)
             sharp = cv2.resize(rng.integers(0, 256, (4, 5, 3), np.uint8), (50, 40), interpolation=cv2.INTER_NEAREST)
-            for side, picture in (("sharp", sharp), ("blur", cv2.blur(sharp, (5, 5)))):
+            for side, image in (("sharp", sharp), ("blur", cv2.blur(sharp, (5, 5)))):
                 (folder / side).mkdir(parents=True, exist_ok=True)
-                cv2.imwrite(str(folder / side / f"{number}.png"), picture)
+                cv2.imwrite(str(folder / side / f"{number}.png"), image)
         return folder
 
     return make
@@ -39,11 +39,11 @@ def scored(folder):
     return [found["images"] for found in sets(folder)]
 
 
-def pictures(folder):
+def images(folder):
     """What is kept for the report and restored, by place below the folder of the set."""
     return {
         (path.relative_to(folder).parts[0], *path.relative_to(folder).parts[2:]): path.read_bytes()
-        for kind in ("pictures", "thumbnails", "restored")
+        for kind in ("images", "thumbnails", "restored")
         for path in (folder / kind).rglob("*")
         if path.is_file()
     }
@@ -80,10 +80,10 @@ def test_one_set_after_the_other_into_one_folder_is_that_of_the_second(samdeblur
     for place, out in ((x, "o"), (y, "o"), (y, "fresh"), (x, "first")):
         assert samdeblur("eval", "run", checkpoint, place, "--save-images", "--out", tmp_path / out).code == 0
     assert scored(tmp_path / "o") == scored(tmp_path / "fresh")
-    assert pictures(tmp_path / "o") == pictures(tmp_path / "fresh")
+    assert images(tmp_path / "o") == images(tmp_path / "fresh")
     assert samdeblur("eval", "run", checkpoint, x, "--save-images", "--out", tmp_path / "o").code == 0  # and back
     assert scored(tmp_path / "o") == scored(tmp_path / "first")
-    assert pictures(tmp_path / "o") == pictures(tmp_path / "first")
+    assert images(tmp_path / "o") == images(tmp_path / "first")
 
 
 def test_a_set_given_twice_is_refused(samdeblur, checkpoint, photos, tmp_path):
@@ -108,7 +108,7 @@ def test_an_image_that_was_replaced_is_scored_anew_and_no_other(
     assert len(calls) == 1
     assert samdeblur("eval", "run", checkpoint, folder, "--out", tmp_path / "fresh").code == 0
     assert scored(tmp_path / "o") == scored(tmp_path / "fresh")
-    assert pictures(tmp_path / "o") == pictures(tmp_path / "fresh")
+    assert images(tmp_path / "o") == images(tmp_path / "fresh")
 
 
 def counted(monkeypatch):
@@ -140,7 +140,7 @@ def test_a_store_made_anew_under_its_name_is_scored_anew(samdeblur, checkpoint, 
     for out in ("o", "fresh"):
         assert samdeblur("eval", "run", checkpoint, tmp_path / "s.zarr", "--out", tmp_path / out).code == 0
     assert scored(tmp_path / "o") == scored(tmp_path / "fresh")
-    assert pictures(tmp_path / "o") == pictures(tmp_path / "fresh")
+    assert images(tmp_path / "o") == images(tmp_path / "fresh")
 
 
 def test_a_restored_image_that_was_taken_away_is_restored_again(samdeblur, checkpoint, photos, tmp_path, monkeypatch):

@@ -104,8 +104,8 @@ def test_each_store_has_a_folder_of_its_own(evaluate, store, share, pairs, tmp_p
 
 
 def test_another_image_than_that_of_the_masks_is_left_out_and_where_all_are_nothing_is_scored(evaluate, share, pairs):
-    picture = cv2.imread(str(pairs / "blur/001.png"))
-    cv2.imwrite(str(pairs / "blur/001.png"), picture ^ 1)
+    image = cv2.imread(str(pairs / "blur/001.png"))
+    cv2.imwrite(str(pairs / "blur/001.png"), image ^ 1)
     done, results = evaluate("done", share, "--images", pairs)
     assert done.code == 3
     assert f"001 is left out: {pairs}: 001: its masks are of another image" in done.err

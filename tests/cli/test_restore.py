@@ -334,16 +334,16 @@ def test_weights_are_chosen_from_a_file_with_several_and_each_choice_is_another_
     state = torch.load(checkpoint, weights_only=True)
     both = {"params": state, "params_ema": {name: tensor * 0.5 for name, tensor in state.items()}}
     torch.save(both, tmp_path / "both.pth")
-    picture, out = holiday / "plain.tif", tmp_path / "o"
-    done = samdeblur("eval", "restore", tmp_path / "both.pth", picture, "--out", out)
+    image, out = holiday / "plain.tif", tmp_path / "o"
+    done = samdeblur("eval", "restore", tmp_path / "both.pth", image, "--out", out)
     note = f"note: {tmp_path}/both.pth: holds weights and their average; params_ema is taken"
     assert (done.code, note in done.err) == (0, True)
     average = pixels(out / "plain.png")
-    done = samdeblur("eval", "restore", f"{tmp_path}/both.pth#params", picture, "--out", tmp_path / "p")
+    done = samdeblur("eval", "restore", f"{tmp_path}/both.pth#params", image, "--out", tmp_path / "p")
     assert (done.code, "note" in done.err) == (0, False)
-    assert (pixels(tmp_path / "p/plain.png") == deblur(load_network(checkpoint), read_photo(picture).pixels)).all()
+    assert (pixels(tmp_path / "p/plain.png") == deblur(load_network(checkpoint), read_photo(image).pixels)).all()
     assert (pixels(tmp_path / "p/plain.png") != average).any()
-    done = samdeblur("eval", "restore", f"{tmp_path}/both.pth#parms", picture, "--out", tmp_path / "q")
+    done = samdeblur("eval", "restore", f"{tmp_path}/both.pth#parms", image, "--out", tmp_path / "q")
     assert (done.code, "did you mean params?" in done.err) == (2, True)
 
 

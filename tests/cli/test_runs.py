@@ -122,12 +122,12 @@ def test_what_is_no_run_is_refused(samdeblur, prep_run, pairs, tmp_path, command
 def test_a_plot_has_a_curve_for_each_run(samdeblur, run, tmp_path):
     run("a")
     run("b", "--seed", 1)
-    pictures = []
+    images = []
     for runs in ("a", "b"), ("b", "a"), ("a",):
         out = tmp_path / f"{'-'.join(runs)}.png"
         done = samdeblur("train", "plot", *(tmp_path / run for run in runs), "--out", out)
         assert (done.code, f"curves of {len(runs)} run" in done.out) == (0, True), done
-        pictures.append(np.asarray(Image.open(io.BytesIO(out.read_bytes())).convert("RGB")))
-    both, _, alone = pictures
+        images.append(np.asarray(Image.open(io.BytesIO(out.read_bytes())).convert("RGB")))
+    both, _, alone = images
     assert both.shape == alone.shape
     assert len(np.unique(both.reshape(-1, 3), axis=0)) > len(np.unique(alone.reshape(-1, 3), axis=0))

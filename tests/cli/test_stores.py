@@ -86,8 +86,8 @@ def test_masks_of_a_share_get_the_images_of_the_dataset(samdeblur, pairs, store,
     assert samdeblur("prep", "add-images", share, pairs, whole).code == 0
     assert samdeblur("prep", "diff", store, whole).code == 0
     assert samdeblur("train", whole, *tiny, "--method", "map", "--out", tmp_path / "run").code == 0
-    picture = cv2.imread(str(pairs / "blur" / "002.png"))
-    cv2.imwrite(str(pairs / "blur" / "002.png"), picture ^ 1)
+    image = cv2.imread(str(pairs / "blur" / "002.png"))
+    cv2.imwrite(str(pairs / "blur" / "002.png"), image ^ 1)
     for folder in ("blur", "sharp"):
         (pairs / folder / "004.png").unlink()
     found = samdeblur("prep", "add-images", share, pairs, tmp_path / "less.zarr")
@@ -141,9 +141,9 @@ def test_grey_files_are_imported_with_their_images(samdeblur, pairs, tmp_path):
 
 def test_deep_verification_names_other_images(samdeblur, pairs, store):
     assert samdeblur("prep", "verify", store, "--deep", pairs).code == 0
-    picture = cv2.imread(str(pairs / "blur" / "002.png"))
-    picture[0, 0, 0] ^= 1
-    cv2.imwrite(str(pairs / "blur" / "002.png"), picture)
+    image = cv2.imread(str(pairs / "blur" / "002.png"))
+    image[0, 0, 0] ^= 1
+    cv2.imwrite(str(pairs / "blur" / "002.png"), image)
     for folder in ("blur", "sharp"):
         (pairs / folder / "004.png").rename(pairs / folder / "new.png")
     found = samdeblur("prep", "verify", store, "--deep", pairs)

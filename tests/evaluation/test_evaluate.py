@@ -81,7 +81,7 @@ CPU = Ranks(torch.device("cpu"))
 
 
 def task(folder, **changes):
-    usual = {"sha256": "ab" * 32, "conventions": Conventions(), "pictures": 0, "say": lambda line: None}
+    usual = {"sha256": "ab" * 32, "conventions": Conventions(), "shown_images": 0, "say": lambda line: None}
     return Evaluation(folder, **usual | changes)
 
 
@@ -256,14 +256,14 @@ def test_more_metrics_are_asked_of_the_result(store, network, tmp_path):
 
 
 def test_images_of_an_evaluation_before_do_not_stay(store, network, tmp_path):
-    evaluate(network, StoreSet(store), Inference(), task(tmp_path, pictures=4), CPU)
+    evaluate(network, StoreSet(store), Inference(), task(tmp_path, shown_images=4), CPU)
     name = SetResult("toy", "train", store.header.fingerprint, ()).name
     assert all(kept_images(tmp_path, name, key) for key in store.keys)
-    found = evaluate(network, StoreSet(store), Inference(), task(tmp_path, pictures=1, sha256="cd" * 32), CPU)
+    found = evaluate(network, StoreSet(store), Inference(), task(tmp_path, shown_images=1, sha256="cd" * 32), CPU)
     kept = {key for key in store.keys if kept_images(tmp_path, name, key)}
     assert kept == {worst_first(found.scores)[0].key}
     assert all(read_thumbnail(tmp_path, name, key) for key in store.keys)
-    evaluate(network, StoreSet(store), Inference(), task(tmp_path, pictures=0, sha256="ef" * 32), CPU)
+    evaluate(network, StoreSet(store), Inference(), task(tmp_path, shown_images=0, sha256="ef" * 32), CPU)
     assert not any(read_thumbnail(tmp_path, name, key) or kept_images(tmp_path, name, key) for key in store.keys)
 
 
@@ -296,14 +296,14 @@ def loose(pair):
     """loose(count) -> a set without a store, and the list of what was segmented for it."""
 
     def make(count):
-        pictures = {f"{n:02d}": pair(n, 24, 32)[:2] for n in range(count)}
+        pairs = {f"{n:02d}": pair(n, 24, 32)[:2] for n in range(count)}
         segmented = []
 
         def segment(blurred):
             segmented.append(blurred)
             return AtomMap.from_masks(blurred[None, ..., 0] > 99), {"area": np.ones(1)}
 
-        images = LooseSet("phone", "test", "f" * 64, list(pictures), lambda key: Sample(*pictures[key]), segment)
+        images = LooseSet("phone", "test", "f" * 64, list(pairs), lambda key: Sample(*pairs[key]), segment)
         return images, segmented
 
     return make
@@ -314,7 +314,7 @@ def test_network_and_segmenter_see_each_image_once_however_many_the_report_shows
     network, loose, counted, tmp_path, shown
 ):
     images, segmented = loose(9)
-    found = evaluate(network, images, Inference(tlc=64), task(tmp_path, pictures=shown), CPU)
+    found = evaluate(network, images, Inference(tlc=64), task(tmp_path, shown_images=shown), CPU)
     assert (len(segmented), counted) == (9, {"restored": 9, "ready": 1})
     worst = [score.key for score in worst_first(found.scores)][:shown]
     assert [key for key in images.keys if kept_images(tmp_path, found.name, key)] == sorted(worst)
@@ -322,16 +322,16 @@ def test_network_and_segmenter_see_each_image_once_however_many_the_report_shows
     assert all(bool(read_thumbnail(tmp_path, found.name, key)) == bool(shown) for key in images.keys)
     strips = [key for key in images.keys if read_strip(tmp_path, found.name, key)]
     assert strips == (sorted(score.key for _, score in examples(found.scores)) if shown else [])
-    again = evaluate(network, images, Inference(tlc=64), task(tmp_path, pictures=shown), CPU)
+    again = evaluate(network, images, Inference(tlc=64), task(tmp_path, shown_images=shown), CPU)
     assert again.scores == found.scores
     assert (len(segmented), counted) == (9, {"restored": 9, "ready": 1})
 
 
 def test_more_images_than_before_are_made_and_no_others(network, loose, counted, tmp_path):
     images, segmented = loose(9)
-    evaluate(network, images, Inference(), task(tmp_path, pictures=2), CPU)
+    evaluate(network, images, Inference(), task(tmp_path, shown_images=2), CPU)
     shown = []
-    task_of_five = task(tmp_path, pictures=5, bar=lambda items, what: shown.append((len(items), what)) or items)
+    task_of_five = task(tmp_path, shown_images=5, bar=lambda items, what: shown.append((len(items), what)) or items)
     found = evaluate(network, images, Inference(), task_of_five, CPU)
     assert shown == [(3, f"{found.name}: images of the report")]
     assert (len(segmented), counted["restored"]) == (12, 12)
@@ -340,20 +340,20 @@ def test_more_images_than_before_are_made_and_no_others(network, loose, counted,
 
 def test_a_network_without_a_prior_waits_for_no_masks_of_a_set_without_a_store(loose, counted, tmp_path):
     images, segmented = loose(3)
-    found = evaluate(with_prior(Brighter(0.01), None), images, Inference(), task(tmp_path, pictures=3), CPU)
+    found = evaluate(with_prior(Brighter(0.01), None), images, Inference(), task(tmp_path, shown_images=3), CPU)
     assert segmented == []
     assert all("masks" not in kept_images(tmp_path, found.name, key) for key in images.keys)
 
 
 def test_resumed_evaluations_show_the_same_images_as_whole_ones(network, loose, tmp_path):
     images, _ = loose(9)
-    whole = evaluate(network, images, Inference(), task(tmp_path / "whole", pictures=3), CPU)
+    whole = evaluate(network, images, Inference(), task(tmp_path / "whole", shown_images=3), CPU)
     for stop_at in (4, 2):
         with pytest.raises(KeyboardInterrupt):
-            evaluate(network, Noted(images, stop_at), Inference(), task(tmp_path / "o", pictures=3), CPU)
-    evaluate(network, images, Inference(), task(tmp_path / "o", pictures=3), CPU)
+            evaluate(network, Noted(images, stop_at), Inference(), task(tmp_path / "o", shown_images=3), CPU)
+    evaluate(network, images, Inference(), task(tmp_path / "o", shown_images=3), CPU)
     files = [
-        {path.relative_to(tmp_path / name): path.read_bytes() for kind in ("pictures", "thumbnails")
+        {path.relative_to(tmp_path / name): path.read_bytes() for kind in ("images", "thumbnails")
          for path in (tmp_path / name / kind).rglob("*") if path.is_file()}
         for name in ("whole", "o")
     ]  # fmt: skip

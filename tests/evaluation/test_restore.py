@@ -37,25 +37,25 @@ def restorer(nonsense, **inference):
 def test_without_a_guard_it_is_deblur(random_masks):
     torch.manual_seed(0)
     network = with_prior(NAFNet(4, [1], 1, [1]), MAPUnit(), "default").eval()
-    picture = np.random.default_rng(0).integers(0, 256, (50, 60, 3), np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (50, 60, 3), np.uint8)
     atoms = AtomMap.from_masks(random_masks(np.random.default_rng(1), 5, 50, 60))
     for inference in (Inference(), Inference(tile=32, overlap=8), Inference(precision="bfloat16"), Inference(tlc=16)):
         used = network if inference.tlc is None else local_pooling(network, inference.tlc)
-        expected = deblur(used, picture, atoms, inference.tile, inference.overlap or 0, inference.precision)
-        found = Restorer(network, inference)(picture, atoms)
-        assert np.array_equal(found.picture, expected)
+        expected = deblur(used, image, atoms, inference.tile, inference.overlap or 0, inference.precision)
+        found = Restorer(network, inference)(image, atoms)
+        assert np.array_equal(found.image, expected)
         assert found[1:] == ((), "")
 
 
 def test_what_is_not_suspicious_stays(blurred):
     found = restorer(lambda image: False, guard="tiled,input")(blurred, None)
-    assert np.array_equal(found.picture, blurred)
+    assert np.array_equal(found.image, blurred)
     assert found[1:] == ((), "")
 
 
 def test_the_guard_flags_and_changes_nothing_unless_told_to(blurred):
     found = restorer(lambda image: True, guard="flag")(blurred, None)
-    assert np.array_equal(found.picture, restorer(lambda image: True)(blurred, None).picture)
+    assert np.array_equal(found.image, restorer(lambda image: True)(blurred, None).image)
     assert found.flags
     assert found.fallback == ""
 
@@ -63,14 +63,14 @@ def test_the_guard_flags_and_changes_nothing_unless_told_to(blurred):
 @pytest.mark.parametrize("guard", ["input", "tiled,input", "tlc-off,tiled,input"])
 def test_the_input_stands_where_nothing_else_will_do(blurred, guard):
     found = restorer(lambda image: True, guard=guard)(blurred, None)
-    assert np.array_equal(found.picture, blurred)
+    assert np.array_equal(found.image, blurred)
     assert found.flags
     assert found.fallback == "input"
 
 
 def test_tiles_help_where_only_large_images_collapse(blurred):
     found = restorer(lambda image: image.shape[-1] > 512, guard="tlc-off,tiled,input")(blurred, None)
-    assert np.array_equal(found.picture, blurred)
+    assert np.array_equal(found.image, blurred)
     assert found.fallback == "tiled"
 
 
@@ -80,7 +80,7 @@ def test_means_over_the_whole_image_help_where_local_ones_collapse(blurred, monk
 
     monkeypatch.setattr(restoring, "local_pooling", local)
     found = restorer(lambda image: False, guard="tiled,tlc-off", tlc=64)(blurred, None)
-    assert np.array_equal(found.picture, blurred)
+    assert np.array_equal(found.image, blurred)
     assert found.fallback == "tlc-off"
 
 
@@ -91,7 +91,7 @@ def test_a_result_that_is_not_finite_is_replaced_or_refused(blurred):
 
     network = with_prior(Broken(None), None)
     found = Restorer(network, Inference(guard="input"))(blurred, None)
-    assert np.array_equal(found.picture, blurred)
+    assert np.array_equal(found.image, blurred)
     assert found.fallback == "input"
     with pytest.raises(NotFinite):
         Restorer(network, Inference(guard="flag"))(blurred, None)

@@ -20,13 +20,13 @@ def test_validation_scores_on_the_device_of_the_network_and_finds_what_a_cpu_fin
     compared = []
     with pretended.cuda(), pytest.MonkeyPatch.context() as patch:
         compare = evaluating.compare
-        patch.setattr(evaluating, "compare", lambda *pictures: compared.append(pictures) or compare(*pictures))
+        patch.setattr(evaluating, "compare", lambda *images: compared.append(images) or compare(*images))
         found = list(score_images(pretended.moved(network), store, store.keys))
     assert len(compared) == len(store.keys)
-    assert all(isinstance(picture, pretended.Pretended) for pictures in compared for picture in pictures)
-    for (score, result), (metrics, picture) in zip(found, expected, strict=True):
+    assert all(isinstance(image, pretended.Pretended) for images in compared for image in images)
+    for (score, result), (metrics, image) in zip(found, expected, strict=True):
         assert score.metrics == pytest.approx(metrics, rel=1e-9)
-        assert np.array_equal(result, picture)
+        assert np.array_equal(result, image)
 
 
 def test_validation_reads_the_next_image_while_the_network_has_one(store, monkeypatch):

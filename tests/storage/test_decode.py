@@ -338,9 +338,9 @@ def test_flipped_bytes_give_an_image_of_the_promised_shape_or_a_bad_image(tmp_pa
 @pytest.mark.parametrize("suffix", [".ppm", ".gif", ".jfif"])
 def test_forms_seldom_met_are_read(tmp_path, suffix):
     grey = np.add.outer(np.arange(9), np.arange(8)).astype(np.uint8) * 9
-    picture = np.dstack([grey] * 3)
+    image = np.dstack([grey] * 3)
     Image.fromarray(grey).convert("RGB").save(tmp_path / f"a{suffix}", quality=100)
-    assert np.abs(read_image(tmp_path / f"a{suffix}").astype(int) - picture).max() <= (suffix == ".jfif")
+    assert np.abs(read_image(tmp_path / f"a{suffix}").astype(int) - image).max() <= (suffix == ".jfif")
 
 
 @pytest.mark.parametrize("levels", [15, 1023, 65535])

@@ -164,9 +164,9 @@ class Elsewhere:
         return key in self.there
 
     def image(self, store, name, key):
-        picture = np.indices((*store.shape(key), 3)).sum(axis=0).astype(np.uint8)
-        picture[..., 0] = store.position(key)
-        return picture if name == "blurred" else ~picture
+        image = np.indices((*store.shape(key), 3)).sum(axis=0).astype(np.uint8)
+        image[..., 0] = store.position(key)
+        return image if name == "blurred" else ~image
 
 
 @pytest.fixture(params=[True, False], ids=["over its own", "without its own"])

@@ -66,10 +66,10 @@ def test_the_learning_rate_is_torchs_cosine(steps):
 
 
 def test_the_loss_is_minus_psnr_averaged_over_images():
-    pictures = np.random.default_rng(0).integers(0, 256, (2, 4, 20, 24, 3), np.uint8)
-    pictures[1, 0] = pictures[0, 0] // 2 + 64  # PSNRs that differ
-    one, other = (torch.from_numpy(part).permute(0, 3, 1, 2) / 255 for part in pictures)
-    expected = -np.mean([psnr(a, b) for a, b in zip(*pictures, strict=True)])
+    images = np.random.default_rng(0).integers(0, 256, (2, 4, 20, 24, 3), np.uint8)
+    images[1, 0] = images[0, 0] // 2 + 64  # PSNRs that differ
+    one, other = (torch.from_numpy(part).permute(0, 3, 1, 2) / 255 for part in images)
+    expected = -np.mean([psnr(a, b) for a, b in zip(*images, strict=True)])
     assert psnr_loss(one, other).item() == pytest.approx(expected, abs=1e-4)
 
 

@@ -62,8 +62,8 @@ def test_presets_of_other_networks_train_load_evaluate_and_restore(name, store, 
     network = load_network(tmp_path / "run/last.safetensors")
     assert network.recognised.startswith("a network of samdeblur: ")
     assert (named.name_of(network.network), network.prior.config["name"]) == (config.network, "map")
-    picture = store.image("blurred", store.keys[0])
-    assert deblur(network, picture, store.atoms(store.keys[0])).shape == picture.shape
+    image = store.image("blurred", store.keys[0])
+    assert deblur(network, image, store.atoms(store.keys[0])).shape == image.shape
 
     # tiles, local means, evaluation and restoration take it as they take NAFNet
     image = torch.rand(1, 3, 150, 100)
@@ -75,12 +75,12 @@ def test_presets_of_other_networks_train_load_evaluate_and_restore(name, store, 
         assert local_pooling(network, 32)(torch.rand(1, 3, 40, 40)).shape == (1, 3, 40, 40)
     done = samdeblur("eval", "run", tmp_path / "run", store.path, "--out", tmp_path / "e", "--device", "cpu")
     assert done.code == 0, done.err
-    cv2.imwrite(str(tmp_path / "p.png"), picture[..., ::-1])
+    cv2.imwrite(str(tmp_path / "p.png"), image[..., ::-1])
     done = samdeblur(
         "eval", "restore", tmp_path / "run", tmp_path / "p.png", "--out", tmp_path / "o", "--device", "cpu"
     )
     assert done.code == 0, done.err
-    assert cv2.imread(str(tmp_path / "o/p.png")).shape == picture.shape
+    assert cv2.imread(str(tmp_path / "o/p.png")).shape == image.shape
 
     # a network trained without a prior gets one, and its output stays; it trains on from its file
     plain = replace(config, method="none", steps=5)

@@ -65,14 +65,14 @@ const thumbnails = new IntersectionObserver(entries => {
 // A thumbnail that is decoded when it comes near the window.
 function thumbnail(image) {
   const result = resultsOf(image, choice.network).find(one => one.thumbnail) ?? resultsOf(image).find(one => one.thumbnail);
-  const picture = element("img", {alt: "", decoding: "async", shown: thumbnailOf(result)});
-  if (result) thumbnails.observe(picture);
-  return picture;
+  const img = element("img", {alt: "", decoding: "async", shown: thumbnailOf(result)});
+  if (result) thumbnails.observe(img);
+  return img;
 }
 
 function card(image) {
   return element("a", {className: `card${image.blurred ? " kept" : ""}`, href: routeTo(image), title: image.key, image},
-    element("span", {className: "picture"}, thumbnail(image)), ...summary(image));
+    element("span", {className: "image"}, thumbnail(image)), ...summary(image));
 }
 
 function drawMore() {

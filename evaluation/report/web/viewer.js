@@ -5,11 +5,11 @@ const MAGNIFIED = 3;  // times a thumbnail is enlarged at most
 // Black, violet, orange, pale yellow: the error from none to all that the scale shows.
 const HEAT = {R: "0 .16 .45 .72 .93 .98 .99", G: "0 .05 .06 .19 .42 .71 1", B: "0 .35 .43 .33 .12 .10 .75"};
 
-let shown = null;  // {image, pictures, network}
-const way = {name: "all", one: null, left: null, right: null, border: 50};  // pictures by name
+let shown = null;  // {image, views, network}
+const way = {name: "all", one: null, left: null, right: null, border: 50};  // views by name
 
 // What can be looked at: {name, source, note}; `masks` in colour; `over` for the difference of two.
-function picturesOf(image, network) {
+function viewsOf(image, network) {
   const set = SETS[image.set], found = [], psnr = values => "psnr" in values ? decibel(values.psnr) : "";
   const results = resultsOf(image), judged = results.find(result => result.network === network) ?? results[0];
   if (image.blurred) {
@@ -18,43 +18,43 @@ function picturesOf(image, network) {
   }
   for (const result of results) {
     const name = NETWORKS.length > 1 ? NETWORKS[result.network] : "result";
-    const source = result.picture ?? thumbnailOf(result), few = result.picture ? [] : ["thumbnail"];
+    const source = result.file ?? thumbnailOf(result), few = result.file ? [] : ["thumbnail"];
     const change = result.gain === null ? [] : [`${signed(result.gain)} dB`];
     const note = [psnr(result.after), ...change, ...few].filter(Boolean).join(", ");
     if (source) found.push({name, source, note, result, fallback: thumbnailOf(result)});
   }
   if (image.sharp) found.push({name: "sharp", source: image.sharp, note: ""});
-  if (judged.picture && image.blurred) {
+  if (judged.file && image.blurred) {
     const other = image.sharp ? "sharp" : "blurred", owner = NETWORKS.length > 1 ? `${NETWORKS[judged.network]}, ` : "";
     const note = `${owner}difference from ${other}`;
-    found.push({name: image.sharp ? "error" : "change", source: image[other], over: judged.picture, note});
+    found.push({name: image.sharp ? "error" : "change", source: image[other], over: judged.file, note});
   }
-  return found.filter((picture, i) => found.findIndex(other => other.name === picture.name) === i);
+  return found.filter((view, i) => found.findIndex(other => other.name === view.name) === i);
 }
 
 function sayMissing() {
   const {image} = shown, text = byId("missing");
   text.hidden = false;
-  text.textContent = image.blurred ? "Originals of this image are not where the page expects them: beside it, in the folder pictures."
+  text.textContent = image.blurred ? "Originals of this image are not where the page expects them: beside it, in the folder images."
     : "The originals of this image were not kept; samdeblur-eval run keeps those of more images with --report-images.";
 }
 
-function pictureElement(source, fallback) {
-  const picture = element("img", {alt: "", src: source, draggable: false, decoding: "async"});
-  picture.onerror = () => {
-    picture.onerror = null;
-    if (fallback) picture.src = fallback;
-    else picture.remove();
+function imageElement(source, fallback) {
+  const img = element("img", {alt: "", src: source, draggable: false, decoding: "async"});
+  img.onerror = () => {
+    img.onerror = null;
+    if (fallback) img.src = fallback;
+    else img.remove();
     sayMissing();
   };
-  return picture;
+  return img;
 }
 
-// The layers that zoom: a picture, or the difference of two.
+// The layers that zoom: an image, or the difference of two.
 function layerOf({source, over, fallback}) {
-  const picture = pictureElement(source, fallback);
+  const img = imageElement(source, fallback);
   return element("div", {className: "layer"},
-    over ? element("div", {className: "error"}, picture, pictureElement(over)) : picture);
+    over ? element("div", {className: "error"}, img, imageElement(over)) : img);
 }
 
 function stageOf(image, label) {
@@ -64,22 +64,22 @@ function stageOf(image, label) {
   return stage;
 }
 
-function onePicture(image, picture) {
-  const stage = stageOf(image, `${picture.name} ${picture.note}`), layer = layerOf(picture);
+function oneView(image, view) {
+  const stage = stageOf(image, `${view.name} ${view.note}`), layer = layerOf(view);
   stage.append(layer);
-  addOverlay(stage, layer, Boolean(picture.masks));
+  addOverlay(stage, layer, Boolean(view.masks));
   addGestures(stage, null);
-  const number = shown.pictures.indexOf(picture) + 1;
-  const caption = element("figcaption", {}, element("kbd", {textContent: number}), ` ${picture.name} `,
-    element("span", {textContent: picture.note}));
-  if (picture.over) caption.append(heatScale());
+  const number = shown.views.indexOf(view) + 1;
+  const caption = element("figcaption", {}, element("kbd", {textContent: number}), ` ${view.name} `,
+    element("span", {textContent: view.note}));
+  if (view.over) caption.append(heatScale());
   const figure = element("figure", {className: "pane"}, stage, caption);
-  figure.dataset.name = picture.name;
+  figure.dataset.name = view.name;
   return figure;
 }
 
-// Two pictures, the second to the right of a border.
-function twoPictures(image, left, right) {
+// Two views, the second to the right of a border.
+function twoViews(image, left, right) {
   const stage = stageOf(image, `${left.name} to the left of the border, ${right.name} to the right`);
   const cover = element("div", {className: "cover"}, layerOf(right)), top = element("div", {className: "layer"});
   const handle = element("div", {className: "handle"});
@@ -128,37 +128,37 @@ function layOut() {
 }
 
 function thumbnailSize() {
-  const picture = byId("stages").querySelector("img");
-  return picture?.naturalWidth ? [picture.naturalWidth, picture.naturalHeight] : [4, 3];
+  const img = byId("stages").querySelector("img");
+  return img?.naturalWidth ? [img.naturalWidth, img.naturalHeight] : [4, 3];
 }
 
-const named = (pictures, name, otherwise) => pictures.find(picture => picture.name === name) ?? otherwise;
+const named = (views, name, otherwise) => views.find(view => view.name === name) ?? otherwise;
 
 // Draw the stages anew, for another image or another arrangement.
 function arrange() {
-  const {image, pictures, network} = shown, several = pictures.length > 1;
-  const result = pictures.find(picture => picture.result?.network === network) ?? pictures.find(picture => picture.result);
-  const left = named(pictures, way.left, pictures[0]), right = named(pictures, way.right, result ?? pictures.at(-1));
-  const kind = several ? way.name : "one", one = named(pictures, way.one, pictures[0]);
-  const panes = !pictures.length ? [] : kind === "all" ? pictures.map(picture => onePicture(image, picture))
-    : kind === "slider" ? [twoPictures(image, left, right)] : [onePicture(image, one)];
+  const {image, views, network} = shown, several = views.length > 1;
+  const result = views.find(view => view.result?.network === network) ?? views.find(view => view.result);
+  const left = named(views, way.left, views[0]), right = named(views, way.right, result ?? views.at(-1));
+  const kind = several ? way.name : "one", one = named(views, way.one, views[0]);
+  const panes = !views.length ? [] : kind === "all" ? views.map(view => oneView(image, view))
+    : kind === "slider" ? [twoViews(image, left, right)] : [oneView(image, one)];
   byId("stages").replaceChildren(...panes);
   byId("ends").hidden = kind !== "slider";
   byId("ways").hidden = !several;
   byId("masked").hidden = !image.masks;
-  byId("stretched").hidden = !pictures.some(picture => picture.over);
+  byId("stretched").hidden = !views.some(view => view.over);
   byId("chosen").hidden = resultsOf(image).length < 2;
   for (const button of byId("ways").children) button.setAttribute("aria-pressed", button.dataset.way === kind);
-  byId("pictures").hidden = !several;
-  byId("pictures").replaceChildren(...pictures.map((picture, i) => {
-    const button = element("button", {type: "button", onclick: () => showOne(i)}, `${picture.name} `,
+  byId("views").hidden = !several;
+  byId("views").replaceChildren(...views.map((view, i) => {
+    const button = element("button", {type: "button", onclick: () => showOne(i)}, `${view.name} `,
       ...i < 9 ? [element("kbd", {textContent: i + 1})] : []);
-    button.setAttribute("aria-pressed", kind === "one" && picture === one);
+    button.setAttribute("aria-pressed", kind === "one" && view === one);
     return button;
   }));
-  for (const [id, picture] of [["left", left], ["right", right]]) {
-    byId(id).replaceChildren(...pictures.map(({name}) => new Option(name, name)));
-    byId(id).value = picture?.name ?? "";
+  for (const [id, view] of [["left", left], ["right", right]]) {
+    byId(id).replaceChildren(...views.map(({name}) => new Option(name, name)));
+    byId(id).value = view?.name ?? "";
   }
   setBorder(way.border);
   setStretch(Number(byId("stretch").value));
@@ -175,9 +175,9 @@ function setWay(name) {
 }
 
 function showOne(place) {
-  const picture = shown.pictures[place];
-  if (!picture) return;
-  way.one = picture.name;
+  const view = shown.views[place];
+  if (!view) return;
+  way.one = view.name;
   setWay("one");
 }
 
@@ -199,7 +199,7 @@ function scoreTable(image) {
 function showImage(image) {
   const results = resultsOf(image), wanted = shown?.network ?? choice.network;
   const network = (results.find(result => result.network === wanted) ?? worstResult(image)).network;
-  shown = {image, network, pictures: picturesOf(image, network)};
+  shown = {image, network, views: viewsOf(image, network)};
   const place = listed.indexOf(image);
   byId("key").textContent = image.key;
   byId("place").textContent = `${place < 0 ? "not in the list, of" : `${place + 1} of`} ${listed.length}`;
@@ -215,7 +215,7 @@ function showImage(image) {
 
 // The network whose error is shown and whose result the slider begins with.
 function judge(network) {
-  Object.assign(shown, {network, pictures: picturesOf(shown.image, network)});
+  Object.assign(shown, {network, views: viewsOf(shown.image, network)});
   byId("judged").value = network;
   way.right = null;
   arrange();

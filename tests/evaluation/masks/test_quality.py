@@ -18,7 +18,7 @@ def squares(*boxes, shape=(40, 50)):
     return AtomMap.from_masks(masks, shape)
 
 
-def picture(*boxes, shape=(40, 50)):
+def drawn(*boxes, shape=(40, 50)):
     """Grey, noisy, with a bright thing at each place."""
     image = np.random.default_rng(0).integers(90, 110, (*shape, 3)).astype(np.uint8)
     for top, left, bottom, right in boxes:
@@ -38,21 +38,21 @@ def test_counts():
 
 def test_an_image_without_masks_has_nothing_to_say_but_that():
     found = quality_of(
-        AtomMap.from_masks(np.zeros((0, 8, 8), bool), (8, 8)), picture(shape=(8, 8)), squares(shape=(8, 8))
+        AtomMap.from_masks(np.zeros((0, 8, 8), bool), (8, 8)), drawn(shape=(8, 8)), squares(shape=(8, 8))
     )
     assert (found.masks, found.covered) == (0, 0)
     assert all(math.isnan(value) for name, value in vars(found).items() if name not in ("masks", "covered"))
 
 
 def test_borders_on_edges_rank_high_and_those_moved_away_fall():
-    image = picture(BOX)
+    image = drawn(BOX)
     ranks = [quality_of(squares(tuple(side + pixels for side in BOX)), image).on_edges for pixels in (0, 1, 2, 4)]
     assert ranks[0] > 0.75
     assert max(ranks[1:]) < ranks[0] - 0.1
 
 
 def test_borders_anywhere_rank_one_half():
-    image = picture(shape=(200, 200))
+    image = drawn(shape=(200, 200))
     found = quality_of(squares(*[(n, n, n + 30, n + 40) for n in range(0, 150, 10)], shape=(200, 200)), image)
     assert found.on_edges == pytest.approx(0.5, abs=0.03)
     assert quality_of(squares(BOX), np.full((40, 50, 3), 7, np.uint8)).on_edges == 0.5

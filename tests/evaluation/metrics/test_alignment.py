@@ -113,7 +113,7 @@ def test_scores_are_those_of_valid_pixels_alone(sharp):
     assert 0.9 < valid.mean() < 1
     error = np.mean((aligned[valid].astype(float) - sharp[valid]) ** 2)
     assert scores.psnr == pytest.approx(10 * math.log10(255**2 / error), rel=1e-12)
-    black = [np.where(valid[..., None], picture, 0).astype(float) for picture in (aligned, sharp)]
+    black = [np.where(valid[..., None], image, 0).astype(float) for image in (aligned, sharp)]
     _, similarity = structural_similarity(
         *black,
         channel_axis=2,

@@ -13,7 +13,7 @@ from samdeblur.evaluation.metrics.perceptual import PYIQA, TORCHMETRICS, Percept
 CPU = torch.device("cpu")
 
 
-def pictures(size=24):
+def images(size=24):
     """A result and its sharp image."""
     rng = np.random.default_rng(0)
     return rng.integers(0, 256, (size, size + 4, 3), np.uint8), rng.integers(0, 256, (size, size + 4, 3), np.uint8)
@@ -87,7 +87,7 @@ def pyiqa(monkeypatch):
 
 def test_values_come_by_name_for_each_pair_alone(torchmetrics, pyiqa):
     found = perceptual_metrics(["niqe", "lpips", "topiq_fr", "niqe"], CPU)
-    result, sharp = pictures()
+    result, sharp = images()
     for one, other in ((result, sharp), (sharp, result)):  # nothing of the first pair is left in the second
         x, y = one / 255, other / 255
         expected = {"niqe": x.mean(), "lpips": x.sum() - 2 * y.sum(), "topiq_fr": np.abs(x - y).max()}
@@ -107,18 +107,18 @@ def test_the_direction_and_the_library_of_each_are_known(torchmetrics, pyiqa):
         "topiq_fr": False,
     }
     libraries = {metric.name: metric.library for metric in found.metrics}
-    assert (libraries["lpips"], libraries["niqe"]) == ("torchmetrics 9.9, of each picture", "pyiqa 0.9")
+    assert (libraries["lpips"], libraries["niqe"]) == ("torchmetrics 9.9, of each image", "pyiqa 0.9")
     assert [metric.name for metric in found.metrics if not metric.needs_sharp] == ["niqe"]
 
 
 def test_without_a_sharp_image_only_metrics_that_need_none_are_given(torchmetrics, pyiqa):
-    result, _ = pictures()
+    result, _ = images()
     assert list(perceptual_metrics(["lpips", "niqe", "topiq_fr"], CPU)(result, None)) == ["niqe"]
 
 
 def test_images_may_be_views_and_must_fit(torchmetrics):
     found = perceptual_metrics(["lpips"], CPU)
-    result, sharp = pictures()
+    result, sharp = images()
     assert found(result[..., ::-1], sharp[::-1]) == found(result[..., ::-1].copy(), sharp[::-1].copy())
     for other in (sharp[:-1], sharp.astype(np.float32)):
         with pytest.raises(ValueError, match="images must be"):
@@ -178,10 +178,10 @@ def test_a_metric_that_refuses_an_image_is_one_line_and_memory_errors_pass(torch
     found = perceptual_metrics(["dists"], CPU)
     monkeypatch.setattr(Accumulating, "compute", failing(ValueError("too small\nby far")))
     with pytest.raises(PerceptualError, match=r"metric dists of an image of 28x24: too small$"):
-        found(*pictures())
+        found(*images())
     monkeypatch.setattr(Accumulating, "compute", failing(torch.OutOfMemoryError("full")))
     with pytest.raises(torch.OutOfMemoryError):
-        found(*pictures())
+        found(*images())
     monkeypatch.undo()
 
 
@@ -193,13 +193,13 @@ def library():
 
 def test_ms_ssim_of_torchmetrics_prefers_the_less_noisy():
     library()
-    sharp = np.kron(pictures(24)[1], np.ones((8, 8, 1), np.uint8))
+    sharp = np.kron(images(24)[1], np.ones((8, 8, 1), np.uint8))
     noise = np.random.default_rng(1).normal(0, 1, sharp.shape)
     found = perceptual_metrics(["ms-ssim"], CPU)
     noisy = [found(np.clip(sharp + s * noise, 0, 255).astype(np.uint8), sharp)["ms-ssim"] for s in (60, 20, 0)]
     assert 0 < noisy[0] < noisy[1] < noisy[2] == pytest.approx(1, abs=1e-5)
     with pytest.raises(PerceptualError, match="metric ms-ssim of an image of 28x24: "):
-        found(*pictures())
+        found(*images())
 
 
 def test_lpips_of_torchmetrics_runs_on_its_network(monkeypatch):
@@ -211,7 +211,7 @@ def test_lpips_of_torchmetrics_runs_on_its_network(monkeypatch):
     monkeypatch.setattr(
         "torchvision.models._api.load_state_dict_from_url", lambda *_, **__: models.squeezenet1_1().state_dict()
     )
-    result, sharp = pictures(64)
+    result, sharp = images(64)
     found = perceptual_metrics(["lpips-squeeze"], CPU)
     assert found(sharp, sharp)["lpips-squeeze"] == 0
     once = found(result, sharp)

@@ -140,13 +140,13 @@ def test_identical_images_are_perfect():
 def test_constant_images_differ_in_luminance_alone(one, other, convention):
     c1 = (0.01 * 255) ** 2
     expected = (2 * one * other + c1) / (one**2 + other**2 + c1)
-    pictures = (np.full((20, 24, 3), value, np.uint8) for value in (one, other))
-    assert ssim(*pictures, convention) == pytest.approx(expected, abs=1e-12)
+    images = (np.full((20, 24, 3), value, np.uint8) for value in (one, other))
+    assert ssim(*images, convention) == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("view", [np.s_[..., ::-1], np.s_[::-1], np.s_[:, ::-2], np.s_[3:, 4:]], ids=str)
 def test_views_of_images_score_as_their_copies(view):
-    one, other = (picture[view] for picture in images((40, 33, 3)))
+    one, other = (image[view] for image in images((40, 33, 3)))
     assert psnr(one, other) == psnr(one.copy(), other.copy())
     for convention in ("wang", "nafnet"):
         assert ssim(one, other, convention) == ssim(one.copy(), other.copy(), convention)
@@ -321,7 +321,7 @@ def test_an_unknown_metric_is_refused_with_the_nearest():
 
 def masked_pair():
     """Float images and a mask with a hole and a missing border."""
-    one, other = (picture.astype(np.float32) + 0.25 for picture in images((60, 50, 3)))
+    one, other = (image.astype(np.float32) + 0.25 for image in images((60, 50, 3)))
     valid = np.ones((60, 50), bool)
     valid[20:30, 10:20] = valid[:8] = valid[:, 45:] = False
     return one, other, valid
@@ -345,7 +345,7 @@ def test_masked_psnr_looks_at_valid_pixels_alone():
 
 def test_masked_ssim_is_the_mean_of_the_map_of_masked_images():
     one, other, valid = masked_pair()
-    black = [np.where(valid[..., None], picture, 0).astype(float) for picture in (one, other)]
+    black = [np.where(valid[..., None], image, 0).astype(float) for image in (one, other)]
     _, similarity = _ssim_of_scikit_image(*black, data_range=255, full=True)
     inner = np.zeros_like(valid)
     inner[5:-5, 5:-5] = valid[5:-5, 5:-5]

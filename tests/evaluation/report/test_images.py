@@ -151,7 +151,7 @@ def test_any_name_is_a_file_of_its_own_inside_the_folder(tmp_path):
         keep_images(folder, name, key, pixel, pixel, None, None, None)
         keep_thumbnail(folder, name, key, pixel)
     assert {path.name for path in tmp_path.iterdir()} == {"report"}
-    assert {path.name for path in folder.iterdir()} == {"pictures", "thumbnails"}
+    assert {path.name for path in folder.iterdir()} == {"images", "thumbnails"}
     for value, (name, key) in enumerate(both):
         assert (pixels(kept_images(folder, name, key)["result"]) == value).all()
         assert read_thumbnail(folder, name, key)
@@ -167,7 +167,7 @@ def test_addresses_lead_back_to_the_file(tmp_path):
 
 def test_files_are_called_what_a_person_calls_the_image(tmp_path):
     assert shown_path(tmp_path, "GoPro test (masks 0123abcd)", "GOPR0372_07_00/000047", "result") == (
-        tmp_path / "pictures/GoPro test (masks 0123abcd)/GOPR0372_07_00__000047.result.png"
+        tmp_path / "images/GoPro test (masks 0123abcd)/GOPR0372_07_00__000047.result.png"
     )
     for kind in FILES:
         for key in ("夜" * 90, "x" * 248, "夜/" * 60 + "夜"):
@@ -181,7 +181,7 @@ def test_images_of_earlier_evaluations_are_forgotten(tmp_path, keep, noise):
         keep(key)
         keep("b", name="other set")
         keep_thumbnail(tmp_path, "toy test", key, noise(0))
-    forget_images(tmp_path, "toy test", pictures=["b"], thumbnails=["a", "b"])
+    forget_images(tmp_path, "toy test", shown=["b"], thumbnails=["a", "b"])
     forget_images(tmp_path, "never evaluated", [], [])
     assert [bool(kept_images(tmp_path, "toy test", key)) for key in ("a", "b", "c")] == [False, True, False]
     assert [bool(read_thumbnail(tmp_path, "toy test", key)) for key in ("a", "b", "c")] == [True, True, False]

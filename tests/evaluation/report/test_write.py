@@ -79,8 +79,8 @@ def fill(folder, made, kept=KEPT, colour=GREEN, sharp=True, thumbnails=True):
             if thumbnails:
                 keep_thumbnail(folder, result.name, found.key, plain(colour))
             if found.key in kept:
-                pictures = plain(RED), plain(colour), truth if sharp else None
-                keep_images(folder, result.name, found.key, *pictures, atoms, records)
+                sides = plain(RED), plain(colour), truth if sharp else None
+                keep_images(folder, result.name, found.key, *sides, atoms, records)
     return folder
 
 
@@ -113,7 +113,7 @@ def test_a_report_needs_nothing_but_its_images(tmp_path):
     (shown,) = page.data["sets"]
     for image in shown["images"]:
         for name in {"blurred", "sharp", "masks"} & image.keys():
-            assert image[name].startswith("pictures/")
+            assert image[name].startswith("images/")
             assert "//" not in image[name]
     assert [image["key"] for image in shown["images"] if "blurred" in image] == ["good/1", "fallen/2", HOSTILE]
     assert all(image["size"] == [WIDTH, HEIGHT] for image in shown["images"] if "blurred" in image)
@@ -171,7 +171,7 @@ def test_a_comparison_joins_images_however_they_are_named(tmp_path):
     (shown,) = page.data["sets"]
     assert [image["key"] for image in shown["images"]] == list(names["none"])
     for image in shown["images"]:
-        files = [tmp_path / "both" / unquote(result["picture"]) for result in image["results"]]
+        files = [tmp_path / "both" / unquote(result["file"]) for result in image["results"]]
         assert [tuple(np.array(Image.open(file))[0, 0]) for file in files] == [GREEN, BLUE]
 
 
@@ -196,10 +196,10 @@ def test_a_comparison_borrows_the_images_of_all_runs(tmp_path):
     images = {image["key"]: image for image in shown["images"]}
     good, fallen = images["good/1"], images["fallen/2"]
     for image, colours in ((good, [GREEN, BLUE]), (fallen, [GREEN])):
-        pictures = [result["picture"] for result in image["results"] if "picture" in result]
-        files = [tmp_path / "both" / unquote(name) for name in pictures]
+        names = [result["file"] for result in image["results"] if "file" in result]
+        files = [tmp_path / "both" / unquote(name) for name in names]
         assert [tuple(np.array(Image.open(file))[0, 0]) for file in files] == colours
-    assert "picture" not in fallen["results"][1]
+    assert "file" not in fallen["results"][1]
     assert "thumbnail" in fallen["results"][1]  # in its place
     assert images["edge/1"]["results"][1] is None
     worst = [["thumbnail" in (result or {}) for result in image["results"]] for image in shown["images"][3:]]
@@ -677,7 +677,7 @@ def test_the_page_is_used_with_the_keyboard_alone(show, report):
     for number, name in enumerate(["blurred", "masks", "result", "sharp", "error"], 1):
         window.press(str(number))
         assert panes(window) == [name]
-        assert window.run("document.querySelector('#pictures [aria-pressed=true]').textContent").startswith(name)
+        assert window.run("document.querySelector('#views [aria-pressed=true]').textContent").startswith(name)
     window.press("9")
     assert panes(window) == ["error"]
     window.press("a")

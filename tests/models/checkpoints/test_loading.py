@@ -129,7 +129,7 @@ def test_a_sam_comes_back_bit_for_bit(tmp_path, random_sam, image_size, multimas
     torch.save(sam.state_dict(), tmp_path / "sam.pth")
     loaded = load_sam(tmp_path / "sam.pth")
     generator = torch.Generator().manual_seed(0)
-    picture = {
+    image = {
         "image": torch.rand(3, image_size - 16, image_size, generator=generator) * 255,
         "original_size": (40, 60),
         "point_coords": torch.rand(4, 1, 2, generator=generator) * 40,
@@ -137,7 +137,7 @@ def test_a_sam_comes_back_bit_for_bit(tmp_path, random_sam, image_size, multimas
         "boxes": torch.tensor([[3.0, 4.0, 30.0, 35.0]] * 4),
         "mask_inputs": torch.randn(4, 1, image_size // 4, image_size // 4, generator=generator),
     }
-    (found,), (expected,) = loaded([picture], multimask), sam([picture], multimask)
+    (found,), (expected,) = loaded([image], multimask), sam([image], multimask)
     assert sorted(found) == sorted(expected) == ["iou_predictions", "low_res_logits", "masks"]
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     assert not torch.equal(found["low_res_logits"][0], found["low_res_logits"][1])
@@ -196,7 +196,7 @@ def test_bundled_means_the_bundled_weights_whatever_lies_in_the_folder(tmp_path,
         pytest.param(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 99\n", id="pointer"),
         pytest.param("é\n".encode(), id="text"),
         pytest.param(bytes(range(256)) * 8, id="bytes"),
-        pytest.param(b"\x89PNG\r\n\x1a\n" + bytes(100), id="picture"),
+        pytest.param(b"\x89PNG\r\n\x1a\n" + bytes(100), id="image"),
         pytest.param(b"PK\x03\x04" + bytes(100), id="broken zip"),
         pytest.param(pickle.dumps({"a": 1}, protocol=2), id="pickle"),
     ],

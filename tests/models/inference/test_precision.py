@@ -12,7 +12,7 @@ from samdeblur.pipeline import BUNDLED_SETTINGS, MaskGenerator
 from samdeblur.pipeline.job.worker import environment
 from samdeblur.pipeline.segmenters.speed import Speed
 
-PICTURE = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+IMAGE = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
 
 
 def flags():
@@ -47,7 +47,7 @@ def test_an_image_is_deblurred_without_tf32_unless_it_is_asked_for(precision, tf
     with pretended.cuda():
         network = pretended.moved(with_prior(NAFNet(4, [1], 1, [1]), None).eval())
         found = seen_in(network.network.intro)
-        deblur(network, PICTURE, precision=precision)
+        deblur(network, IMAGE, precision=precision)
     assert [row[:2] for row in found] == [(tf32, tf32)]
 
 
@@ -65,7 +65,7 @@ def test_exact_masks_come_from_kernels_that_are_exact_and_repeatable(speed, expe
     with pretended.cuda():
         sam = pretended.moved(load_sam("bundled"))
         encoder, decoder = seen_in(sam.image_encoder), seen_in(sam.mask_decoder)
-        MaskGenerator(sam, speed, **BUNDLED_SETTINGS | {"points_per_side": 2}).generate(PICTURE)
+        MaskGenerator(sam, speed, **BUNDLED_SETTINGS | {"points_per_side": 2}).generate(IMAGE)
     assert set(encoder) | set(decoder) == {expected}
     assert encoder
     assert decoder

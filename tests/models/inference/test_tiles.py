@@ -229,15 +229,15 @@ def test_a_network_that_changes_the_size_is_refused():
 
 
 @pytest.fixture
-def picture():
+def image():
     return np.random.default_rng(0).integers(0, 256, (40, 70, 3), np.uint8)
 
 
-def test_deblurring_in_tiles_is_the_same_to_a_level_of_8_bits(picture, random_masks):
+def test_deblurring_in_tiles_is_the_same_to_a_level_of_8_bits(image, random_masks):
     deblurrer = with_prior(Plain(), MAPUnit(), "default").eval()
     atoms = AtomMap.from_masks(random_masks(np.random.default_rng(3), 7, 40, 70))
     deblurrer.network.sizes.clear()
-    whole, tiles = deblur(deblurrer, picture, atoms), deblur(deblurrer, picture, atoms, tile=32, overlap=8)
+    whole, tiles = deblur(deblurrer, image, atoms), deblur(deblurrer, image, atoms, tile=32, overlap=8)
     assert deblurrer.network.sizes == [(40, 70)] + [(32, 32)] * 6
     assert np.abs(whole.astype(int) - tiles).max() <= 1
 
@@ -246,7 +246,7 @@ def test_deblurring_in_tiles_is_the_same_to_a_level_of_8_bits(picture, random_ma
     ("tile", "words"),
     [(None, "at once: give a tile size, as in --tile 512"), (32, "in tiles of 32: give smaller ones")],
 )
-def test_out_of_gpu_memory_says_what_to_do(picture, monkeypatch, tile, words):
+def test_out_of_gpu_memory_says_what_to_do(image, monkeypatch, tile, words):
     network = with_prior(Plain(), None)
 
     def full(*_):
@@ -254,13 +254,13 @@ def test_out_of_gpu_memory_says_what_to_do(picture, monkeypatch, tile, words):
 
     monkeypatch.setattr(Plain, "forward", full)
     with pytest.raises(OutOfMemory, match=f"no memory for an image of 70x40 {words}") as caught:
-        deblur(network, picture, tile=tile, overlap=0)
+        deblur(network, image, tile=tile, overlap=0)
     assert isinstance(caught.value, torch.OutOfMemoryError)
 
 
-def test_what_is_not_finite_in_one_tile_is_refused(picture):
+def test_what_is_not_finite_in_one_tile_is_refused(image):
     network = with_prior(Plain(), None)
     outputs = iter([1.0, 1.0, 0.0, 1.0, 1.0, 1.0])
     network.network.second.register_forward_hook(lambda _, inputs, output: output / next(outputs))
     with pytest.raises(NotFinite):
-        deblur(network, picture, tile=32, overlap=8)
+        deblur(network, image, tile=32, overlap=8)

@@ -33,8 +33,8 @@ def test_a_model_comes_back_from_its_file(tmp_path):
     assert str(loaded) == str(sam)
     assert all(torch.equal(tensor, sam.state_dict()[key]) for key, tensor in loaded.state_dict().items())
     assert loaded.image_encoder.img_size == 64
-    picture = torch.rand(3, 48, 64) * 255
-    point = {"image": picture, "original_size": (48, 64), "point_coords": torch.tensor([[[20.0, 20.0]]])}
+    image = torch.rand(3, 48, 64) * 255
+    point = {"image": image, "original_size": (48, 64), "point_coords": torch.tensor([[[20.0, 20.0]]])}
     inputs = [point | {"point_labels": torch.ones(1, 1)}]
     with torch.no_grad():
         found, expected = (model(inputs, multimask_output=True)[0] for model in (loaded, sam))

@@ -394,12 +394,12 @@ def test_a_job_on_a_link_to_a_store_keeps_its_things_beside_the_store(folder, un
     assert undisturbed.at(tmp_path / "disk/toy.zarr").files() == undisturbed.files()
 
 
-def test_a_retried_image_beyond_the_extents_of_the_store_stays_in_quarantine(own_folder, tmp_path, save, picture):
+def test_a_retried_image_beyond_the_extents_of_the_store_stays_in_quarantine(own_folder, tmp_path, save, random_image):
     (own_folder / "blur/c.png").write_bytes(b"")
     (own_folder / "sharp/c.png").write_bytes(b"")
     run(own_folder, tmp_path / "toy.zarr")
     for side in ("blur", "sharp"):
-        save(own_folder / side / "c.png", picture(9, 300, 20))
+        save(own_folder / side / "c.png", random_image(9, 300, 20))
     run(own_folder, tmp_path / "toy.zarr", retry=True)
     assert (
         "unreadable, or too large beside the others, when the store was planned and is 20x300"
@@ -409,11 +409,11 @@ def test_a_retried_image_beyond_the_extents_of_the_store_stays_in_quarantine(own
 
 
 def test_broken_headers_that_claim_opposite_sides_cost_their_images_alone(
-    own_folder, undisturbed, tmp_path, save, picture
+    own_folder, undisturbed, tmp_path, save, random_image
 ):
     for name, size in (("y", (32767, 10)), ("z", (10, 32767))):
         for side in ("blur", "sharp"):
-            path = save(own_folder / side / f"{name}.png", picture(0, 8, 8))
+            path = save(own_folder / side / f"{name}.png", random_image(0, 8, 8))
             head, rest = path.read_bytes()[:16], path.read_bytes()[24:]
             path.write_bytes(head + struct.pack(">II", *size) + rest)
     summary = run(own_folder, tmp_path / "toy.zarr")
@@ -488,24 +488,24 @@ def test_images_that_cannot_be_opened_at_all_do_not_stop_the_plan(own_folder, tm
 
 @pytest.mark.parametrize("shape", [(44, 33), (30, 90), (300, 20), None], ids=str)
 def test_an_image_replaced_after_planning_is_never_stored_under_another_size(
-    own_folder, tmp_path, monkeypatch, save, picture, shape
+    own_folder, tmp_path, monkeypatch, save, random_image, shape
 ):
     """None: the image could not be opened when the store was planned."""
     path = tmp_path / "toy.zarr"
-    pictures = [own_folder / "blur/c.png", own_folder / "sharp/c.png"]
-    contents = [file.read_bytes() for file in pictures]
+    images = [own_folder / "blur/c.png", own_folder / "sharp/c.png"]
+    contents = [file.read_bytes() for file in images]
     if shape is None:
-        for file in pictures:
+        for file in images:
             file.write_bytes(b"")
     with monkeypatch.context() as patch:
         patch.setattr(coordinator, "run_block", None)
         with pytest.raises(TypeError):
             run(own_folder, path)
-    for file, content in zip(pictures, contents, strict=True):
+    for file, content in zip(images, contents, strict=True):
         if shape is None:
             file.write_bytes(content)
         else:
-            save(file, picture(9, *shape))
+            save(file, random_image(9, *shape))
     run(own_folder, path)
     found = status(path)
     assert found.pending == 0

@@ -23,9 +23,9 @@ def test_images_are_deblurred_as_the_weights_ask(tmp_path, asks):
     settings = PrepSettings(predeblur=Weights.of_network(str(tmp_path / "n.safetensors")))
     stage = load_stages(settings, torch.device("cpu")).network
     assert any(isinstance(module, LocalAveragePool) for module in stage.modules()) == asks
-    picture = np.random.default_rng(0).integers(0, 256, (60, 72, 3), np.uint8)
-    expected = deblur(local_pooling(network, 16) if asks else network, picture)
-    assert np.array_equal(deblur(stage, picture), expected)
+    image = np.random.default_rng(0).integers(0, 256, (60, 72, 3), np.uint8)
+    expected = deblur(local_pooling(network, 16) if asks else network, image)
+    assert np.array_equal(deblur(stage, image), expected)
     options = {"tlc": "auto", "train_size": None}
     assert tlc_of(options, network, as_published=False) == (16 if asks else None)
     assert tlc_of(options | {"tlc": "off"}, network, as_published=True) is None

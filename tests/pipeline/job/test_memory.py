@@ -15,7 +15,7 @@ from samdeblur.pipeline.job.recipe import Stages
 from samdeblur.pipeline.segmenters.superpixels import SuperpixelSegmenter
 from samdeblur.pipeline.sources.base import BadImage
 
-PICTURE = np.zeros((40, 50, 3), np.uint8)
+IMAGE = np.zeros((40, 50, 3), np.uint8)
 
 
 @pytest.mark.parametrize("left", [None, 130 * 2000, 130 * 2000 - 1])
@@ -24,9 +24,9 @@ def test_what_a_segmenter_takes_is_held_against_what_is_left(monkeypatch, left):
     stages = Stages(None, SuperpixelSegmenter())
     if left == 130 * 2000 - 1:
         with pytest.raises(BadImage, match=r"50x40 pixels: finding its masks takes about .*--memory-limit"):
-            require_room(PICTURE, stages)
+            require_room(IMAGE, stages)
     else:
-        require_room(PICTURE, stages)
+        require_room(IMAGE, stages)
 
 
 def test_so_is_what_a_network_takes_where_that_is_more(monkeypatch):
@@ -35,7 +35,7 @@ def test_so_is_what_a_network_takes_where_that_is_more(monkeypatch):
     assert takes > 130 * 2000
     monkeypatch.setattr(memory, "bytes_left", lambda: int(takes) - 1)
     with pytest.raises(BadImage, match="pre-deblurring it"):
-        require_room(PICTURE, Stages(network, SuperpixelSegmenter()))
+        require_room(IMAGE, Stages(network, SuperpixelSegmenter()))
 
 
 def test_a_process_of_its_own_has_what_the_machine_has():

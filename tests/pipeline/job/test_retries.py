@@ -85,7 +85,7 @@ class Simulated:
 
 @pytest.fixture
 def job(folder, undisturbed, tmp_path, monkeypatch):
-    """job(places, {place: what is done to the picture and key, or the load}) -> summary, store, runner."""
+    """job(places, {place: what is done to the image and key, or the load}) -> summary, store, runner."""
     case = undisturbed.at(tmp_path / "toy.zarr")
 
     def call(places, segment=lambda place, key: None, load=lambda place: None, read=None):
@@ -102,9 +102,9 @@ def job(folder, undisturbed, tmp_path, monkeypatch):
                 read(runner.at, key)
             return read_pair(self, key)
 
-        def segmenting(self, picture):
-            segment(runner.at, f"{picture.shape[1] - 30:02d}")
-            return find(self, picture)
+        def segmenting(self, image):
+            segment(runner.at, f"{image.shape[1] - 30:02d}")
+            return find(self, image)
 
         monkeypatch.setattr(worker, "cached_stages", loading)
         monkeypatch.setattr(FolderSource, "read", reading)

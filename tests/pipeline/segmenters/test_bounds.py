@@ -80,7 +80,7 @@ def test_every_setting_has_bounds_on_both_sides():
     ],
     ids=str,
 )
-def test_settings_at_their_bounds_run(random_sam, picture, settings):
-    atoms, records = MaskGenerator(random_sam(), **settings).generate(picture(0, 40, 60))
+def test_settings_at_their_bounds_run(random_sam, random_image, settings):
+    atoms, records = MaskGenerator(random_sam(), **settings).generate(random_image(0, 40, 60))
     assert atoms.shape == (40, 60)
     assert all(len(column) == atoms.n_masks for column in records.values())

@@ -44,8 +44,8 @@ def sam(random_sam):
 
 
 @pytest.fixture(scope="module")
-def image(picture):
-    return picture(0, 48, 60)
+def image(random_image):
+    return random_image(0, 48, 60)
 
 
 NOTHING = {"stability_score_thresh": 1.0, "stability_score_offset": 100.0}  # no logit is so far from zero

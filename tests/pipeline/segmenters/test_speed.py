@@ -37,16 +37,16 @@ def test_fused_attention_is_the_same_function(random_sam):
 
 
 @pytest.mark.parametrize("speed", [Speed("bfloat16"), Speed(sdpa=True), Speed("bfloat16", sdpa=True)], ids=str)
-def test_fast_masks_are_nearly_the_exact_ones(random_sam, picture, speed):
-    image = picture(0, 50, 60)
+def test_fast_masks_are_nearly_the_exact_ones(random_sam, random_image, speed):
+    image = random_image(0, 50, 60)
     exact, _ = MaskGenerator(random_sam(), **SETTINGS).generate(image)
     fast, records = MaskGenerator(random_sam(), speed, **SETTINGS).generate(image)
     assert fast.n_masks == exact.n_masks == len(records["area"]) > 10
     assert np.median(best_iou(exact, fast)) > 0.9
 
 
-def test_images_through_the_encoder_together_give_nearly_the_same_masks(random_sam, picture):
-    images = [picture(0, 50, 60), picture(1, 64, 40), picture(2, 30, 30)]
+def test_images_through_the_encoder_together_give_nearly_the_same_masks(random_sam, random_image):
+    images = [random_image(0, 50, 60), random_image(1, 64, 40), random_image(2, 30, 30)]
     generator = MaskGenerator(random_sam(), **SETTINGS)
     for image, whole in zip(images, generator.embed(images), strict=True):
         exact, together = generator.generate(image)[0], generator.generate(image, whole)[0]

@@ -12,15 +12,15 @@ from samdeblur.storage.decode import BadImage
 
 
 @pytest.fixture(scope="module", params=["photograph", "patches", "noise", "one colour", "one column", "one row", "4x4"])
-def image(request, picture):
+def image(request, random_image):
     return {
         "photograph": lambda: astronaut()[100:228, 150:310],
-        "patches": lambda: picture(0, 64, 80),
+        "patches": lambda: random_image(0, 64, 80),
         "noise": lambda: np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8),
         "one colour": lambda: np.full((40, 50, 3), 90, np.uint8),
-        "one column": lambda: picture(0, 40, 1),
-        "one row": lambda: picture(0, 1, 40),
-        "4x4": lambda: picture(0, 4, 4),
+        "one column": lambda: random_image(0, 40, 1),
+        "one row": lambda: random_image(0, 1, 40),
+        "4x4": lambda: random_image(0, 4, 4),
     }[request.param]()
 
 
@@ -60,13 +60,13 @@ def test_areas_keep_to_the_default_limits(image, segmented):
     assert areas.max() <= 0.5
 
 
-def test_masks_of_real_images_overlap(picture):
-    masks = SuperpixelSegmenter().segment(picture(0, 64, 80))[0].to_masks()
+def test_masks_of_real_images_overlap(random_image):
+    masks = SuperpixelSegmenter().segment(random_image(0, 64, 80))[0].to_masks()
     assert masks.sum(axis=0).max() > 1
 
 
-def test_the_regions_of_an_image_are_found(picture):
-    image = picture(0, 60, 80)  # 3 x 4 patches of one colour each
+def test_the_regions_of_an_image_are_found(random_image):
+    image = random_image(0, 60, 80)  # 3 x 4 patches of one colour each
     found = {mask.tobytes() for mask in SuperpixelSegmenter().segment(image)[0].to_masks()}
     for row, column in np.ndindex(3, 4):
         patch = np.zeros((60, 80), bool)
@@ -75,8 +75,8 @@ def test_the_regions_of_an_image_are_found(picture):
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.02, 0.5), (0, 0.05), (0.01, 0.02), (0, 1)])
-def test_area_limits_leave_out_what_does_not_fit_and_nothing_else(picture, low, high):
-    image = picture(1, 64, 80)
+def test_area_limits_leave_out_what_does_not_fit_and_nothing_else(random_image, low, high):
+    image = random_image(1, 64, 80)
     everything = SuperpixelSegmenter(min_area=0, max_area=1).segment(image)[0].to_masks()
     some = SuperpixelSegmenter(min_area=low, max_area=high).segment(image)[0].to_masks()
     shares = everything.mean(axis=(1, 2))
@@ -92,8 +92,8 @@ def test_a_single_pixel_has_no_mask_that_fits():
     assert [len(column) for column in records.values()] == [0] * 5
 
 
-def test_the_same_image_gives_the_same_masks(picture):
-    one, other = (SuperpixelSegmenter().segment(picture(2, 64, 80))[0] for _ in range(2))
+def test_the_same_image_gives_the_same_masks(random_image):
+    one, other = (SuperpixelSegmenter().segment(random_image(2, 64, 80))[0] for _ in range(2))
     assert one == other
 
 

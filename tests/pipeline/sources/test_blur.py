@@ -78,7 +78,7 @@ def test_light_and_not_codes_are_averaged():
     photo = np.zeros((40, 60, 3), np.uint8)
     photo[:, 30:] = 255
     for seed in range(4):
-        one, other = (SHIFTED.render(picture, seed)[0] for picture in (photo, 255 - photo))
+        one, other = (SHIFTED.render(image, seed)[0] for image in (photo, 255 - photo))
         assert ((one > 40) & (one < 215)).any()  # the edge is blurred
         assert light(one) + light(other) == pytest.approx(np.ones(photo.shape), abs=0.02)
 

@@ -133,9 +133,9 @@ def test_images_are_read_in_the_workers_of_a_loader(joined):
 
 def test_another_image_than_the_masks_were_made_of_is_named(folder, joined):
     file = folder / "blur/day.png"
-    picture = cv2.imread(str(file))
-    picture[3, 4, 1] ^= 1
-    cv2.imwrite(str(file), picture)
+    random_image = cv2.imread(str(file))
+    random_image[3, 4, 1] ^= 1
+    cv2.imwrite(str(file), random_image)
     for name in ("blurred", "sharp", "sharp"):
         message = refusal(joined, name=name)
         assert message.startswith("data: day: its masks are of another image")
@@ -152,19 +152,19 @@ def test_files_of_lossy_images_are_compared_by_their_bytes(tmp_path, write_pairs
 
 
 @pytest.mark.parametrize("digest", ["pixels", "none"])
-def test_images_of_another_size_are_named_with_both(folder, make_store, save, picture, digest):
+def test_images_of_another_size_are_named_with_both(folder, make_store, save, random_image, digest):
     source = open_source(str(folder), "test")
     joined = with_dataset(make_store(source, digest=digest), source, "data")
     for side in ("blur", "sharp"):
-        save(folder / side / "day.png", picture(0, 25, 33))
+        save(folder / side / "day.png", random_image(0, 25, 33))
     assert "data: day: its masks are 32x24, the image in the dataset is 33x25;" in refusal(joined)
 
 
-def test_without_digests_any_image_of_the_size_is_taken(folder, make_store, save, picture):
+def test_without_digests_any_image_of_the_size_is_taken(folder, make_store, save, random_image):
     source = open_source(str(folder), "test")
     joined = with_dataset(make_store(source, digest="none"), source, "data")
-    save(folder / "blur/day.png", picture(9, 24, 32))
-    assert np.array_equal(joined.image("blurred", DAY), picture(9, 24, 32))
+    save(folder / "blur/day.png", random_image(9, 24, 32))
+    assert np.array_equal(joined.image("blurred", DAY), random_image(9, 24, 32))
 
 
 @pytest.mark.parametrize("side", ["blur", "sharp"])

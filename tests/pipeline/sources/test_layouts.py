@@ -123,14 +123,14 @@ def recipe(monkeypatch):
 
 
 @pytest.fixture
-def tree(tmp_path, save, picture):
+def tree(tmp_path, save, random_image):
     """(layout, change=lambda name: name) -> root, with the files of TREES under changed names."""
 
     def write(layout, change=lambda name: name):
         root = tmp_path / "data"
         for number, names in enumerate(TREES[layout].files.values()):
             for side, name in enumerate(names):
-                save(root / change(name), picture(2 * number + side, 9 + number, 8))
+                save(root / change(name), random_image(2 * number + side, 9 + number, 8))
         if layout == "realblur-j":
             write_list(root / "RealBlur_J_train_list.txt")
         return root
@@ -144,14 +144,14 @@ def write_list(file, prefix=f"{INNER}/"):
     file.write_text("\n".join(lines))
 
 
-def assert_whole(source, layout, picture):
+def assert_whole(source, layout, random_image):
     """Every pair of TREES, pixels and all."""
     assert list(source.keys) == sorted(TREES[layout].files)
     for number, key in enumerate(TREES[layout].files):
         pair = source.read(key)
         assert source.shape(key) == pair.sharp.shape[:2] == (9 + number, 8)
         for side, pixels, name in zip((0, 1), (pair.blurred, pair.sharp), TREES[layout].files[key], strict=True):
-            difference = np.abs(pixels.astype(int) - picture(2 * number + side, 9 + number, 8)).mean()
+            difference = np.abs(pixels.astype(int) - random_image(2 * number + side, 9 + number, 8)).mean()
             assert difference < 30 if name.endswith(".jpg") else difference == 0
 
 
@@ -170,56 +170,56 @@ def refusal(root, split, layout="auto"):
 
 @every_layout
 @pytest.mark.parametrize("named", [True, False], ids=["by name", "auto"])
-def test_a_split_is_listed_under_its_keys_and_pairs_belong_together(tree, picture, layout, named):
+def test_a_split_is_listed_under_its_keys_and_pairs_belong_together(tree, random_image, layout, named):
     source = open_tree(tree(layout), layout, layout if named else "auto")
     assert (source.dataset, source.digest, source.split) == (
         TREES[layout].dataset,
         TREES[layout].digest,
         TREES[layout].split,
     )
-    assert_whole(source, layout, picture)
+    assert_whole(source, layout, random_image)
 
 
 @every_layout
-def test_the_case_of_suffixes_does_not_matter(tree, picture, layout):
+def test_the_case_of_suffixes_does_not_matter(tree, random_image, layout):
     def upper(name):
         stem, suffix = os.path.splitext(name)
         return stem + suffix.upper()
 
     root = tree(layout, upper)
-    assert_whole(open_tree(root, layout), layout, picture)
+    assert_whole(open_tree(root, layout), layout, random_image)
 
 
 @every_layout
-def test_a_tree_of_links_is_read_like_the_tree(tree, tmp_path, picture, layout):
+def test_a_tree_of_links_is_read_like_the_tree(tree, tmp_path, random_image, layout):
     root = tree(layout)
     linked = tmp_path / "linked"
     for number, file in enumerate(sorted(file for file in root.rglob("*") if file.is_file())):
         name = linked / file.relative_to(root)
         name.parent.mkdir(parents=True, exist_ok=True)
         name.symlink_to(file if number % 2 else os.path.relpath(file, name.parent))
-    assert_whole(open_tree(linked, layout), layout, picture)
+    assert_whole(open_tree(linked, layout), layout, random_image)
 
     of_folders = tmp_path / "of folders"
     of_folders.mkdir()
     for entry in root.iterdir():
         (of_folders / entry.name).symlink_to(entry)
-    assert_whole(open_tree(of_folders, layout), layout, picture)
+    assert_whole(open_tree(of_folders, layout), layout, random_image)
 
 
 @every_layout
-def test_loops_of_folder_links_are_not_followed(tree, picture, layout):
+def test_loops_of_folder_links_are_not_followed(tree, random_image, layout):
     root = tree(layout)
     for folder in [folder for folder in root.rglob("*") if folder.is_dir()]:
         (folder / "itself").symlink_to(".")
         (folder / "above").symlink_to("..")
         (folder / "root").symlink_to(root)
         (folder / "nothing").symlink_to("nothing")
-    assert_whole(open_tree(root, layout), layout, picture)
+    assert_whole(open_tree(root, layout), layout, random_image)
 
 
 @every_layout
-def test_missing_files_are_named_and_refused_or_left_out_with_a_note(tree, picture, layout):
+def test_missing_files_are_named_and_refused_or_left_out_with_a_note(tree, random_image, layout):
     root = tree(layout)
     (first, last) = (sorted(TREES[layout].files)[position] for position in (0, -1))
     (root / TREES[layout].files[first][0]).unlink()
@@ -232,7 +232,7 @@ def test_missing_files_are_named_and_refused_or_left_out_with_a_note(tree, pictu
     (kept,) = TREES[layout].files.keys() - {first, last}
     assert source.keys == [kept]
     number = list(TREES[layout].files).index(kept)
-    assert np.array_equal(source.read(kept).sharp, picture(2 * number + 1, 9 + number, 8))
+    assert np.array_equal(source.read(kept).sharp, random_image(2 * number + 1, 9 + number, 8))
     assert source.notes[0] == (
         f"{TREES[layout].dataset} {TREES[layout].split}: 2 images left out without a counterpart: "
         f"{first} (no blurred), {last} (no sharp)"
@@ -240,7 +240,7 @@ def test_missing_files_are_named_and_refused_or_left_out_with_a_note(tree, pictu
 
 
 @every_layout
-def test_a_truncated_file_spoils_its_own_pair_alone(tree, picture, layout):
+def test_a_truncated_file_spoils_its_own_pair_alone(tree, random_image, layout):
     root = tree(layout)
     spoilt, *sound = TREES[layout].files
     file = root / TREES[layout].files[spoilt][0]
@@ -250,7 +250,7 @@ def test_a_truncated_file_spoils_its_own_pair_alone(tree, picture, layout):
         source.read(spoilt)
     assert source.shape(spoilt) == (9, 8)  # that of the sharp one
     for number, key in enumerate(sound, 1):
-        assert np.array_equal(source.read(key).sharp, picture(2 * number + 1, 9 + number, 8))
+        assert np.array_equal(source.read(key).sharp, random_image(2 * number + 1, 9 + number, 8))
 
 
 @pytest.mark.parametrize("layout", [name for name, tree in TREES.items() if tree.published])
@@ -278,14 +278,14 @@ def test_a_subset_leaves_the_notes_behind(tree):
 
 
 @every_layout
-def test_paths_are_absolute_so_that_any_working_directory_will_do(tree, tmp_path, picture, monkeypatch, layout):
+def test_paths_are_absolute_so_that_any_working_directory_will_do(tree, tmp_path, random_image, monkeypatch, layout):
     root = tree(layout)
     monkeypatch.chdir(root.parent)
     source = open_tree("data", layout)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert source.root == root
-    assert_whole(source, layout, picture)
+    assert_whole(source, layout, random_image)
 
 
 @pytest.mark.parametrize("layout", ["gopro", "realblur-j", "reds", "reds-jpeg", "reloblur"])
@@ -301,7 +301,7 @@ def test_a_split_that_is_not_there_is_refused_naming_those_that_are(tree, layout
 
 @every_layout
 def test_another_tree_than_the_named_layout_is_refused_with_what_was_expected(tmp_path, layout):
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "images").mkdir()
     expected = TREES[layout].expected.format(split="val")
     assert f"no {expected};" in refusal(tmp_path, "val", layout)
     assert f"{layout}: {expected}" in refusal(tmp_path, "val")
@@ -315,27 +315,27 @@ def test_every_layout_has_a_tree():
 
 
 @pytest.mark.parametrize("layout", ["gopro", "reds", "reloblur"])
-def test_the_folder_of_the_split_will_do(tree, picture, layout):
-    assert_whole(open_tree(tree(layout) / TREES[layout].split, layout), layout, picture)
+def test_the_folder_of_the_split_will_do(tree, random_image, layout):
+    assert_whole(open_tree(tree(layout) / TREES[layout].split, layout), layout, random_image)
 
 
 @pytest.mark.parametrize("layout", ["reds", "reds-jpeg"])
-def test_the_folders_of_reds_may_lie_in_the_root(tree, picture, layout):
+def test_the_folders_of_reds_may_lie_in_the_root(tree, random_image, layout):
     root = tree(layout, lambda name: name.removeprefix("val/"))
-    assert_whole(open_tree(root, layout), layout, picture)
+    assert_whole(open_tree(root, layout), layout, random_image)
     assert "name one that is, --split val" in refusal(root, "train")
 
 
 @pytest.mark.parametrize("place", [".", INNER, "..", "../data"])
 @pytest.mark.parametrize("lists", [".", INNER])
-def test_the_root_of_realblur_may_be_one_off(tree, picture, place, lists):
+def test_the_root_of_realblur_may_be_one_off(tree, random_image, place, lists):
     root = tree("realblur-j")
     if lists != ".":
         shutil.move(root / "RealBlur_J_train_list.txt", root / lists)
     if place == "..":
         (root.parent / "RealBlur-J").mkdir()
         root = root.rename(root.parent / "RealBlur-J/set") / ".."
-    assert_whole(open_tree(root if place == ".." else root / place, "realblur-j"), "realblur-j", picture)
+    assert_whole(open_tree(root if place == ".." else root / place, "realblur-j"), "realblur-j", random_image)
 
 
 # The lists of RealBlur-J.
@@ -360,11 +360,11 @@ def test_the_root_of_realblur_may_be_one_off(tree, picture, place, lists):
     ids=["CRLF", "blank end", "blank lines", "backslashes", "BOM", "no prefix", "dot", "absolute", "no blank", "tabs",
          "upper case", "twice"],
 )  # fmt: skip
-def test_lists_that_went_through_other_hands_are_read(tree, picture, change):
+def test_lists_that_went_through_other_hands_are_read(tree, random_image, change):
     root = tree("realblur-j")
     file = root / "RealBlur_J_train_list.txt"
     file.write_bytes(change(file.read_text()).encode())
-    assert_whole(open_tree(root, "realblur-j"), "realblur-j", picture)
+    assert_whole(open_tree(root, "realblur-j"), "realblur-j", random_image)
 
 
 @pytest.mark.parametrize(
@@ -400,15 +400,15 @@ def test_lines_whose_files_are_missing_are_named(tree):
     assert len(open_tree(root, "realblur-j", skip_unpaired=True).keys) == 3
 
 
-def test_images_that_no_list_names_are_of_another_split(tree, save, picture):
+def test_images_that_no_list_names_are_of_another_split(tree, save, random_image):
     root = tree("realblur-j")
-    save(root / INNER / "scene002/gt/gt_1.png", picture(90, 9, 8))
-    save(root / INNER / "scene002/blur/blur_1.png", picture(91, 9, 8))
+    save(root / INNER / "scene002/gt/gt_1.png", random_image(90, 9, 8))
+    save(root / INNER / "scene002/blur/blur_1.png", random_image(91, 9, 8))
     (root / "RealBlur_J_test_list.txt").write_text("scene002/gt/gt_1.png scene002/blur/blur_1.png")
-    assert_whole(open_tree(root, "realblur-j"), "realblur-j", picture)
+    assert_whole(open_tree(root, "realblur-j"), "realblur-j", random_image)
     test = open_source(str(root), "test")
     assert test.keys == ["scene002/blur_1"]
-    assert np.array_equal(test.read("scene002/blur_1").sharp, picture(90, 9, 8))
+    assert np.array_equal(test.read("scene002/blur_1").sharp, random_image(90, 9, 8))
 
 
 def test_a_missing_list_or_folder_of_realblur_is_named(tree):
@@ -423,10 +423,10 @@ def test_a_missing_list_or_folder_of_realblur_is_named(tree):
 # REDS, and what is found where several layouts lie together.
 
 
-def test_png_frames_of_reds_go_before_the_jpeg_ones(tree, picture):
+def test_png_frames_of_reds_go_before_the_jpeg_ones(tree, random_image):
     tree("reds-jpeg", lambda name: name.replace("sharp", "unused"))
     root = tree("reds")
-    assert_whole(open_tree(root, "reds"), "reds", picture)
+    assert_whole(open_tree(root, "reds"), "reds", random_image)
     named = open_tree(root, "reds-jpeg", "reds-jpeg")
     assert (named.dataset, named.digest) == ("REDS-JPEG", "file")
     assert {blurred.suffix for blurred, _ in named.files.values()} == {".jpg"}
@@ -440,22 +440,22 @@ def test_a_part_of_reds_that_was_not_unpacked_is_named(tree, gone):
     assert f"no folder val_{gone} there; unpack that part of REDS" in message
 
 
-def test_each_split_is_read_in_its_own_layout(tree, picture):
+def test_each_split_is_read_in_its_own_layout(tree, random_image):
     tree("gopro")
     root = tree("pairs")
     assert open_source(str(root), "train").dataset == "GoPro"
     assert open_source(str(root), "test").dataset == "data"
-    assert_whole(open_tree(root, "gopro"), "gopro", picture)
-    assert_whole(open_tree(root, "pairs"), "pairs", picture)
+    assert_whole(open_tree(root, "gopro"), "gopro", random_image)
+    assert_whole(open_tree(root, "pairs"), "pairs", random_image)
     assert "no split 'val' there" in refusal(root, "val")
 
 
-def test_other_files_of_reloblur_are_left_alone(tree, save, picture):
+def test_other_files_of_reloblur_are_left_alone(tree, save, random_image):
     root = tree("reloblur")
-    save(root / "test/s01/00/00_mask.png", picture(0, 9, 8))
-    save(root / "test/s01/00/00.png", picture(0, 9, 8))
-    save(root / "masks/test/s01/00/00.png", picture(0, 9, 8))
-    assert_whole(open_tree(root, "reloblur"), "reloblur", picture)
+    save(root / "test/s01/00/00_mask.png", random_image(0, 9, 8))
+    save(root / "test/s01/00/00.png", random_image(0, 9, 8))
+    save(root / "masks/test/s01/00/00.png", random_image(0, 9, 8))
+    assert_whole(open_tree(root, "reloblur"), "reloblur", random_image)
     assert "name one that is, --split test" in refusal(root, "masks", "reloblur")
 
 
@@ -463,9 +463,9 @@ def test_other_files_of_reloblur_are_left_alone(tree, save, picture):
 
 
 @pytest.mark.parametrize("change", [str.upper, str.title])
-def test_the_case_of_the_two_folders_does_not_matter(tree, picture, change):
+def test_the_case_of_the_two_folders_does_not_matter(tree, random_image, change):
     root = tree("pairs", lambda name: name.replace("input", change("input")).replace("target", change("gt")))
-    assert_whole(open_tree(root, "pairs"), "pairs", picture)
+    assert_whole(open_tree(root, "pairs"), "pairs", random_image)
 
 
 def test_a_plain_root_of_two_folders_takes_any_split(tree):

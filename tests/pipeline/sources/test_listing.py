@@ -27,10 +27,10 @@ def test_a_link_to_nothing_is_a_bad_image(tmp_path, write_pairs):
         source.read("a")
 
 
-def test_hidden_files_and_folders_are_left_out(tmp_path, write_pairs, save, picture):
+def test_hidden_files_and_folders_are_left_out(tmp_path, write_pairs, save, random_image):
     write_pairs(tmp_path, {"a": (8, 8)})
-    save(tmp_path / "blur/._a.png", picture(0, 8, 8))
-    save(tmp_path / "blur/.thumbnails/a.png", picture(0, 8, 8))
+    save(tmp_path / "blur/._a.png", random_image(0, 8, 8))
+    save(tmp_path / "blur/.thumbnails/a.png", random_image(0, 8, 8))
     assert open_source(str(tmp_path), "test").keys == ["a"]
 
 
@@ -53,9 +53,9 @@ def test_a_long_note_names_eight(tmp_path, write_pairs):
     assert note.endswith("0007 (no sharp) and 3 more")
 
 
-def test_nothing_left_is_refused(tmp_path, save, picture):
-    save(tmp_path / "blur/a.png", picture(0, 8, 8))
-    save(tmp_path / "sharp/b.png", picture(0, 8, 8))
+def test_nothing_left_is_refused(tmp_path, save, random_image):
+    save(tmp_path / "blur/a.png", random_image(0, 8, 8))
+    save(tmp_path / "sharp/b.png", random_image(0, 8, 8))
     with pytest.raises(SourceError, match=r"no pair is complete, 2 images .* a \(no sharp\), b \(no blurred\)"):
         open_source(str(tmp_path), "test", skip_unpaired=True)
 

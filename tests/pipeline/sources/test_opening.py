@@ -22,14 +22,14 @@ SHAPES = {"night/000002": (9, 8), "night/000010": (7, 11), "day": (8, 8)}
 @pytest.mark.parametrize("inside", [".", "test"], ids=["in the root", "in the split's folder"])
 @pytest.mark.parametrize("sharp", ["sharp", "target", "gt"])
 @pytest.mark.parametrize("blurred", ["blur", "blurred", "input", "lq"])
-def test_pairs_are_found_in_folders_of_every_naming(tmp_path, write_pairs, picture, blurred, sharp, inside):
+def test_pairs_are_found_in_folders_of_every_naming(tmp_path, write_pairs, random_image, blurred, sharp, inside):
     write_pairs(tmp_path / inside, SHAPES, blurred, sharp)
     source = open_source(str(tmp_path), "test")
     assert source.keys == sorted(SHAPES)
     assert (source.dataset, source.split, source.digest) == (tmp_path.name, "test", "pixels")
     for seed, key in enumerate(SHAPES):
         pair = source.read(key)
-        assert np.array_equal(pair.sharp, picture(seed, *SHAPES[key]))
+        assert np.array_equal(pair.sharp, random_image(seed, *SHAPES[key]))
         assert pair.blurred.shape == pair.sharp.shape
         assert not np.array_equal(pair.blurred, pair.sharp)
 
@@ -45,44 +45,44 @@ def test_the_split_folder_goes_before_the_root(tmp_path, write_pairs):
 @pytest.mark.parametrize(
     ("blurred", "sharp"), [(".png", ".bmp"), (".PNG", ".png"), (".tif", ".TIFF"), (".jpg", ".png")]
 )
-def test_the_suffixes_of_a_pair_may_differ(tmp_path, save, picture, blurred, sharp):
-    save(tmp_path / f"input/a.b{blurred}", picture(0, 9, 8))
-    save(tmp_path / f"gt/a.b{sharp}", picture(1, 9, 8))
+def test_the_suffixes_of_a_pair_may_differ(tmp_path, save, random_image, blurred, sharp):
+    save(tmp_path / f"input/a.b{blurred}", random_image(0, 9, 8))
+    save(tmp_path / f"gt/a.b{sharp}", random_image(1, 9, 8))
     source = open_source(str(tmp_path), "test")
     assert source.keys == ["a.b"]
-    assert np.array_equal(source.read("a.b").sharp, picture(1, 9, 8))
+    assert np.array_equal(source.read("a.b").sharp, random_image(1, 9, 8))
 
 
-def test_files_that_are_no_images_and_hidden_files_are_left_out(tmp_path, write_pairs, save, picture):
+def test_files_that_are_no_images_and_hidden_files_are_left_out(tmp_path, write_pairs, save, random_image):
     write_pairs(tmp_path, {"a": (8, 8)})
     (tmp_path / "blur/Thumbs.db").write_bytes(b"")
     (tmp_path / "blur/list.txt").write_text("a")
-    save(tmp_path / "blur/._b.png", picture(0, 8, 8))
+    save(tmp_path / "blur/._b.png", random_image(0, 8, 8))
     assert open_source(str(tmp_path), "test").keys == ["a"]
 
 
 @pytest.mark.parametrize("layout", ["auto", "gopro"])
-def test_gopro_pairs_blur_and_not_blur_gamma_with_sharp(tmp_path, save, picture, layout):
+def test_gopro_pairs_blur_and_not_blur_gamma_with_sharp(tmp_path, save, random_image, layout):
     frames = [("GOPR0372_07_00", "000047"), ("GOPR0372_07_00", "000048"), ("GOPR0384_11_00", "000047")]
     for number, (sequence, frame) in enumerate(frames):
         for kind, folder in enumerate(["sharp", "blur", "blur_gamma"]):
-            save(tmp_path / "train" / sequence / folder / f"{frame}.png", picture(3 * number + kind, 9, 8))
-    save(tmp_path / "test/GOPR0001/sharp/000001.png", picture(0, 9, 8))  # of another split, and unpaired
+            save(tmp_path / "train" / sequence / folder / f"{frame}.png", random_image(3 * number + kind, 9, 8))
+    save(tmp_path / "test/GOPR0001/sharp/000001.png", random_image(0, 9, 8))  # of another split, and unpaired
     source = open_source(str(tmp_path), "train", layout)
     assert (source.dataset, source.split) == ("GoPro", "train")
     assert source.keys == [f"{sequence}/{frame}" for sequence, frame in frames]
     for number, key in enumerate(source.keys):
         pair = source.read(key)
-        assert np.array_equal(pair.sharp, picture(3 * number, 9, 8))
-        assert np.array_equal(pair.blurred, picture(3 * number + 1, 9, 8))
+        assert np.array_equal(pair.sharp, random_image(3 * number, 9, 8))
+        assert np.array_equal(pair.blurred, random_image(3 * number + 1, 9, 8))
 
 
 @pytest.fixture
-def uneven(tmp_path, save, picture):
+def uneven(tmp_path, save, random_image):
     """Four blurred and four sharp images whose positions agree and whose names do not."""
     for number in range(4):
-        save(tmp_path / f"blur/{number}.png", picture(number, 9, 8))
-        save(tmp_path / f"sharp/{number + 1}.png", picture(number + 1, 9, 8))
+        save(tmp_path / f"blur/{number}.png", random_image(number, 9, 8))
+        save(tmp_path / f"sharp/{number + 1}.png", random_image(number + 1, 9, 8))
     return tmp_path
 
 
@@ -112,17 +112,17 @@ def test_pairs_are_matched_by_name_never_by_position(uneven):
         assert np.array_equal(pair.blurred, pair.sharp)  # equal images have equal names here
 
 
-def test_unpaired_frames_of_gopro_are_listed_with_their_sequence(tmp_path, save, picture):
+def test_unpaired_frames_of_gopro_are_listed_with_their_sequence(tmp_path, save, random_image):
     for folder, frame in [("blur", 1), ("sharp", 1), ("blur", 2)]:
-        save(tmp_path / f"train/GOPR0001/{folder}/{frame}.png", picture(0, 9, 8))
+        save(tmp_path / f"train/GOPR0001/{folder}/{frame}.png", random_image(0, 9, 8))
     with pytest.raises(SourceError, match=r"GOPR0001/2 \(no sharp\)"):
         open_source(str(tmp_path), "train")
     assert open_source(str(tmp_path), "train", skip_unpaired=True).keys == ["GOPR0001/1"]
 
 
-def test_two_images_of_one_name_are_ambiguous(tmp_path, write_pairs, save, picture):
+def test_two_images_of_one_name_are_ambiguous(tmp_path, write_pairs, save, random_image):
     write_pairs(tmp_path, {"a": (8, 8)})
-    save(tmp_path / "blur/a.jpg", picture(0, 8, 8))
+    save(tmp_path / "blur/a.jpg", random_image(0, 8, 8))
     with pytest.raises(SourceError, match=r"a\.png.*a\.jpg.* same name"):
         open_source(str(tmp_path), "test")
 
@@ -133,7 +133,7 @@ def test_two_images_of_one_name_are_ambiguous(tmp_path, write_pairs, save, pictu
         ([], {}, SourceError, "an empty folder; mount the disk"),
         ([], {"layout": "gopro"}, SourceError, "an empty folder; mount the disk"),
         (
-            ["pictures"],
+            ["images"],
             {},
             SourceError,
             "no known layout; two folders named blur and sharp.* one of gopro: .*; pairs: folders blur",
@@ -296,10 +296,10 @@ def test_a_folder_that_was_full_and_is_empty_is_lost_whatever_lies_beside_it(tmp
             use("a")
 
 
-def test_a_lossy_source_that_goes_before_its_digest_is_taken_is_lost(tmp_path, save, picture, monkeypatch):
+def test_a_lossy_source_that_goes_before_its_digest_is_taken_is_lost(tmp_path, save, random_image, monkeypatch):
     root = tmp_path / "data"
     for side in ("blur", "sharp"):
-        save(root / side / "a.jpg", picture(0, 9, 8))
+        save(root / side / "a.jpg", random_image(0, 9, 8))
     source = open_source(str(root), "test")
     monkeypatch.setattr(
         "samdeblur.pipeline.sources.folders.sha256_file", lambda path: shutil.rmtree(root) or path.read_bytes()
@@ -308,9 +308,9 @@ def test_a_lossy_source_that_goes_before_its_digest_is_taken_is_lost(tmp_path, s
         source.read("a")
 
 
-def test_sizes_that_differ_within_a_pair_are_named(tmp_path, save, picture):
-    save(tmp_path / "blur/a.png", picture(0, 9, 8))
-    save(tmp_path / "sharp/a.png", picture(0, 8, 9))
+def test_sizes_that_differ_within_a_pair_are_named(tmp_path, save, random_image):
+    save(tmp_path / "blur/a.png", random_image(0, 9, 8))
+    save(tmp_path / "sharp/a.png", random_image(0, 8, 9))
     with pytest.raises(BadImage, match=r"blur/a\.png: .* 8x9 and 9x8"):
         open_source(str(tmp_path), "test").read("a")
 
@@ -329,10 +329,10 @@ def test_the_digest_of_lossless_sources_is_that_of_size_and_pixels(tmp_path, wri
     assert pair.digest == hashlib.sha256(size + pair.blurred.tobytes()).digest()
 
 
-def test_the_digest_of_lossy_sources_is_that_of_the_file(tmp_path, write_pairs, save, picture):
+def test_the_digest_of_lossy_sources_is_that_of_the_file(tmp_path, write_pairs, save, random_image):
     write_pairs(tmp_path, {"a": (9, 8)})
-    save(tmp_path / "blur/b.jpg", picture(0, 9, 8))
-    save(tmp_path / "sharp/b.png", picture(0, 9, 8))
+    save(tmp_path / "blur/b.jpg", random_image(0, 9, 8))
+    save(tmp_path / "sharp/b.png", random_image(0, 9, 8))
     source = open_source(str(tmp_path), "test")
     assert source.digest == "file"
     for key, file in (("a", "a.png"), ("b", "b.jpg")):  # one kind for the whole set

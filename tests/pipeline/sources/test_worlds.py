@@ -130,8 +130,8 @@ def test_splits_and_numbers_are_other_scenes():
     assert source.keys == ["0000000", "0000001", "0000002"]
     assert [source.shape(key) for key in source.keys] == [(64, 64)] * 3
     test = WorldSource.of("worlds:3:64", "test")
-    pictures = [s.read(key).sharp.tobytes() for s in (source, test) for key in s.keys]
-    assert len(set(pictures)) == 6
+    images = [s.read(key).sharp.tobytes() for s in (source, test) for key in s.keys]
+    assert len(set(images)) == 6
     assert open_source("worlds", "train").shape("0000000") == MODEL.size
 
 

@@ -142,10 +142,10 @@ def test_an_image_without_a_mask_has_the_size_of_its_image(out, tmp_path):
     assert "how large" in store.error("c")
     assert "how large" in store.error("d")
     (tmp_path / "made.zarr").rename(tmp_path / "old.zarr")
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "images").mkdir()
     for name in "abcd":
-        cv2.imwrite(str(tmp_path / f"pictures/{name}.png"), np.zeros((20, 30, 3), np.uint8))
-    store, _ = make(out, tmp_path, images=tmp_path / "pictures")
+        cv2.imwrite(str(tmp_path / f"images/{name}.png"), np.zeros((20, 30, 3), np.uint8))
+    store, _ = make(out, tmp_path, images=tmp_path / "images")
     assert store.ready_keys == ["a", "b", "c", "d"]
     assert store.atoms("c").shape == store.atoms("d").shape == (20, 30)
     assert store.atoms("c").n_masks == store.atoms("d").n_masks == 0

@@ -282,15 +282,15 @@ def test_digests_are_kept_only_when_every_image_has_one(import_json, tmp_path):
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])
 def test_images_give_sizes_and_digests(suffix, import_json, tmp_path):
-    picture = np.arange(36, dtype=np.uint8).reshape(3, 4, 3)
-    (tmp_path / "pictures").mkdir()
-    for name, pixels in {"a": picture, "b": picture[:2]}.items():
-        Image.fromarray(pixels).save(tmp_path / "pictures" / f"{name}{suffix}")
+    image = np.arange(36, dtype=np.uint8).reshape(3, 4, 3)
+    (tmp_path / "images").mkdir()
+    for name, pixels in {"a": image, "b": image[:2]}.items():
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{name}{suffix}")
     images = [IMAGE, IMAGE | {"id": 2, "file_name": "b"}, IMAGE | {"id": 3, "file_name": "c"}]
     images.append(IMAGE | {"id": 4, "file_name": f"a{suffix}"})
-    store, _ = import_json(instances(*images), images=tmp_path / "pictures")
-    content = (tmp_path / "pictures" / f"a{suffix}").read_bytes()
-    expected = pixel_digest(picture) if suffix == ".png" else hashlib.sha256(content).digest()
+    store, _ = import_json(instances(*images), images=tmp_path / "images")
+    content = (tmp_path / "images" / f"a{suffix}").read_bytes()
+    expected = pixel_digest(image) if suffix == ".png" else hashlib.sha256(content).digest()
     assert store.ready_keys == ["a", f"a{suffix}"]
     assert store.digest("a") == expected
     assert store.header.digest == ("pixels" if suffix == ".png" else "file")

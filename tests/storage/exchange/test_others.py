@@ -115,21 +115,21 @@ def test_torchvision_and_pycocotools_take_what_is_exported(whole_store, tmp_path
 
     store = open_store(whole_store.path)
     for key in store.ready_keys:
-        path = tmp_path / "pictures" / f"{key}.png"
+        path = tmp_path / "images" / f"{key}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         cv2.imencode(".png", store.image("blurred", key))[1].tofile(path)
-    names = image_names(store.ready_keys, tmp_path / "pictures", "")
+    names = image_names(store.ready_keys, tmp_path / "images", "")
     export_masks(store, tmp_path / "m.json", "coco-instances", file_name=names, licence="CC BY 4.0")
     export_masks(store, tmp_path / "r.json", "coco-results")
     document = json.loads((tmp_path / "m.json").read_text(), parse_constant=lambda name: pytest.fail(name))
     assert document["licenses"] == [{"id": 1, "name": "CC BY 4.0", "url": ""}]
     assert document["categories"][0]["supercategory"] == "object"
 
-    dataset = CocoDetection(tmp_path / "pictures", tmp_path / "m.json")
+    dataset = CocoDetection(tmp_path / "images", tmp_path / "m.json")
     assert len(dataset) == len(store.ready_keys)
-    for (picture, objects), number in zip((dataset[i] for i in range(len(dataset))), dataset.ids, strict=True):
+    for (image, objects), number in zip((dataset[i] for i in range(len(dataset))), dataset.ids, strict=True):
         key = store.keys[number - 1]
-        assert np.array_equal(np.array(picture)[..., ::-1], store.image("blurred", key))
+        assert np.array_equal(np.array(image)[..., ::-1], store.image("blurred", key))
         masks = [dataset.coco.annToMask(annotation) for annotation in objects]
         assert np.array_equal(np.array(masks, bool).reshape(-1, *store.shape(key)), store.atoms(key).to_masks())
 
@@ -165,11 +165,11 @@ def test_parquet_loads_elsewhere_with_a_row_per_mask(whole_store, tmp_path):
         assert [row["area"] for row in mine] == store.records(key)["area"].tolist()
 
 
-@pytest.mark.parametrize("pictures", [True, False])
-def test_ome_zarr_is_valid_and_its_labels_are_the_atoms(whole_store, tmp_path, pictures):
+@pytest.mark.parametrize("images", [True, False])
+def test_ome_zarr_is_valid_and_its_labels_are_the_atoms(whole_store, tmp_path, images):
     validator = pytest.importorskip("ome_zarr_models", reason="ome-zarr-models is not installed")
     store = open_store(whole_store.path)
-    if not pictures:
+    if not images:
         from samdeblur.storage.sharing.export import export_zip
 
         export_zip(whole_store.path, tmp_path / "s.zip")

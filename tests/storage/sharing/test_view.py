@@ -33,9 +33,9 @@ class Page(HTMLParser):
         self.elements.append((tag, attributes))
         self._open.append((tag, attributes.get("class"), attributes.get("type")))
         if tag == "figure":
-            self.cards.append({"caption": "", "reason": "", "json": "", "picture": None, "labels": None})
+            self.cards.append({"caption": "", "reason": "", "json": "", "image": None, "labels": None})
         if tag == "img":
-            self.cards[-1]["picture"] = attributes["src"]
+            self.cards[-1]["image"] = attributes["src"]
         if "data-labels" in attributes:
             self.cards[-1]["labels"] = attributes["data-labels"]
         if tag in ("img", "meta"):
@@ -106,7 +106,7 @@ def masks_alone(content):
 
 
 def image_of(card):
-    return np.array(Image.open(decoded(card["picture"], "jpeg")).convert("RGB")).astype(int)
+    return np.array(Image.open(decoded(card["image"], "jpeg")).convert("RGB")).astype(int)
 
 
 def labels_of(card):
@@ -197,7 +197,7 @@ def test_quarantined_images_show_their_reason_and_pending_ones_no_card(view, sto
         "quarantined: 70000 atoms",
         "quarantined: cannot be read: file is truncated",
     ]
-    assert not any(card["labels"] or card["picture"] or card["json"] for card in page.cards)
+    assert not any(card["labels"] or card["image"] or card["json"] for card in page.cards)
     assert done == [1, 1, 1]
 
 
@@ -219,7 +219,7 @@ def test_images_come_from_a_folder(view, make_store, store_case, tmp_path):
     content = masks_alone(store_case.contents[5])  # 20 x 30
     keys = ["s/plain", "s/lq", "s/gopro", "s/upper", "s/two", "s/none", "s/size", "s/broken"]
     store = make_store(dict.fromkeys(keys, content))
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     for place, (height, width) in {
         "s/plain.png": (20, 30),
         "lq/s/lq.bmp": (20, 30),
@@ -235,7 +235,7 @@ def test_images_come_from_a_folder(view, make_store, store_case, tmp_path):
     page = view(store, keys, images=folder)
     for card in page.cards[:5]:
         assert np.abs(image_of(card) - (200, 100, 50)).max() < 6
-    assert [card["picture"] for card in page.cards[5:]] == [None] * 3
+    assert [card["image"] for card in page.cards[5:]] == [None] * 3
     assert all(card["labels"] for card in page.cards)
     (line,) = [line for line in page.html.splitlines() if "flat colour" in line]
     for count in (f"1 not found in {folder}", f"1 of another size in {folder}", f"1 unreadable in {folder}"):
@@ -246,17 +246,15 @@ def test_without_a_folder_masks_alone_are_on_flat_colour(view, make_store, store
     content = masks_alone(store_case.contents[5])
     page = view(make_store({"a": content, "b": content}), ["a", "b"])
     assert page.text["li"].count("flat colour: 2 because the store holds masks alone") == 1
-    assert [card["picture"] for card in page.cards] == [None, None]
+    assert [card["image"] for card in page.cards] == [None, None]
 
 
 def test_a_name_does_not_lead_out_of_the_folder(view, make_store, store_case, tmp_path):
     Image.new("RGB", (30, 20)).save(tmp_path / "secret.png")
-    (tmp_path / "pictures/blur").mkdir(parents=True)
+    (tmp_path / "images/blur").mkdir(parents=True)
     keys = ["../secret", "blur/../../secret", str(tmp_path / "secret"), "nul\0inside", "long" * 100]
-    page = view(
-        make_store(dict.fromkeys(keys, masks_alone(store_case.contents[5]))), keys, images=tmp_path / "pictures"
-    )
-    assert [card["picture"] for card in page.cards] == [None] * len(keys)
+    page = view(make_store(dict.fromkeys(keys, masks_alone(store_case.contents[5]))), keys, images=tmp_path / "images")
+    assert [card["image"] for card in page.cards] == [None] * len(keys)
     assert f"{len(keys)} not found" in page.text["li"]
 
 
@@ -300,7 +298,7 @@ def test_a_browser_shows_masks_and_the_record_under_the_cursor(store, tmp_path):
     first, second = sorted(covering, key=lambda mask: (areas[mask], -mask))[:2]
     with Browser(900, 700) as window:
         window.open(tmp_path / "view.html")
-        place = window.place(".picture", 140.5 / 280, 150.5 / 300)
+        place = window.place(".image", 140.5 / 280, 150.5 / 300)
         for _ in range(1000):  # the labels are decoded meanwhile
             window.hover(*place)
             if not window.run("document.getElementById('panel').hidden"):

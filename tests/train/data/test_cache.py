@@ -33,7 +33,7 @@ def size_of(store, keys):
 @pytest.mark.parametrize("n_kept", [0, 1, 2, 4])
 def test_windows_are_those_of_the_store_and_what_fits_is_decoded_once(store, decoded, n_kept):
     keys = store.keys
-    pictures = ImageCache(store, keys, size_of(store, keys[:n_kept]) + 5)
+    images = ImageCache(store, keys, size_of(store, keys[:n_kept]) + 5)
     for _ in range(3):
         for key in keys:
             for name in ("blurred", "sharp"):
@@ -42,7 +42,7 @@ def test_windows_are_those_of_the_store_and_what_fits_is_decoded_once(store, dec
                         window[0] : window[0] + window[2], window[1] : window[1] + window[3]
                     ]
                     decoded.pop()
-                    assert np.array_equal(pictures.image(name, key, window), expected)
+                    assert np.array_equal(images.image(name, key, window), expected)
     whole = [(name, key) for name, key, all_of_it in decoded if all_of_it]
     assert sorted(whole) == sorted((name, key) for key in keys[:n_kept] for name in ("blurred", "sharp"))
     assert len(decoded) - len(whole) == 3 * 2 * 2 * (4 - n_kept)

@@ -82,16 +82,16 @@ def test_an_orientation_turns_images_and_masks_alike(turn, random_masks):
     masks = random_masks(np.random.default_rng(0), 7, 9, 9)
     atoms = orient_atoms(AtomMap.from_masks(masks), turn)
     assert np.array_equal(atoms.to_masks(), [orient(mask, turn) for mask in masks])
-    picture = np.random.default_rng(1).integers(0, 256, (9, 9, 3), np.uint8)
-    turned = orient(picture, turn)
-    flat = [tuple(pixel) for pixel in picture.reshape(-1, 3)]
+    image = np.random.default_rng(1).integers(0, 256, (9, 9, 3), np.uint8)
+    turned = orient(image, turn)
+    flat = [tuple(pixel) for pixel in image.reshape(-1, 3)]
     assert sorted(map(tuple, turned.reshape(-1, 3))) == sorted(flat)
-    assert all(np.array_equal(orient(picture[..., c], turn), turned[..., c]) for c in range(3))
+    assert all(np.array_equal(orient(image[..., c], turn), turned[..., c]) for c in range(3))
 
 
 def test_the_eight_orientations_differ():
-    picture = np.arange(9).reshape(3, 3)
-    assert len({orient(picture, turn).tobytes() for turn in range(8)}) == 8
+    image = np.arange(9).reshape(3, 3)
+    assert len({orient(image, turn).tobytes() for turn in range(8)}) == 8
 
 
 def same(one, other):
@@ -250,8 +250,8 @@ def test_a_loader_gives_consecutive_samples_from_any_start_with_any_workers(data
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_what_cannot_be_read_is_said_in_one_line_from_a_worker_too(tmp_path, make_store, workers):
-    picture = np.random.default_rng(0).integers(0, 256, (30, 30, 3), np.uint8)
-    damaged = make_store(tmp_path / "damaged.zarr", {"x": (picture, picture, np.zeros((0, 30, 30), bool))})
+    image = np.random.default_rng(0).integers(0, 256, (30, 30, 3), np.uint8)
+    damaged = make_store(tmp_path / "damaged.zarr", {"x": (image, image, np.zeros((0, 30, 30), bool))})
     dataset = CropDataset(damaged, ["x"], Cutting(SIZE), 0, with_atoms=False)
     (tmp_path / "damaged.zarr/images/sharp/c/0/0/0/0").unlink()
     with pytest.raises(StoreDamaged, match=r"images/sharp/c/0/0/0/0: this shard is missing") as caught:

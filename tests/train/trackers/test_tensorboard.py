@@ -20,12 +20,12 @@ def read_board(folder):
 
 def test_tensorboard_shows_the_rows_of_the_log_and_the_first_validation_image(store, small, tmp_path):
     history = train(replace(small, tensorboard=True), store, tmp_path)
-    scalars, pictures = read_board(tmp_path)
+    scalars, images = read_board(tmp_path)
     for name in ("loss", "learning_rate", "val_psnr", "val_ssim", "val_mcr", "samples_per_second", "loader_wait"):
         expected = [(row["step"], row[name]) for row in history if name in row]
         assert [step for step, _ in scalars[name]] == [step for step, _ in expected]
         assert np.allclose([value for _, value in scalars[name]], [value for _, value in expected], rtol=1e-6)
-    assert list(pictures.values()) == [[0, 4, 8, 10]]
+    assert list(images.values()) == [[0, 4, 8, 10]]
 
 
 def test_a_resumed_run_goes_on_in_the_same_curves(store, small, tmp_path):

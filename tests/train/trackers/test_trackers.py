@@ -97,8 +97,8 @@ def test_mlflows_local_store_has_the_run_and_a_resumed_one_goes_on_in_it(twenty,
         assert found == pytest.approx(expected(history, name))
     names = [file.path for file in client.list_artifacts(run.info.run_id, "report")]
     assert "report/curves.png" in names
-    picture = client.download_artifacts(run.info.run_id, "validation/step-20.png", str(tmp_path))
-    assert np.asarray(Image.open(picture)).shape[1] % 3 == 0  # three images in a row
+    image = client.download_artifacts(run.info.run_id, "validation/step-20.png", str(tmp_path))
+    assert np.asarray(Image.open(image)).shape[1] % 3 == 0  # three images in a row
 
 
 def test_trackios_database_has_the_run(twenty, store, tmp_path, monkeypatch):

@@ -45,9 +45,9 @@ def model_of(family, random_sam, tmp_path):
 
 
 @pytest.mark.parametrize("family", ["sam", "sam2", "sam2 folder", "sam-hq", "sam3"])
-def test_masks_with_embeddings_that_were_kept_are_those_without(family, random_sam, picture, tmp_path):
+def test_masks_with_embeddings_that_were_kept_are_those_without(family, random_sam, random_image, tmp_path):
     segmenter = SamSegmenter(model_of(family, random_sam, tmp_path), "", **LOOSE)
-    image = picture(0, 61, 83)
+    image = random_image(0, 61, 83)
     atoms, records = segmenter.segment(image)
     crops = segmenter.embed_crops(image)
     maps = [torch.cat(of_crops).numpy() for of_crops in zip(*(crop.embedding.features for crop in crops), strict=True)]
@@ -59,10 +59,10 @@ def test_masks_with_embeddings_that_were_kept_are_those_without(family, random_s
     assert shapes_of(segmenter) == tuple(each.shape for each in pack(crops))
 
 
-def test_values_beyond_half_precision_are_an_error(random_sam, picture):
+def test_values_beyond_half_precision_are_an_error(random_sam, random_image):
     sam = random_sam()
     with torch.no_grad():
         sam.image_encoder.neck[-1].weight.mul_(1e6)
-    crops = SamSegmenter(sam, "").embed_crops(picture(0, 40, 40))
+    crops = SamSegmenter(sam, "").embed_crops(random_image(0, 40, 40))
     with pytest.raises(NotFinite, match="beyond float16"):
         pack(crops)

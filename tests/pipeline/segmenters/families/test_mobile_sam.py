@@ -19,7 +19,7 @@ pytest.importorskip("timm", reason="the extra `segmenters` is not installed")
 mobile_sam = pytest.importorskip("mobile_sam", reason="mobilesam-mirror is not installed")
 
 SIDE = 128
-PICTURES = {"astronaut": (97, 96), "chelsea": (75, 113), "coffee": (131, 97), "rocket": (64, 160)}
+IMAGE_SIZES = {"astronaut": (97, 96), "chelsea": (75, 113), "coffee": (131, 97), "rocket": (64, 160)}
 ALL = {"pred_iou_thresh": -1.0, "stability_score_thresh": -1.0}
 SETTINGS = {
     "everything passes": {**ALL, "box_nms_thresh": 0.99},
@@ -41,7 +41,7 @@ def test_masks_are_those_of_the_packages_generator(settings):
     for sam in (theirs, mine):
         around_points(sam.mask_decoder, theirs.prompt_encoder.point_embeddings[1].weight.detach())
     generator, counts = MaskGenerator(OriginalSam(mine), points_per_side=5, **settings), []
-    for name, (height, width) in PICTURES.items():
+    for name, (height, width) in IMAGE_SIZES.items():
         image = cv2.resize(getattr(skimage.data, name)()[..., :3], (width, height), interpolation=cv2.INTER_AREA)
         reference = mobile_sam.SamAutomaticMaskGenerator(theirs, points_per_side=5, **settings)
         counts.append(compared(generated(reference, image), generator.generate(image), 1e-5))

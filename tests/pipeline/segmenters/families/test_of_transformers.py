@@ -30,7 +30,7 @@ from samdeblur.pipeline.segmenters.speed import EXACT
 transformers = pytest.importorskip("transformers", reason="the extra `segmenters` is not installed")
 
 CPU = torch.device("cpu")
-PICTURES = {"astronaut": (97, 96), "chelsea": (75, 113), "coffee": (131, 97), "rocket": (64, 160)}
+IMAGE_SIZES = {"astronaut": (97, 96), "chelsea": (75, 113), "coffee": (131, 97), "rocket": (64, 160)}
 ALL = {"pred_iou_thresh": -1.0, "stability_score_thresh": -1.0}
 SETTINGS = {
     "everything passes": {**ALL, "box_nms_thresh": 0.99},
@@ -44,7 +44,7 @@ SETTINGS = {
 def images():
     return [
         cv2.resize(getattr(skimage.data, name)()[..., :3], (width, height), interpolation=cv2.INTER_AREA)
-        for name, (height, width) in PICTURES.items()
+        for name, (height, width) in IMAGE_SIZES.items()
     ]
 
 

@@ -33,7 +33,13 @@ from sam_families import (
 )
 
 CPU = torch.device("cpu")
-PICTURES = {"astronaut": (97, 96), "chelsea": (75, 113), "coffee": (131, 97), "rocket": (64, 160), "retina": (33, 150)}
+IMAGE_SIZES = {
+    "astronaut": (97, 96),
+    "chelsea": (75, 113),
+    "coffee": (131, 97),
+    "rocket": (64, 160),
+    "retina": (33, 150),
+}
 ALL = {"pred_iou_thresh": -1.0, "stability_score_thresh": -1.0}
 SETTINGS = {
     "everything passes": {**ALL, "box_nms_thresh": 0.99},
@@ -52,7 +58,7 @@ SETTINGS = {
 def images():
     return {
         name: cv2.resize(getattr(skimage.data, name)()[..., :3], (width, height), interpolation=cv2.INTER_AREA)
-        for name, (height, width) in PICTURES.items()
+        for name, (height, width) in IMAGE_SIZES.items()
     }
 
 
@@ -183,8 +189,8 @@ def test_bf16_gives_nearly_as_many_masks(checkpoint, images):
 
 def test_images_through_the_encoder_together(checkpoint, images):
     generator = MaskGenerator(open_model(checkpoint, CPU, EXACT), points_per_side=3, **ALL)
-    pictures = [images["coffee"], images["rocket"]]
-    for image, whole in zip(pictures, generator.embed(pictures), strict=True):
+    images = [images["coffee"], images["rocket"]]
+    for image, whole in zip(images, generator.embed(images), strict=True):
         alone, together = generator.generate(image), generator.generate(image, whole)
         assert together[0].n_masks == alone[0].n_masks
         assert np.allclose(together[1]["predicted_iou"], alone[1]["predicted_iou"], atol=1e-4)
