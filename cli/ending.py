@@ -1,4 +1,4 @@
-"""A program that is told to end does so within seconds, whatever it waits for."""
+"""A program that is asked to stop does so within seconds, whatever it waits for."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def ends_when_signalled(grace: float, code: int, left: str) -> Iterator[None]:
                 _forget(terminals)
             if not set(numbers).isdisjoint(before) and not over.wait(grace):
                 with suppress(OSError, ValueError):
-                    click.echo(f"error: told to end, but still busy after {grace:.0f} s; {left}", err=True)
+                    click.echo(f"error: asked to stop, but still busy after {grace:.0f} s; {left}", err=True)
                 os._exit(code)
         os.close(reading)
 

@@ -119,7 +119,7 @@ def cli(
         raise ConfigError(f"{fixed[0]}: follows from the checkpoint {settings.weights}; leave it out")
     if settings.network != "nafnet" and (of_nafnet := [name for name in ARCHITECTURE if name in given]):
         raise ConfigError(
-            f"{of_nafnet[0]}: of nafnet alone; network {settings.network} takes network_options.NAME=VALUE"
+            f"{of_nafnet[0]}: a setting of nafnet only; network {settings.network} takes network_options.NAME=VALUE"
         )
     folders.check_claim(out, folders.RUN)
     places = [with_share(store) for store in stores]
@@ -151,7 +151,7 @@ def cli(
         f"{history[0]['val_psnr']:.2f} dB at step 0, best {best['val_psnr']:.2f} dB at step {int(best['step'])}"
     )
     if best["val_psnr"] < history[0]["val_psnr"]:
-        click.echo("note: validation never came back to the PSNR of the starting weights", err=True)
+        click.echo("note: validation PSNR never got back to that of the starting weights", err=True)
     click.echo(f"curves: {out / 'curves.png'}   weights: {out / 'best.safetensors'}")
 
 

@@ -98,7 +98,7 @@ def local_rank() -> int:
         if os.environ.get(name, "").isdecimal():
             return int(os.environ[name])
     raise DeviceError(
-        "several processes, and none knows its number on this machine: set LOCAL_RANK, or start them with torchrun"
+        "several processes without LOCAL_RANK, the number of each on its machine: set it, or start them with torchrun"
     )
 
 

@@ -179,7 +179,7 @@ def _restore(photo: Photo, restorer: Restorer, segment: Segment | None) -> tuple
     if restored is None:  # outside the handler, where nothing holds on to the memory any more
         tile = TILE
         restored = restorer(photo.pixels, atoms, tile)
-    return restored, [f"{width}x{height} pixels, restored in tiles of {tile} for want of memory"] if tile else []
+    return restored, [f"{width}x{height} pixels, restored in tiles of {tile} for lack of memory"] if tile else []
 
 
 def _as_written(photo: Photo, way: Way, notes: list[str]) -> Photo:

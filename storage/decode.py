@@ -180,9 +180,9 @@ def _refuse_tiff_depth(tags: ImageFileDirectory_v2) -> None:
 def _refuse_tiff_channels(tags: ImageFileDirectory_v2) -> None:
     """Raises BadImage for what Pillow takes for other numbers, or leaves out, without a word."""
     if SIGNED in tags.get(SAMPLEFORMAT, ()):
-        raise BadImage("pixels of signed numbers; convert it to 8-bit RGB")
+        raise BadImage("signed pixel values; convert it to 8-bit RGB")
     if UNSPECIFIED in tags.get(EXTRASAMPLES, ()):
-        raise BadImage("channels beside its colours, and not said of what; convert it to RGB without them")
+        raise BadImage("extra channels of unknown meaning; convert it to RGB without them")
 
 
 def _tiff_tags(file: IO[bytes], header: bytes) -> ImageFileDirectory_v2:

@@ -92,7 +92,7 @@ def sha256_file(path: Path) -> bytes:
         return hashlib.file_digest(file, "sha256").digest()
 
 
-def decode_text(data: bytes) -> str:
+def decode_text(data: bytes, errors: str = "strict") -> str:
     """A text file that a person wrote: UTF-8, or UTF-16 or UTF-32 as their first bytes tell. Raises UnicodeDecodeError.
 
     The locale says nothing about a file that may come from another machine.
@@ -102,7 +102,7 @@ def decode_text(data: bytes) -> str:
     encoding = next((name for mark, name in marks.items() if data.startswith(mark)), "utf-8-sig")
     if encoding == "utf-8-sig" and b"\0" in data[:4]:  # the mark was lost
         encoding = "utf-16-be" if data.startswith(b"\0") else "utf-16-le"
-    return data.decode(encoding)
+    return data.decode(encoding, errors)
 
 
 def printable(text: str) -> str:

@@ -53,7 +53,7 @@ def check_claim(folder: Path, kind: str) -> None:
         return
     other = "name a new folder, or an empty one"
     if there is not None:
-        raise NotItsFolder(f"{folder}: holds {WORDS[there]}, and would get {WORDS[kind]}; {other}")
+        raise NotItsFolder(f"{folder}: holds {WORDS[there]}, so it cannot take {WORDS[kind]}; {other}")
     if folder.exists() and (found := _contents(folder)):
         named = ", ".join(found[:NAMED]) + (f" and {len(found) - NAMED:,} more" if len(found) > NAMED else "")
         raise NotItsFolder(f"{folder}: holds files that are not of {WORDS[kind]} ({named}); {other}")

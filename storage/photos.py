@@ -127,7 +127,9 @@ def _deep(path: Path, orientation: int) -> Pixels:
     """An image of more than 8 bits, which Pillow would cut to 8."""
     found = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
     if found is None or found.dtype != np.uint16:
-        raise BadImage("more than 8 bits per channel, of a kind that is not read; convert it to a PNG of 16 bits")
+        raise BadImage(
+            "more than 8 bits per channel, in a pixel format that is not read; convert it to a PNG of 16 bits"
+        )
     if found.ndim == 2:
         found = np.stack([found] * 3, axis=2)
     elif found.shape[2] == 4:

@@ -315,7 +315,7 @@ class MaskStore:
         if last[0] != n_atoms or last[1] >= n_masks or (n_pairs and pairs[:, 0].min() == 0):
             raise StoreDamaged(f"{self.path}: {self.keys[position]}: its table does not belong to its counts")
         if not n_masks and self.header.digest != "none" and not self._read("index/digest", position).any():
-            raise StoreDamaged(f"{self.path}: {self.keys[position]}: called done by mistake, it has no digest")
+            raise StoreDamaged(f"{self.path}: {self.keys[position]}: marked as done, but has no digest")
         self._tables[position] = pairs
         self._table_bytes += pairs.nbytes
         while self._table_bytes > TABLE_BYTES:

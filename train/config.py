@@ -38,7 +38,7 @@ class TrainConfig:
         choices=SEMANTICS,
     )
     prior_channels: int = setting(2, "S, channels of the encoder of `map`", low=1)
-    mask_dropout: float = setting(0.5, "of `map-dropout`: share of the masks of a crop that leaves", low=0, below=1)
+    mask_dropout: float = setting(0.5, "of `map-dropout`: fraction of the masks of a crop that is dropped", low=0, below=1)
     aggregate: Aggregate = setting(
         "sum",
         "what a pixel under several masks gets: the `sum` of their averages, as in the paper; ours: their `mean`, or "
@@ -48,25 +48,25 @@ class TrainConfig:
     )
     statistics: Statistics = setting(
         "mean",
-        "what is taken of the pixels of a mask: the `mean`, as in the paper; ours: `mean+std`",
+        "what is computed from the pixels of a mask: the `mean`, as in the paper; ours: `mean+std`",
         choices=get_args(Statistics),
     )
     network: str = setting(
         "nafnet",
         "`nafnet`, `unet`, `spandrel:CLASS` or `package.module:factory`: [other networks](networks.md#training-them)",
     )
-    network_options: dict[str, Any] = setting({}, "of any network but `nafnet`: what it is built with")
+    network_options: dict[str, Any] = setting({}, "of any network but `nafnet`: its arguments")
     width: int = setting(32, "of `nafnet`: channels of the first level", low=1)
-    enc_blk_nums: tuple[int, ...] = setting((1, 1, 1, 28), "of `nafnet`: blocks of each level down", low=0)
-    middle_blk_num: int = setting(1, "of `nafnet`: blocks at the bottom", low=1)
-    dec_blk_nums: tuple[int, ...] = setting((1, 1, 1, 1), "of `nafnet`: blocks of each level up, deepest first", low=0)
-    weights: str = setting("", "checkpoint to begin with, whose network is taken: [fine-tuning](#fine-tuning)")
-    freeze_backbone: int = setting(0, "first steps in which the prior alone is trained", low=0)
+    enc_blk_nums: tuple[int, ...] = setting((1, 1, 1, 28), "of `nafnet`: blocks of each encoder level", low=0)
+    middle_blk_num: int = setting(1, "of `nafnet`: blocks between encoder and decoder", low=1)
+    dec_blk_nums: tuple[int, ...] = setting((1, 1, 1, 1), "of `nafnet`: blocks of each decoder level, deepest first", low=0)
+    weights: str = setting("", "checkpoint to start from, with its architecture: [fine-tuning](#fine-tuning)")
+    freeze_backbone: int = setting(0, "first steps in which only the prior is trained", low=0)
     # crops
-    batch_size: int = setting(32, "crops of a step, of all processes together", low=1)
+    batch_size: int = setting(32, "crops per step, of all processes together", low=1)
     crop_size: int = setting(
         256,
-        "side of the crops. Smaller images are continued by reflection, below and at the right; a crop larger than "
+        "side of the crops. Smaller images are padded by reflection, below and at the right; a crop larger than "
         "all images is refused",
         low=1,
     )
@@ -78,9 +78,9 @@ class TrainConfig:
     subimage_size: int = setting(
         0, "draw crops from tiles of this side, half a side apart; 0: from whole images", low=0
     )
-    crops_per_image: int = setting(1, "samples in a row that are of one image", low=1)
+    crops_per_image: int = setting(1, "consecutive samples from one image", low=1)
     misrotated_masks: bool = setting(
-        False, "the mistake of the released code: images are transposed where masks are rotated"
+        False, "the bug of the released code: images are transposed where masks are rotated"
     )
     # optimisation
     steps: int = setting(200_000, "of the optimiser", low=1)
@@ -93,20 +93,20 @@ class TrainConfig:
     optimizer_options: dict[str, Any] = setting(
         {}, "of the optimiser, beside what has a setting of its own: `{momentum: 0.9}` of `SGD`"
     )
-    learning_rate: float = setting(1e-3, "where the schedule begins", low=0)
-    min_learning_rate: float = setting(1e-6, "where `cosine`, `restarts` and `linear` end", low=0)
+    learning_rate: float = setting(1e-3, "at the start of the schedule", low=0)
+    min_learning_rate: float = setting(1e-6, "at the end of `cosine`, `restarts` and `linear`", low=0)
     schedule: str = setting(
         "cosine",
         "of the learning rate: one half of a `cosine` over the run, one after another every `restart_steps` "
         "(`restarts`), `linear`, or `constant`",
         choices=SCHEDULES,
     )
-    schedule_steps: int = setting(0, "length of the schedule, after which its last value stays; 0: the run", low=0)
+    schedule_steps: int = setting(0, "length of the schedule, after which the rate stays at its last value; 0: the whole run", low=0)
     restart_steps: int = setting(0, "of `restarts`: steps of each cosine", low=0)
     warmup_steps: int = setting(0, "first steps, in which the learning rate rises from zero to the schedule", low=0)
     betas: tuple[float, ...] = setting((0.9, 0.9), "of optimisers that have them", low=0, below=1)
     weight_decay: float = setting(1e-3, "of the optimiser", low=0)
-    grad_clip: float = setting(0.01, "largest norm of the gradient; 0: any", low=0)
+    grad_clip: float = setting(0.01, "norm to which gradients are clipped; 0: no clipping", low=0)
     ema: float = setting(
         0.0,
         "decay of an exponential average of the weights, which is then what is validated and saved; 0: none",
@@ -115,7 +115,7 @@ class TrainConfig:
     )
     accumulate: int = setting(
         1,
-        "parts that each process takes its share of a batch in, to save memory; the result is the same but for "
+        "parts into which each process splits its share of a batch, to save memory; the result is the same but for "
         "rounding",
         low=1,
     )
@@ -134,16 +134,16 @@ class TrainConfig:
     val_images: int = setting(0, "validate on at most so many images, evenly spaced; 0: all", low=0)
     log_every: int = setting(100, "steps between rows of the log", low=1)
     save_every: int = setting(1000, "steps between saved states; validations save too", low=1)
-    keep_every: int = setting(0, "steps between weights that are kept as `step-N.safetensors`; 0: none", low=0)
+    keep_every: int = setting(0, "steps between weights kept as `step-N.safetensors`; 0: none", low=0)
     trackers: tuple[str, ...] = setting(
-        (), "where the run reports to beside its own log: [trackers](#trackers)", choices=TRACKERS
+        (), "where the run reports to, besides its own log: [trackers](#trackers)", choices=TRACKERS
     )
     tensorboard: bool = setting(False, "the tracker `tensorboard`, under its older name")
     loader_workers: int = setting(
         -1, "processes that read crops; -1: beside a GPU its share of the cores, at most 16; none on a CPU", low=-1
     )
     cache_mb: int = setting(0, "memory for decoded images: [reading](#reading)", low=0)
-    device: str = setting("auto", "where it computes", choices=("auto", "cpu", "cuda"))
+    device: str = setting("auto", "device of the network", choices=("auto", "cpu", "cuda"))
 
     def __post_init__(self) -> None:
         check(self)
@@ -169,9 +169,9 @@ class TrainConfig:
                 f"progressive_steps: {sum(self.progressive_steps)} in all, which leaves none of the {self.steps} steps"
             )
         if self.network == "nafnet" and self.network_options:
-            raise ConfigError(f"network_options: nafnet has {', '.join(ARCHITECTURE)} instead")
+            raise ConfigError(f"network_options: network nafnet takes {', '.join(ARCHITECTURE)} instead")
         if (self.schedule == "restarts") != bool(self.restart_steps):
-            raise ConfigError("restart_steps: schedule restarts alone has it")
+            raise ConfigError("restart_steps: only schedule restarts uses it")
         if len(self.enc_blk_nums) != len(self.dec_blk_nums):
             raise ConfigError("enc_blk_nums and dec_blk_nums must have as many levels")
         if len(self.betas) != 2:
@@ -179,7 +179,7 @@ class TrainConfig:
         if self.subimage_size and self.subimage_size < max(self.crop_size, *self.progressive_crops, 0):
             raise ConfigError(f"subimage_size: {self.subimage_size} is smaller than the crops, {self.crop_size}")
         if self.semantics == "released" and (self.aggregate, self.statistics) != ("sum", "mean"):
-            raise ConfigError("aggregate and statistics: semantics released has sum and mean alone")
+            raise ConfigError("aggregate and statistics: semantics released has only sum and mean")
         if self.freeze_backbone and self.method == "none":
             raise ConfigError("freeze_backbone: method none has no prior to train alone")
 

@@ -94,7 +94,7 @@ def _read_state(folder: Path) -> dict[str, Any]:
     except CheckpointError as error:
         there = f"begin another run with --weights {folder / LAST_WEIGHTS} --out elsewhere"
         remedy = there if _step_of(folder / LAST_WEIGHTS) is not None else "begin again with another --out"
-        cut = "empty" if not path.stat().st_size else "cut, or no state of a run"
+        cut = "empty" if not path.stat().st_size else "cut off, or not the state of a run"
         raise CheckpointError(f"{path}: {cut}, so this run cannot go on; put a copy back, or {remedy}") from error
     return state
 
@@ -117,7 +117,7 @@ def _stored(folder: Path, state: Mapping[str, Any]) -> tuple[TrainConfig, Mappin
                 ) from error
     if "config" not in state:
         if missing := [name for name in ("steps", "seed", "device") if name not in found[CONFIG]]:
-            raise ConfigError(f"{folder / CONFIG}: cut, for {missing[0]} is not in it; put a copy back")
+            raise ConfigError(f"{folder / CONFIG}: cut off, {missing[0]} is missing; put a copy back")
         return TrainConfig.of(found[CONFIG]), found[RUN]
     stored = TrainConfig.of(state["config"])
     mended = [] if _says(found[CONFIG], stored) else [CONFIG]

@@ -77,7 +77,7 @@ def _converted(name: str, value: Any, kind: Any) -> Any:
         return tuple(_converted(name, item, get_args(kind)[0]) for item in items)
     if isinstance(value, Mapping) and (mapping := _mapping_in(kind)) is not None:
         if bad := [key for key in value if not isinstance(key, str)]:
-            raise ConfigError(f"{name}: {bad[0]!r} is no name")
+            raise ConfigError(f"{name}: {bad[0]!r} is not a name")
         return {key: _converted(f"{name}.{key}", item, get_args(mapping)[1]) for key, item in value.items()}
     if kind is Any:
         return value

@@ -146,7 +146,7 @@ def choose_images(
     if validation is not None:
         keys, val = _ready_keys(store), Validation(validation, large_enough(validation, _ready_keys(validation)))
         if not val.keys:
-            small = f", for all are smaller than {SMALLEST} pixels" if validation.ready_keys else ""
+            small = f", as all are smaller than {SMALLEST} pixels" if validation.ready_keys else ""
             raise StoreError(f"{validation.path}: no image is ready to validate on{small}")
     else:
         keys, held_out = split_images(store, config.val_share, config.seed)

@@ -141,7 +141,7 @@ def run_weights(folder: Path, which: str | None = None) -> Path:
         what = folders.kind_of(folder)
         other = f" It holds {folders.WORDS[what]}; swapped?" if what not in (None, folders.RUN) else ""
         raise CheckpointError(f"{folder}: no {names[0]}; is this the folder of a training run?{other}")
-    why = ", for nothing was validated after step 0" if which == "best" else ""
+    why = ", as nothing was validated after step 0" if which == "best" else ""
     raise CheckpointError(f"{folder}: no {names[0]}{why}; there are {', '.join(there)}")
 
 

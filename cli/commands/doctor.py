@@ -104,7 +104,7 @@ def _versions() -> Iterator[Line]:
         yield Line(
             "opencv-python",
             plain,
-            "it lies over opencv-python-headless, and whichever was installed last is imported; pip uninstall "
+            "it overwrites files of opencv-python-headless; pip uninstall "
             "opencv-python opencv-python-headless, then install the headless one",
         )
 
@@ -150,7 +150,9 @@ def _limits() -> Iterator[Line]:
     except OSError:
         yield Line("/dev/shm", "not there")
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    yield Line("open files", str(files), f"few; ulimit -n {OPEN_FILES} or more" if 0 <= files < OPEN_FILES else "")
+    yield Line(
+        "open files", str(files), f"too few; raise the limit: ulimit -n {OPEN_FILES}" if 0 <= files < OPEN_FILES else ""
+    )
 
 
 def _text() -> Iterator[Line]:
@@ -169,7 +171,9 @@ def _environment() -> Iterator[Line]:
     try:
         folder = tempfile.gettempdir()
         problem = (
-            f"a long path; set TMPDIR to one of at most {SOCKET_PATH} letters" if len(folder) > SOCKET_PATH else ""
+            f"the path is too long for sockets; set TMPDIR to one of at most {SOCKET_PATH} characters"
+            if len(folder) > SOCKET_PATH
+            else ""
         )
         yield Line("temporary files", f"{folder}, {shutil.disk_usage(folder).free >> 20} MiB free", problem)
     except OSError as error:
@@ -185,7 +189,9 @@ def _gpus() -> Line:
             [sys.executable, "-c", LOOK_FOR_GPUS], capture_output=True, text=True, timeout=GPU_PATIENCE, check=False
         )
     except subprocess.TimeoutExpired:
-        return Line("GPU", "no answer", f"torch did not say within {GPU_PATIENCE} s; look at the driver (nvidia-smi)")
+        return Line(
+            "GPU", "no answer", f"torch did not answer within {GPU_PATIENCE} s; look at the driver (nvidia-smi)"
+        )
     if asked.returncode:
         last = (asked.stderr.strip().splitlines() or [f"exit code {asked.returncode}"])[-1]
         return Line("GPU", "unknown", f"torch cannot be imported ({last}); install it again")

@@ -72,7 +72,10 @@ def restore(network: str, places: tuple[str, ...], out: Path, **options: Any) ->
     if weights is not None and (not weights.step or not weights.finished):
         click.echo(f"note: the weights are of {weights}", err=True)
     if segmenter is not None and weights is not None and weights.segmenter not in ("", segmenter.kind):
-        click.echo(f"note: masks of {segmenter.kind}; the training used those of {weights.segmenter}", err=True)
+        click.echo(
+            f"note: the masks are of {segmenter.kind}; the network was trained with masks of {weights.segmenter}",
+            err=True,
+        )
     recipe = segmenter.recipe if segmenter is not None else ""
     way = Way(checkpoint_digest(path), inference, recipe, options["form"], options["quality"])
     outcome = restore_images(
@@ -91,7 +94,7 @@ def restore(network: str, places: tuple[str, ...], out: Path, **options: Any) ->
     count = len(outcome.written)
     click.echo(f"{out}: {counted(count, 'image')} restored{there}")
     if options["compare"] and outcome.written:
-        click.echo(f"to look at: {out / COMPARE_PAGE}")
+        click.echo(f"before and after: {out / COMPARE_PAGE}")
     if outcome.left_out:
         _say(f"{len(outcome.left_out)} could not be restored; the lines above say why")
     return 0 if not outcome.left_out else QUARANTINED if outcome.written else FAILED
@@ -134,7 +137,7 @@ def _files(folder: Path) -> list[tuple[str, Path]]:
     found = [(name, path) for name, path in every if not is_ours(path.parent)]
     if len(found) < len(every):
         places = sorted({str(place) for place in ours if ours[place] and not ours[place.parent]})
-        _say(f"note: {', '.join(places)}: written by this package, and not restored again")
+        _say(f"note: {', '.join(places)}: skipped, as it holds results of this package")
     if not found:
         raise click.UsageError(f"{folder}: no images there")
     return found

@@ -91,7 +91,7 @@ def size_in_bytes(context: click.Context, parameter: click.Parameter, value: str
     try:
         return None if value is None else int(parse_bytes(value))
     except (ValueError, OverflowError) as error:
-        raise click.BadParameter(f"{value!r} is no size; write 4GB, 512MiB, ...") from error
+        raise click.BadParameter(f"{value!r} is not a size; write 4GB, 512MiB, ...") from error
 
 
 @click.command(cls=Command, groups=GROUPS)
@@ -202,7 +202,7 @@ def _job(options: Mapping[str, Any]) -> Job:
     if predeblur == "auto":
         predeblur = "bundled" if split.startswith("train") and segmenter != "true-masks" else "none"
     if segmenter == "true-masks" and predeblur != "none":
-        raise click.UsageError("--predeblur needs a segmenter; true masks are not found in the images")
+        raise click.UsageError("--predeblur: --segmenter true-masks does not look at the images; leave it out")
     sam_settings = {name: options[name] for name in SAM_SETTINGS | FAMILY_SETTINGS}
     given, together = segmenter_settings(options["set_segmenter"]), options["encoder_batch"] > 1
     ours = segmenter in ("superpixels", "true-masks")
@@ -218,9 +218,9 @@ def _job(options: Mapping[str, Any]) -> Job:
         if flags:
             raise click.UsageError(f"{flags[0]} needs --segmenter sam")
     if segmenter == "true-masks" and options["refine"]:
-        raise click.UsageError("--refine: true masks are where they should be; leave it out")
+        raise click.UsageError("--refine: true masks are exact already; leave it out")
     if options["keep_embeddings"] and options["from_embeddings"]:
-        raise click.UsageError("--keep-embeddings: they lie in the store of --from-embeddings; leave it out")
+        raise click.UsageError("--keep-embeddings: the store of --from-embeddings keeps them already; leave it out")
     sam = Weights.of_sam(options["sam"] or "bundled") if segmenter == "sam" else None
     if sam is not None and sam.family != "sam":
         click.echo(f"note: {options['sam']}: {FAMILIES[sam.family]}", err=True)

@@ -67,8 +67,8 @@ def with_images(store: MaskStore, folder: str, layout: str = "auto") -> MaskStor
     missing = [key for key in ready if key not in there]
     if missing:
         click.echo(
-            f"{folder}: {len(missing):,} of {counted(len(ready), 'image')} ready in {store.path} not there, such as "
-            f"{missing[0]}; left out",
+            f"{folder}: {len(missing):,} of the {counted(len(ready), 'image')} ready in {store.path} are not "
+            f"there, such as {missing[0]}; left out",
             err=True,
         )
     return joined

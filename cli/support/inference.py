@@ -34,14 +34,14 @@ def guard_of(context: click.Context, parameter: click.Parameter, value: str | No
     names = value.split(",") if value is not None else []
     unknown = [name for name in names if name not in FALLBACKS]
     if unknown and value != FLAG:
-        raise click.BadParameter(f"{unknown[0]!r} is none of {FLAG}, {', '.join(FALLBACKS)}")
+        raise click.BadParameter(f"{unknown[0]!r} is not one of {FLAG}, {', '.join(FALLBACKS)}")
     return value
 
 
 def which_weights(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
     """best, last, initial or step-N. Raises BadParameter."""
     if value is not None and not re.fullmatch(r"best|last|initial|step-\d+", value):
-        raise click.BadParameter(f"{value!r} is none of best, last, initial, step-N")
+        raise click.BadParameter(f"{value!r} is not one of best, last, initial, step-N")
     return value
 
 

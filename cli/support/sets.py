@@ -160,7 +160,7 @@ class Segmenter:
 
         if loose.sam is None:
             raise click.UsageError(
-                "the network looks at masks, and a folder of images has none: give --sam bundled (or a checkpoint), "
+                "the network uses masks, and a folder of images has none: give --sam bundled (or a checkpoint), "
                 "or prepare a store with samdeblur-prep run"
             )
         settings = BUNDLED_SETTINGS if loose.sam == "bundled" else {}
@@ -231,7 +231,7 @@ def _open_source(location: str, loose: Loose) -> _ImageList:
     for note in source.notes:
         click.echo(f"note: {note}", err=True)
     if root.is_dir() and not embedded(location) and (strays := list(filter(is_image, os.listdir(root)))):
-        click.echo(f"note: {location}: {some(sorted(strays))}: beside the pairs, in none of them", err=True)
+        click.echo(f"note: {location}: ignored, as they belong to no pair: {some(sorted(strays))}", err=True)
     made_by = "" if hasattr(source, "files") else f"{location} {source.split} samdeblur {metadata.version('samdeblur')}"
     return _ImageList(
         source.dataset,
@@ -252,7 +252,7 @@ def _readable(folder: Path) -> dict[str, Path]:
     found = images_in(folder)
     files = {key: path for key, path in found.items() if not is_unread(path)}
     if len(files) < len(found):
-        line = f"left out in forms that are not read: {unread_forms([found.values()])}"
+        line = f"left out in formats that are not read: {unread_forms([found.values()])}"
         if not files:
             raise SourceError(f"{folder}: no image that can be read, {line}")
         click.echo(f"note: {folder}: {line}", err=True)

@@ -41,13 +41,13 @@ def report(summary: Summary) -> None:
         click.echo("slowest: " + ", ".join(f"{key} {seconds:.1f} s" for seconds, key in summary.slowest))
     if summary.splits:
         times = counted(summary.splits, "time")
-        click.echo(f"GPU memory ran out {times} over masks at full size; they were done in smaller parts")
+        click.echo(f"GPU memory ran out {times} at masks of full size; they were computed in smaller parts")
     for failure, blocks in summary.failures.items():
-        click.echo(f"failed and done again, {counted(blocks, 'block')}: {failure}")
+        click.echo(f"failed and retried, {counted(blocks, 'block')}: {failure}")
     for place, reason in summary.left_out.items():
         click.echo(f"left out: {place}, where {reason}")
     if summary.died:
-        click.echo(f"workers died over {counted(summary.died, 'block')}, done again image by image")
+        click.echo(f"workers died at {counted(summary.died, 'block')}, retried image by image")
     if len(summary.environments) > 1:
         click.echo("warning: workers differ, and so may their masks in the last bits:")
         for environment, blocks in summary.environments.items():
@@ -111,7 +111,7 @@ def report_status(path: str | Path) -> int:
     for key, reason in found.quarantined.items():
         click.echo(f"  quarantined {key}: {reason}")
     if found.quarantined:
-        click.echo("mend the files, then run the same command with --retry-quarantined")
+        click.echo("repair the files, then run the same command with --retry-quarantined")
     if found.job:
         ago = max(0.0, time.time() - found.job["renewed"])
         click.echo(f"job {found.job['pid']} on {found.job['host']} is at work (seen {ago:.0f} s ago)")

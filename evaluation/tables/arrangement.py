@@ -184,8 +184,8 @@ def _conventions(runs: Sequence[Results], places: Sequence[str]) -> Conventions:
     for run, place in zip(runs, places, strict=True):
         if difference := differing(run.conventions, first):
             raise NotComparable(
-                f"{place}: {printable(difference)} in {places[0]}; numbers of different conventions do not compare, "
-                "make a table of each"
+                f"{place}: {printable(difference)} in {places[0]}; numbers of different conventions cannot be "
+                "compared, make a table of each"
             )
     return first
 
@@ -202,7 +202,7 @@ def _with_metrics(run: Results, place: str, notes: list[str]) -> list[SetResult]
             if result.unready:
                 notes.append(f"{name}: {counted(result.unready, 'image')} could not be evaluated in {place}.")
         else:
-            notes.append(f"{name} is left out: {place} has no metrics of it, for want of sharp images.")
+            notes.append(f"{name} is left out: {place} has no metrics of it, as it has no sharp images.")
     if not scored:
         raise NotComparable(f"{place}: no metrics, since it has no sharp images; a table needs some")
     return scored
@@ -257,13 +257,13 @@ def _check_images(results: Sequence[tuple[SetResult, str]]) -> tuple[str, ...]:
             raise NotComparable(f"{place}: {name}: {printable(key)} is there twice; evaluate again")
         if odd := sorted(found.keys() ^ expected.keys()):
             raise NotComparable(
-                f"{first_place} and {place}: {name} has other images: {len(expected)} and {len(found)}, and "
+                f"{first_place} and {place}: {name} has different images: {len(expected)} and {len(found)}, and "
                 f"{printable(odd[0])} only in {place if odd[0] in found else first_place}; evaluate both on the same"
             )
         for key, value in found.items():
             if value != expected[key] and not abs(value - expected[key]) <= SAME_DB:
                 raise NotComparable(
-                    f"{first_place} and {place}: {name} has other images under the same names: {printable(key)} "
+                    f"{first_place} and {place}: {name} has different images under the same names: {printable(key)} "
                     f"before deblurring has {expected[key]:.2f} and {value:.2f} dB; evaluate both on the same"
                 )
     return tuple(expected)
@@ -336,7 +336,7 @@ def _group(networks: Sequence[Network], mean_runs: bool, notes: list[str]) -> li
             groups.append(Group(f"{label} (mean of {len(several)} runs)", tuple(several)))
             continue
         if mean_runs and len(several) > 1:
-            notes.append(f"{label}: the runs are not averaged, for {reason}.")
+            notes.append(f"{label}: the runs are not averaged, as {reason}.")
         groups += [Group(label, (network,)) for network in several]
     places = [group.networks[0].places[0] for group in groups]
     labels = distinct_labels([group.label for group in groups], places)
@@ -350,5 +350,5 @@ def _why_not_averaged(networks: Sequence[Network]) -> str:
     if len({frozenset(network.sets) for network in networks}) > 1:
         return "they were evaluated on other sets"
     if any(len({way(network.sets[key]) for network in networks}) > 1 for key in networks[0].sets):
-        return "inference was not done in one way"
+        return "they were evaluated with different inference settings"
     return ""

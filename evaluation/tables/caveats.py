@@ -43,4 +43,5 @@ def other_masks(result: SetResult, trained: Trained | None) -> str:
     """How the masks differ from those of training, in words; empty where they do not, or nobody knows."""
     if trained is None or not trained.segmenter or not result.segmenter or trained.segmenter == result.segmenter:
         return ""
-    return f"masks of {printable(result.segmenter)}; the training used those of {printable(trained.segmenter)}"
+    found, known = printable(result.segmenter), printable(trained.segmenter)
+    return f"the masks are of {found}; the network was trained with masks of {known}"

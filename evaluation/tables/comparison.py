@@ -173,14 +173,14 @@ def _published(arrangement: Arrangement, settings: Settings) -> tuple[list[Row],
     if not reason and not any(known):
         reason = f"none of the sets is one of the paper's, in name and number ({_paper_sets()})"
     if reason:
-        reason = f"published numbers do not stand beside these: {printable(reason)}"
+        reason = f"published numbers cannot be compared with these: {printable(reason)}"
         if settings.published:
             raise NotComparable(f"{', '.join(arrangement.places)}: {reason}")
         return [], [f"{reason[0].upper()}{reason[1:]}."]
 
     notes = [f"Published: {published.SOURCE}; taken as exact, and its SSIM as of the convention {published.SSIM}."]
     if settings.ssim != published.SSIM:
-        notes.append(f"Published SSIM is left out, for SSIM here is of the convention {settings.ssim}.")
+        notes.append(f"Published SSIM is left out, as SSIM here is of the convention {settings.ssim}.")
     for column, of_paper in zip(arrangement.columns, known, strict=True):
         if of_paper is not None:
             notes += _apart(arrangement, column, of_paper)

@@ -65,14 +65,15 @@ def find_state(contents: Any, prefixes: Prefixes, path: Path, part: str = "") ->
     others = [f"{path}#{other}" for other in found if not _same(found[other], found[name])]
     if others and not part:
         warnings.warn(
-            f"{path}: holds weights and their average; {name} is taken, {', '.join(others[:6])} takes the other",
+            f"{path}: holds weights and their moving average; takes {name}; to take the other, "
+            f"name {', '.join(others[:6])}",
             SeveralNetworks,
             stacklevel=2,
         )
     elif not part and not any(map(_is_average, found)) and (unread := _averages_unread(contents)):
         warnings.warn(
-            f"{path}: its {unread} looks like an average of the weights, in a form that is not read; the weights are "
-            "taken",
+            f"{path}: its {unread} looks like an average of the weights, in a form that is not read; takes "
+            "the weights themselves",
             SeveralNetworks,
             stacklevel=2,
         )
@@ -136,7 +137,7 @@ def common_prefix(names: Mapping[str, Any]) -> str:
 
 
 def _state_dicts(contents: Any, place: str = "", depth: int = 0) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every mapping of names to tensors, with its place. What is no tensor beside them stays, to be refused."""
+    """Every mapping of names to tensors, with its place. What is not a tensor beside them stays, to be refused."""
     if (module := tensors_of_module(contents)) is not None:
         contents = module
     if not isinstance(contents, Mapping) or depth > DEPTH:
@@ -174,7 +175,7 @@ def _chosen(found: Mapping[str, Mapping[str, Any]], path: Path, part: str) -> st
     names = [name for name in names if _is_average(name)] or names
     if any(not _same(found[name], found[names[0]]) for name in names[1:]):
         listed = ", ".join(f"{path}#{name}" for name in names[:6])
-        raise CheckpointError(f"{path}: holds several networks with other numbers; say which: {listed}")
+        raise CheckpointError(f"{path}: holds several networks with different weights; name one: {listed}")
     return names[0]
 
 
@@ -206,7 +207,7 @@ def _equal(one: Tensor, other: Tensor) -> bool:
 def _require_weights(state: Mapping[str, Any], path: Path) -> None:
     for name, tensor in state.items():
         if not isinstance(tensor, Tensor):
-            raise CheckpointError(f"{path}: not a checkpoint of a network: {name[:80]!r} is no tensor")
+            raise CheckpointError(f"{path}: not a checkpoint of a network: {name[:80]!r} is not a tensor")
         if (problem := no_weights(tensor)) is not None:
             raise CheckpointError(f"{path}: {name[:80]!r} {problem}; save the weights as plain dense tensors")
 
@@ -218,7 +219,7 @@ def require_numbers(state: Mapping[str, Tensor], path: Path) -> None:
             kind = str(tensor.dtype).removeprefix("torch.")
             raise CheckpointError(f"{path}: {name[:80]!r} is of {kind}; save the weights as floating-point numbers")
         if tensor.is_floating_point() and torch.isnan(tensor).any():
-            raise CheckpointError(f"{path}: {name[:80]!r} holds NaN: its training failed; take weights of before that")
+            raise CheckpointError(f"{path}: {name[:80]!r} holds NaN: its training failed; take weights saved before")
 
 
 def no_weights(tensor: Tensor) -> str | None:

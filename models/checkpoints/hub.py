@@ -35,14 +35,16 @@ def hub_folder(name: str, fetch: bool = False) -> tuple[Path, str]:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
     except ImportError as error:
-        raise WeightsMissing(f"{name}: no such file; the Hub wants pip install 'samdeblur[segmenters]'") from error
+        raise WeightsMissing(
+            f"{name}: no such file; to load it from the Hugging Face Hub: pip install 'samdeblur[segmenters]'"
+        ) from error
     try:
         found = snapshot_download(repository, revision=revision, allow_patterns=PATTERNS, local_files_only=not fetch)
     except LocalEntryNotFoundError as error:
         if fetch:
             raise WeightsError(f"{name}: the Hub cannot be reached: {_said(error)}") from error
         raise WeightsMissing(
-            f"{name}: no such file or folder, and not fetched from the Hub; samdeblur-prep weights fetch {name}"
+            f"{name}: no such file or folder, and not fetched from the Hub; run samdeblur-prep weights fetch {name}"
         ) from error
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise WeightsError(f"{name}: {_said(error)}") from error

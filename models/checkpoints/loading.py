@@ -196,7 +196,7 @@ def resolve_checkpoint(path: Path, bundled: Path) -> Path:
     if path.is_dir():
         if not (path / BEST_WEIGHTS).exists() and (path / LAST_WEIGHTS).exists():
             raise CheckpointError(
-                f"{path}: no {BEST_WEIGHTS} yet, for nothing was validated after step 0; go on training, or name "
+                f"{path}: no {BEST_WEIGHTS} yet, as nothing was validated after step 0; go on training, or name "
                 f"{path / LAST_WEIGHTS}"
             )
         path = path / BEST_WEIGHTS
@@ -268,10 +268,10 @@ def _recognise(found: FoundState, config: dict[str, Any] | None) -> _Recognised:
 def _recognise_own(state: dict[str, Tensor], config: dict[str, Any]) -> _Recognised:
     what, size = _describe("a network of samdeblur", config["network"], config["prior"]), config.get("train_size")
     if size is not None and (type(size) is not int or size < 1):
-        raise ValueError(f"train_size {size!r} is no number of pixels")
+        raise ValueError(f"train_size {size!r} is not a number of pixels")
     training, local = config.get("training"), config.get("local_means", False)
     if training is not None and not isinstance(training, dict):
-        raise ValueError(f"training {training!r} is no mapping")
+        raise ValueError(f"training {training!r} is not a mapping")
     if local and size is None:
         raise ValueError("local_means without train_size")
     found = _Recognised(what, dict(config["network"]), config["prior"], state, size, training, bool(local))

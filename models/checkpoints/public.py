@@ -58,7 +58,7 @@ def _sam2(size: str, bytes_: int, sha256: str) -> Weight:
     file = f"sam2.1_hiera_{size}.pt"
     address = f"https://dl.fbaipublicfiles.com/segment_anything_2/092824/{file}"
     page = "https://github.com/facebookresearch/sam2#download-checkpoints"
-    what = f"Segment Anything 2.1, Hiera {size.replace('_', ' ')}; wants the package sam2"
+    what = f"Segment Anything 2.1, Hiera {size.replace('_', ' ')}; needs the package sam2"
     return Weight(f"sam2.1_hiera_{size}", file, bytes_, sha256, address, page, what, "Apache-2.0")
 
 
@@ -106,7 +106,7 @@ _KNOWN = (
         "6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f",
         f"https://raw.githubusercontent.com/ChaoningZhang/MobileSAM/{_MOBILE_SAM}/weights/mobile_sam.pt",
         "https://github.com/ChaoningZhang/MobileSAM",
-        "MobileSAM, TinyViT; wants the package timm",
+        "MobileSAM, TinyViT; needs the package timm",
         "Apache-2.0",
     ),
     _nafnet(

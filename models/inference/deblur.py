@@ -93,7 +93,7 @@ def restore(
         let_go(error)
         height, width = image.shape[:2]
         how = f"in tiles of {tile}: give smaller ones" if tile else "at once: give a tile size, as in --tile 512"
-        raise OutOfMemory(f"{weight.device} has no memory for an image of {width}x{height} {how}") from None
+        raise OutOfMemory(f"{weight.device} has not enough memory for an image of {width}x{height} {how}") from None
     return output[0].float()
 
 

@@ -73,7 +73,10 @@ def forward_in_tiles(
                     )
                 piece = network(window, atoms) if isinstance(network, Deblurrer) else network(window)
                 if not isinstance(piece, Tensor) or piece.shape != window.shape:
-                    raise TileError(f"{_name(network)} gives no image of the size of its input: no tiles")
+                    raise TileError(
+                        f"{_name(network)} gives images of another size than its input, and cannot run in tiles; "
+                        "leave --tile out"
+                    )
                 _lay(row, piece.to(row.dtype), left, seen, -1)
                 seen = right
             _lay(result, row, top, done, -2)

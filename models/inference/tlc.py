@@ -156,7 +156,7 @@ def local_pooling(network: Network, train_size: int = 256) -> Network:
         module.training = modes.get(module, network.training)
     if left:
         warnings.warn(
-            f"these keep looking at the whole image: {', '.join(left)}; only modules nn.AdaptiveAvgPool2d(1), one "
+            f"these still average over the whole image: {', '.join(left)}; only modules nn.AdaptiveAvgPool2d(1), one "
             "for each place, become local means",
             stacklevel=2,
         )

@@ -104,8 +104,8 @@ def build_network(name: str, options: Mapping[str, Any], asked: bool = True) -> 
             _asked.add(name)
         elif name not in _asked and name not in os.environ.get(ALLOWED, "").split(","):
             raise NetworkError(
-                f"asks for the network {name}, code that is not of this package, and names in files are not run; if "
-                f"you know it, allow it: {ALLOWED}={name}"
+                f"asks for the network {name}, which is code outside this package; code that a file names is not "
+                f"run unless you trust it and set {ALLOWED}={name}"
             )
         network = _made(name, _factory(name, home, thing), options)
     return Foreign(network, name, options, *_sizes(name, network))
@@ -114,7 +114,7 @@ def build_network(name: str, options: Mapping[str, Any], asked: bool = True) -> 
 def rebuild_network(name: str, options: Mapping[str, Any], multiple: int, square: bool) -> Foreign:
     """A network that a file names, with the sizes found when it was made. Raises NetworkError."""
     if type(multiple) is not int or not 1 <= multiple <= max(_MULTIPLES) or type(square) is not bool:
-        raise NetworkError(f"sizes {multiple!r}, {square!r} are none of a network")
+        raise NetworkError(f"sizes {multiple!r}, {square!r} are not those of a network")
     built = build_network(name, options, asked=False)
     if not isinstance(built, Foreign):
         raise NetworkError(f"{name} takes images of any size")
@@ -159,7 +159,7 @@ def _factory(name: str, home: str, thing: str) -> Callable[..., Any]:
     except Exception as error:
         raise NetworkError(f"{name}: cannot be imported ({type(error).__name__}: {error})") from error
     if not callable(found):
-        raise NetworkError(f"{name}: is no class or function that makes a network")
+        raise NetworkError(f"{name}: is not a class or function that returns a network")
     return found
 
 
@@ -172,10 +172,10 @@ def _made(name: str, make: Callable[..., Any], options: Mapping[str, Any]) -> nn
         takes = [parameter for parameter in _parameters(make) if parameter not in ("self", "kwargs")]
         raise NetworkError(f"{name}: {error}; its options are {', '.join(takes) or 'none'}") from error
     except Exception as error:  # whatever a class makes of values it does not like
-        raise NetworkError(f"{name}: cannot be made of {dict(options)} ({type(error).__name__}: {error})") from error
+        raise NetworkError(f"{name}: cannot be built with {dict(options)} ({type(error).__name__}: {error})") from error
     if not isinstance(network, nn.Module):
         advice = "; give one that returns its .model" if isinstance(getattr(network, "model", None), nn.Module) else ""
-        raise NetworkError(f"{name}: gives a {type(network).__name__}, not a torch module{advice}")
+        raise NetworkError(f"{name}: returns a {type(network).__name__}, not a torch module{advice}")
     return network
 
 
@@ -204,7 +204,7 @@ def _sizes(name: str, network: nn.Module) -> tuple[int, bool]:
             trouble = f"of an image of {width}x{height} it gives {' and '.join(map(str, shapes)) or 'no tensor'}"
             if not any(len(s) == 4 and s[1] == 3 and abs(s[2] - height) < multiple + height // 4 for s in shapes):
                 raise NetworkError(f"{name}: restores no images: {trouble}")
-    raise NetworkError(f"{name}: takes no image (1, 3, height, width) to one of the same size ({trouble})")
+    raise NetworkError(f"{name}: does not turn an image (1, 3, height, width) into one of the same size ({trouble})")
 
 
 def _dry(network: nn.Module, height: int, width: int) -> Any:

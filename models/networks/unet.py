@@ -25,7 +25,7 @@ class UNet(nn.Module):
         super().__init__()
         for name, value in (("width", width), ("levels", levels), ("blocks", blocks)):
             if type(value) is not int or not 1 <= value <= 1024:
-                raise ValueError(f"{name}: {value!r} is no whole number from 1 to 1024")
+                raise ValueError(f"{name}: {value!r} is not a whole number from 1 to 1024")
         self.config = {"width": width, "levels": levels, "blocks": blocks}
         self.multiple = 1 << levels
         widths = [width << level for level in range(levels + 1)]

@@ -14,7 +14,7 @@ class Attendance:
     """Seconds without a sign, by this process's own clock: that of the scheduler may be another.
 
     Attributes:
-        paused: seconds for which all of them have taken no task, for want of memory.
+        paused: seconds for which all of them have taken no task, for lack of memory.
     """
 
     def __init__(self) -> None:

@@ -271,7 +271,7 @@ class OnDask:
         waited = time.monotonic() - self._seen_worker
         if waited > self._patience and self._own:
             raise ClusterLost(
-                f"worker processes ({self._own}) do not stay up, usually for want of memory; give them more with "
+                f"worker processes ({self._own}) keep dying, usually for lack of memory; give them more with "
                 "--memory-limit, or take fewer --workers"
             )
         if waited > self._patience:
@@ -289,8 +289,8 @@ class OnDask:
             silent = {*self._attendance.look(workers)}
             for worker in silent - self._given_up:
                 self._say(
-                    f"Dask worker {worker} has given no sign for {SILENT:.0f} s: it is suspended, or its host is away; "
-                    "what it is at goes to others"
+                    f"Dask worker {worker} has not answered for {SILENT:.0f} s: it is suspended, or its host is "
+                    "unreachable; its blocks go to other workers"
                 )
                 held = {*self._client.processing([worker]).get(worker, ())}
                 for future in [future for future in running if future.key in held]:

@@ -16,7 +16,7 @@ from samdeblur.pipeline.sources.dataset import keys_in_both, read_own
 from samdeblur.storage import MaskStore, StoreError, open_store
 from samdeblur.storage.format.layout import PENDING
 from samdeblur.storage.plurals import counted
-from samdeblur.storage.writing.compare import recipe_differences
+from samdeblur.storage.writing.compare import SINCE, recipe_differences
 
 
 def require_embeddings(source: Source, settings: PrepSettings) -> None:
@@ -30,8 +30,8 @@ def require_embeddings(source: Source, settings: PrepSettings) -> None:
     if not store.header.embeddings:
         raise StoreError(f"{place}: keeps no embeddings; prepare it anew with --keep-embeddings")
     stored, asked = store.header.recipe, replace(settings, embeddings=None).recipe()
-    if differences := recipe_differences(_of_encoder(stored), _of_encoder(asked)):
-        raise StoreError(f"{place}: its embeddings are of another encoding ({'; '.join(differences)})")
+    if differences := recipe_differences(_of_encoder(stored), _of_encoder(asked), SINCE):
+        raise StoreError(f"{place}: its embeddings were made with other settings ({'; '.join(differences)})")
     there, here = stored["segmenter"], asked["segmenter"]
     if there["crop_n_layers"] < here["crop_n_layers"]:
         layers = counted(there["crop_n_layers"], "layer")

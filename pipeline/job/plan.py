@@ -26,7 +26,7 @@ from samdeblur.storage.plurals import counted
 from samdeblur.storage.sharing.info import stored_bytes
 from samdeblur.storage.writing.bulk import fitting, new_extent
 from samdeblur.storage.writing.commits import Committer, run_folder
-from samdeblur.storage.writing.compare import recipe_differences
+from samdeblur.storage.writing.compare import SINCE, recipe_differences
 from samdeblur.storage.writing.creation import create_store, is_vacant
 
 BLOCK_SIZE = 8
@@ -84,7 +84,7 @@ def ensure_store(source: Source, path: Path, settings: PrepSettings, options: St
         OSError: the folder cannot be written.
     """
     if path.is_file():
-        raise StoreError(f"{path}: a share, which can only be read; give a folder to write the store to")
+        raise StoreError(f"{path}: an exported store, which is read-only; give a folder to write the store to")
     if not is_vacant(path):
         return False
     stages = check_runs(settings, here)
@@ -101,7 +101,7 @@ def ensure_store(source: Source, path: Path, settings: PrepSettings, options: St
 def check_same(source: Source, path: Path, settings: PrepSettings, options: StoreOptions) -> None:
     """Raise StoreError unless the store at a path is of this source, recipe and layout, naming what differs."""
     header = read_header(path)
-    differences = recipe_differences(header.recipe, settings.recipe())
+    differences = recipe_differences(header.recipe, settings.recipe(), SINCE)
     if differences:
         raise StoreError(f"{path}: made by another recipe ({'; '.join(differences)}); write to a new store")
     layout = {
@@ -180,7 +180,7 @@ def make_plan(source: Source, path: Path, settings: PrepSettings, options: Store
     if settings.embeddings is not None:
         require_embeddings(source, settings)
     if path.is_file():
-        raise StoreError(f"{path}: a share, which can only be read; give a folder to write the store to")
+        raise StoreError(f"{path}: an exported store, which is read-only; give a folder to write the store to")
     keys, done = source.keys, 0
     stored: dict[str, int] | None = None
     if is_vacant(path):

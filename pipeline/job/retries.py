@@ -65,8 +65,8 @@ class Retries:
             held, here.held = here.held, []
             reason = held[-1][1].staged.outcomes[-1].error
             error = Unusable(
-                f"{count} images in a row failed alike, which is no fault of theirs; they stay to be done. The last: "
-                f"{reason}"
+                f"{count} images in a row failed in the same way, so the images are hardly the cause; they stay "
+                f"pending. The last: {reason}"
             )
             for again, one in held:
                 shutil.rmtree(one.staged.staging, ignore_errors=True)
@@ -94,7 +94,7 @@ class Retries:
         again = replace(task, attempt=task.attempt + 1, failed_on=(*task.failed_on, failure.worker))
         if failure.blame is Blame.MEMORY:
             if again.attempt >= ATTEMPTS and task.careful and failure.key:
-                reason = f"memory ran out at this image {ATTEMPTS} times; give workers more of it"
+                reason = f"memory ran out at this image {ATTEMPTS} times; give workers more (--memory-limit)"
                 again = _without(task, failure.key, reason)
             elif again.attempt >= ATTEMPTS:
                 raise failure.error
@@ -114,13 +114,13 @@ class Retries:
             again = _without(
                 task,
                 at[0],
-                f"{len(at)} workers died at this image, usually for want of memory: give workers more of it",
+                f"{len(at)} workers died at this image, usually for lack of memory; give them more (--memory-limit)",
             )
         elif again.attempt >= ATTEMPTS:
             keys = list(task.source.keys)
             raise WorkerKilled(
-                f"block {task.block} ({keys[0]} to {keys[-1]}): its workers died {again.attempt} times, out of memory "
-                f"most often; give them more (--memory-limit), or take fewer. {failure}"
+                f"block {task.block} ({keys[0]} to {keys[-1]}): its workers died {again.attempt} times, usually "
+                f"for lack of memory; give them more (--memory-limit), or start fewer (--workers). {failure}"
             )
         for attempt in Path(task.staging).parent.glob(f"{Path(task.staging).name}-*"):
             shutil.rmtree(attempt, ignore_errors=True)

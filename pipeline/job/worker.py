@@ -50,7 +50,7 @@ from samdeblur.storage.writing.commits import (
 )
 
 WORKING = "working"  # in a staging folder: the key of the image a careful attempt is at
-OUT_OF_MEMORY = "out of GPU memory; a GPU with more of it, or a recipe of fewer points_per_batch, may do"
+OUT_OF_MEMORY = "out of GPU memory; use a GPU with more, or a lower --points-per-batch"
 
 Read = Callable[[], ImagePair]
 Encode = Callable[[], tuple[AtomMap, Records]]
@@ -70,7 +70,11 @@ def run_block(task: BlockTask) -> BlockReport | BlockFailure:
     staging = Path(f"{task.staging}-{uuid.uuid4().hex[:12]}")
     try:
         if not (Path(task.store) / "zarr.json").is_file():
-            raise NotShared(errno.ENOENT, "not seen from here; workers need the file system of the store", task.store)
+            raise NotShared(
+                errno.ENOENT,
+                "not there on this machine; workers need access to the file system of the store",
+                task.store,
+            )
         return _run_block(task, staging)
     except Exception as error:
         found = error if isinstance(error, Blamed) else Blamed(blame(error), error)
@@ -179,7 +183,9 @@ def _open(key: str, shape: tuple[int, int], read: Read, skip: str | None, stages
             if pair.blurred.shape[:2] != shape:
                 planned = f"{shape[1]}x{shape[0]}" if any(shape) else "unreadable, or too large beside the others,"
                 now = f"{pair.blurred.shape[1]}x{pair.blurred.shape[0]}"
-                raise BadImage(f"{key}: was {planned} when the store was planned and is {now}; --retry-quarantined")
+                raise BadImage(
+                    f"{key}: was {planned} when the store was planned, is {now} now; run again with --retry-quarantined"
+                )
         require_room(pair.blurred, stages)
         if stages.network is None:
             return Opened(key, pair, pair.blurred)

@@ -59,7 +59,9 @@ class TrueMasks:
         return {"name": "true"}
 
     def segment(self, image: NDArray[np.uint8]) -> Found:
-        raise SettingsError("true masks are known of an image, not found in it")
+        raise SettingsError(
+            "--segmenter true-masks is for worlds alone, whose true masks are known; choose another segmenter"
+        )
 
 
 def true_masks(device: object) -> TrueMasks:

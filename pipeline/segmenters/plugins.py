@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from samdeblur.pipeline.segmenters.base import Embeds, Found, Segmenter, SettingsError
 from samdeblur.storage import AtomMap
 from samdeblur.storage.format.layout import RECORD_COLUMNS
-from samdeblur.storage.writing.compare import recipe_differences
+from samdeblur.storage.writing.compare import SINCE, recipe_differences
 
 GROUP = "samdeblur.segmenters"
 OURS = {
@@ -74,7 +74,7 @@ class Choice:
         except Exception as error:  # another package's
             raise SegmenterError(f"segmenter {name}: cannot be opened: {said(error)}") from error
         if together and not isinstance(opened, Embeds):
-            raise SettingsError(f"segmenter {name}: has no find() and embed(), which --encoder-batch wants")
+            raise SettingsError(f"segmenter {name}: has no find() and embed(), which --encoder-batch needs")
         return cls(name, settings, _recipe(name, settings, opened))
 
     def open(self, device: torch.device) -> Segmenter:
@@ -84,12 +84,14 @@ class Choice:
         segmenter: Segmenter = factory(device, **self.settings)
         for call in ("recipe", "segment"):
             if not callable(getattr(segmenter, call, None)):
-                raise SegmenterError(f"segmenter {self.name}: a {type(segmenter).__name__} without {call}()")
+                raise SegmenterError(
+                    f"segmenter {self.name}: its factory returned a {type(segmenter).__name__}, which has no {call}()"
+                )
         if self.recipe is not None:
             here = _recipe(self.name, self.settings, segmenter)
-            if differences := recipe_differences(self.recipe, here):
+            if differences := recipe_differences(self.recipe, here, SINCE):
                 raise SegmenterMissing(
-                    f"segmenter {self.name}: on {platform.node()} it is another than the job was planned with "
+                    f"segmenter {self.name}: on {platform.node()} it differs from the one the job was planned with "
                     f"({'; '.join(differences)}); install the same version everywhere"
                 )
         return segmenter
@@ -140,8 +142,8 @@ def _factory(name: str) -> Any:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]}" if near else f"there are {', '.join(known)}"
         raise SegmenterMissing(
-            f"segmenter {name}: no package on {platform.node()} brings it; {hint}, and package.module:factory for any "
-            "function"
+            f"segmenter {name}: no installed package on {platform.node()} provides it; {hint}, or "
+            "package.module:factory for any function"
         )
     try:
         return point.load()
@@ -174,7 +176,7 @@ def _recipe(name: str, settings: Mapping[str, Any], segmenter: Segmenter) -> dic
         own = dict(segmenter.recipe())
         found: dict[str, Any] = json.loads(json.dumps({"name": name, **settings, **own}, allow_nan=False))
     except Exception as error:  # another package's
-        raise SegmenterError(f"segmenter {name}: its recipe is no mapping of JSON values: {said(error)}") from error
+        raise SegmenterError(f"segmenter {name}: its recipe is not a mapping of JSON values: {said(error)}") from error
     if name not in OURS and found["name"] in {*OURS, "true"}:
-        raise SegmenterError(f"segmenter {name}: calls itself {found['name']!r} in its recipe, which is ours")
+        raise SegmenterError(f"segmenter {name}: the name {found['name']!r} in its recipe is reserved; choose another")
     return found

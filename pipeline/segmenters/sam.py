@@ -56,7 +56,7 @@ class SamSegmenter:
 
     @property
     def splits(self) -> int:
-        """Times so far that the masks of an image were brought to full size in smaller parts for want of GPU memory."""
+        """Times so far that the masks of an image were brought to full size in smaller parts for lack of GPU memory."""
         return self._generator.splits
 
     def recipe(self) -> Mapping[str, Any]:

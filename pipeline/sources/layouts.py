@@ -185,7 +185,7 @@ def _realblur_line(line: str, where: str) -> tuple[str, str]:
     if found is None or found.group(1, 2) != found.group(3, 4):
         raise SourceError(
             f"{where} names no pair, such as scene001/gt/gt_1.png scene001/blur/blur_1.png, but "
-            f"{line.strip()[:160]!r}; mend the line or take it out"
+            f"{line.strip()[:160]!r}; correct the line or remove it"
         )
     return found[1], found[2]
 

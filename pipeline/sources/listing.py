@@ -48,7 +48,7 @@ def complete_pairs(pairs: Pairs, where: Path, skip_unpaired: bool) -> tuple[File
                 "name: complete the folder, rename files, or leave these out with --skip-unpaired"
             )
     if unread:
-        lines.append(f"{_count(unread)} left out in forms that are not read: {unread_forms(unread.values())}")
+        lines.append(f"{_count(unread)} left out in formats that are not read: {unread_forms(unread.values())}")
     if lines and not files:
         raise SourceError(f"{where}: no pair is complete, {'; '.join(lines)}; complete the folder")
     return files, lines

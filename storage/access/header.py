@@ -81,7 +81,7 @@ def claimed_header(reader: Reader, brief: bool = False) -> tuple[Header, dict[st
         brief: take the metadata of the arrays as the root repeats it, where it does.
 
     Raises:
-        ValueError: metadata is missing or makes no sense.
+        ValueError: metadata is missing or cannot be read.
         Unreachable: as `open_checked`.
     """
     root = reader.documents([""])
@@ -122,7 +122,7 @@ def claimed_header(reader: Reader, brief: bool = False) -> tuple[Header, dict[st
     except KeyError as error:
         raise ValueError(f"{error} is missing in its metadata") from error
     except (TypeError, IndexError, RecursionError) as error:
-        raise ValueError(f"metadata that makes no sense: {type(error).__name__}: {error}") from error
+        raise ValueError(f"metadata that cannot be read: {type(error).__name__}: {error}") from error
     return header, documents
 
 
@@ -156,7 +156,7 @@ def document_problems(header: Header, documents: dict[str, Any], exact: bool = F
             elif exact and documents[group] != GROUP:
                 yield f"{group}/zarr.json: not the metadata of a group"
     if exact and "chunks" not in documents.get("atoms", {}) and _repeated(documents[""]) != header.metadata():
-        yield "zarr.json: what it repeats of the metadata of the arrays is not what they say (consolidated_metadata)"
+        yield "zarr.json: its consolidated_metadata differs from the metadata of the arrays"
     for name, spec in header.arrays.items():
         found = documents.get(name)
         if found is None:

@@ -127,5 +127,5 @@ def _require_port(address: str) -> None:
         urlsplit(address).port  # noqa: B018 - it is read to be checked
     except ValueError:
         raise ValueError(
-            "what follows its host is no port; in a user's name or password write %3A for :, %2F for /, %40 for @"
+            "what follows its host is not a port; in a user's name or password write %3A for :, %2F for /, %40 for @"
         ) from None

@@ -42,7 +42,7 @@ def refusal(path: Path, shown: str, error: Exception) -> Exception:
     except FileNotFoundError:
         return FileNotFoundError(f"{shown}: no such store")
     except OSError as denied:
-        return OSError(denied.errno, f"{denied.strerror}; it is there, and may not be read", shown)
+        return OSError(denied.errno, f"{denied.strerror}; it exists, but you may not read it", shown)
     if "unable to lock file" in str(error):
         return OSError(errno.EAGAIN, "locked by another program that writes to it; close it there first", shown)
     of_a_store = (path / "zarr.json").exists() or (path / "index/state").exists()
@@ -86,7 +86,7 @@ def require_writable(path: Path, folder: bool | None) -> None:
         if any(each.is_symlink() for each in (real, *real.parents)):
             raise OSError(errno.ELOOP, "its links lead in a circle")
         if store := next((above for above in real.parents if (above / "index/state").is_dir()), None):
-            raise OSError(errno.EINVAL, f"it would lie in the mask store {store}")
+            raise OSError(errno.EINVAL, f"it would be inside the mask store {store}")
         if folder is not None and real.exists() and real.is_dir() != folder:
             raise OSError(errno.ENOTDIR, "it is a file" if folder else "it is a folder")
         for place in {real, real.parent} if real.is_dir() else {real.parent}:

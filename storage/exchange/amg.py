@@ -65,7 +65,7 @@ def mask_folders(folder: Path) -> Iterator[Path]:
     for path in sorted({path.parent for _, path in files_in(folder)}):
         if is_table(path / TABLE) or numbered(path):
             if path == folder:
-                raise ExchangeError("the masks of one image are right in it; name the folder it lies in")
+                raise ExchangeError("it holds the masks of one image; name the folder above it")
             yield path
 
 

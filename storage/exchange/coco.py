@@ -113,7 +113,7 @@ def list_instances(path: Path, left_out: LeftOut | None = None, categories: Sequ
         images[key] = image
         ids.add(image["id"], image_id, key)
     for image_id, shared in ids.shared():
-        reason = f"{' and '.join(map(repr, shared))} have the id {brief(image_id)}, which does not tell whose masks are"
+        reason = f"{' and '.join(map(repr, shared))} share the id {brief(image_id)}, so it is unknown whose masks are"
         left_out.add(reason)
         for key in shared:
             del images[key]

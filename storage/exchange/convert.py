@@ -21,7 +21,7 @@ from samdeblur.storage.exchange.parquet import export_parquet, list_parquet
 from samdeblur.storage.exchange.released import list_grey, list_npz
 from samdeblur.storage.exchange.rle import ExchangeError
 from samdeblur.storage.exchange.sa1b import export_folder, list_sa1b
-from samdeblur.storage.files import open_regular, sha256_file
+from samdeblur.storage.files import decode_text, open_regular, sha256_file
 from samdeblur.storage.format.layout import (
     MAX_IMAGES,
     MAX_KEY_BYTES,
@@ -59,6 +59,9 @@ FORMATS = tuple(READERS)
 EXPORTS = tuple(WRITERS)
 COCO = ("coco-instances", "coco-results")
 FILES = (*COCO, "parquet")
+PARQUET_FOLDER = (
+    "a folder; Parquet is read from one file: write pyarrow.parquet.read_table(FOLDER) to one with write_table"
+)
 FOLDERS = {".json": "sa-1b", ".png": "grey-png", ".npz": "npz"}
 
 MAX_CLAIMS = 1 << 20  # bytes of a recipe that goes along
@@ -146,6 +149,8 @@ def import_masks(
     if name not in READERS:
         raise ExchangeError(f"unknown format {name!r} to import, choose from {', '.join(FORMATS)}")
     expected = "file" if name in FILES else "folder"
+    if name == "parquet" and source.is_dir():
+        raise ExchangeError(f"{source}: {PARQUET_FOLDER}")
     if source.is_dir() != (expected == "folder"):
         raise ExchangeError(f"{source}: {name} is a {expected}; name another format")
     try:
@@ -182,18 +187,22 @@ def detect_format(source: Path) -> str:
         found = sorted({path.suffix.lower() for _, path in files_in(source)} & set(FOLDERS))
         if len(found) == 1:
             return FOLDERS[found[0]]
+        if any(path.suffix.lower() == ".parquet" for _, path in files_in(source)):
+            raise ExchangeError(f"{source}: {PARQUET_FOLDER}")
         held = f"files of {' and '.join(found)} in it" if found else f"none of {', '.join(FOLDERS)} in it; its files"
         raise ExchangeError(f"{source}: {held} do not tell its format; name one of {', '.join(FORMATS)}")
     with open_regular(source) as file:
-        head = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()
-    start = head[:1]
+        head = file.read(64)
     if head.startswith(b"PAR1"):
         return "parquet"
-    if start == b"<":
+    start = decode_text(head, errors="ignore").lstrip()[:1]  # the last character may be cut
+    if start == "<":
         raise ExchangeError(f"{source}: XML; if it is CVAT's, export the task as COCO 1.0 there and import that")
-    if start not in (b"[", b"{"):
-        raise ExchangeError(f"{source}: not JSON, the form of masks in one file; give a folder for the other formats")
-    return "coco-results" if start == b"[" else "coco-instances"
+    if start not in ("[", "{"):
+        raise ExchangeError(
+            f"{source}: not JSON or Parquet, the formats of one file; for the other formats name a folder"
+        )
+    return "coco-results" if start == "[" else "coco-instances"
 
 
 def _amg(source: Path) -> str:
@@ -237,7 +246,9 @@ def _unknown(store: MaskStore, unknown: Counter[str]) -> list[str]:
     if missing:
         notes.append(f"not known: {', '.join(missing)}")
     if store.header.digest == "none":
-        notes.append(f"no digests are known of {counted(len(store), 'image')}: give the images to have them taken")
+        notes.append(
+            f"no digests are known of {counted(len(store), 'image')}: name their folder with --images to compute them"
+        )
     quarantined = [store.keys[i] for i in np.flatnonzero(store.states == QUARANTINED).tolist()]
     if quarantined:
         first = f"the first is {quarantined[0]}: {store.error(quarantined[0])}"

@@ -74,7 +74,7 @@ def list_parquet(path: Path, left_out: LeftOut | None = None) -> Listing:
         about = json.loads((table.schema.metadata or {}).get(ABOUT, b"{}"))
         images = {str(key): (height, width, digest) for key, height, width, digest in about.get("images", [])}
     except (ValueError, TypeError, AttributeError) as error:
-        raise ExchangeError("its metadata makes no sense") from error
+        raise ExchangeError("its metadata cannot be read") from error
     left_out = left_out or LeftOut(strict=True)
     rows: dict[str, list[int]] = {key: [] for key in images}
     names, counts = table.column("image").to_pylist(), table.column("counts").to_pylist()

@@ -31,7 +31,7 @@ MAX_UNORDERED = 1 << 30  # bytes of masks in Fortran order, which cannot be read
 
 def list_grey(folder: Path) -> Listing:
     """8-bit grey PNG files; each value but 0 is a mask, in ascending order."""
-    note = "grey-png holds no overlapping masks: the parts of those that did overlap are masks of their own"
+    note = "grey-png holds no overlapping masks: where masks overlapped, each part is a mask of its own"
     return list_folder(folder, ".png", _grey_size, _read_grey, (note,))
 
 

@@ -125,13 +125,19 @@ def _index_problems(place: Location, reader: Reader, header: Header) -> Iterator
     done = states == DONE
     wrong = {
         "index/state": (states >= len(STATE_NAMES), "has an unknown state"),
-        "index/shape": (_any((index["index/shape"] > header.extent) | (index["index/shape"] < 0)), "has no such size"),
+        "index/shape": (
+            _any((index["index/shape"] > header.extent) | (index["index/shape"] < 0)),
+            "has an impossible size",
+        ),
         "index/counts": (
             _any((counts < 0) | (counts > (MAX_RECORDS, MAX_ATOMS, MAX_PAIRS))) | ((states > DONE) & _any(counts != 0)),
-            "has masks that cannot be",
+            "has impossible numbers of masks, atoms or pairs",
         ),
-        "index/digest": (done & ~_any(index["index/digest"] != 0) & (header.digest != "none"), "is done without one"),
-        "index/error": (done & _any(index["index/error"] != 0), "has a reason without being quarantined"),
+        "index/digest": (
+            done & ~_any(index["index/digest"] != 0) & (header.digest != "none"),
+            "is done, but has no digest",
+        ),
+        "index/error": (done & _any(index["index/error"] != 0), "is done, but has the reason of a quarantine"),
     }
     for name, (rows, what) in wrong.items():
         if rows.any():

@@ -150,7 +150,7 @@ def _card(store: MaskStore, key: str, width: int, image: Image.Image | None) -> 
     atoms, records = store.atoms(key), store.records(key)
     size = atoms.shape[1], atoms.shape[0]
     if not all(size):
-        raise StoreDamaged(f"{store.path}: {key}: called done, and has no pixels")
+        raise StoreDamaged(f"{store.path}: {key}: marked as done, but has no pixels")
     shown = min(width, size[0]), max(1, round(size[1] * min(1, width / size[0])))
     rows, columns = ((np.arange(n) + 0.5) * full / n for n, full in zip(shown[::-1], atoms.shape, strict=True))
     plane = atoms.atoms[np.ix_(rows.astype(int), columns.astype(int))]  # the pixel at the centre of each cell

@@ -95,7 +95,7 @@ def fill_store(
         try:
             there = open_store(path).header
         except StoreError as error:
-            raise StoreError(f"{path}: cannot be gone on with ({error})") from error
+            raise StoreError(f"{path}: cannot be resumed ({error})") from error
         if there != header or there.seal != seal(header.attributes(), pack_keys(keys, header.key_bytes), shapes):
             raise StoreError(f"{path}: another store is there already; choose another name")
     committer = Committer(path)

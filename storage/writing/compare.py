@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from scipy.sparse import coo_array, csr_array
 
 SHOWN = 5  # keys named of those that only one store has
+CHANGE = "{name} {old} -> {new}"
+SINCE = "{name}: was {old}, now {new}"
+IN_WORDS = {"predeblur": "pre-deblurring"}
 
 
 def store_differences(first: MaskStore, second: MaskStore, images: bool = True) -> Iterator[str]:
@@ -111,22 +114,26 @@ def _table(atoms: AtomMap) -> csr_array:
     return coo_array((ones, tuple(atoms.pairs.T)), (atoms.n_atoms + 1, atoms.n_masks)).tocsr()
 
 
-def recipe_differences(stored: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """One phrase per setting in which two recipes differ, such as "segmenter.points_per_side 32 -> 16"."""
+def recipe_differences(
+    stored: Mapping[str, Any], asked: Mapping[str, Any], form: str = CHANGE, prefix: str = ""
+) -> list[str]:
+    """One phrase per setting in which two recipes differ, such as "segmenter.points_per_side 32 -> 16".
+
+    Args:
+        form: of a phrase, CHANGE or SINCE.
+    """
     found = []
     for name in sorted(stored.keys() | asked.keys()):
         old, new = stored.get(name), asked.get(name)
         if isinstance(old, Mapping) and isinstance(new, Mapping) and old.get("name") == new.get("name"):
-            found += recipe_differences(old, new, f"{prefix}{name}.")
+            found += recipe_differences(old, new, form, f"{prefix}{name}.")
         elif old != new:
-            found.append(f"{prefix}{name} {_short(old)} -> {_short(new)}")
+            found.append(form.format(name=prefix + IN_WORDS.get(name, name), old=_short(old), new=_short(new)))
     return found
 
 
 def _short(value: Any) -> str:
     if isinstance(value, Mapping):
-        value = value.get("name") or (
-            f"checkpoint {value['checkpoint'][:12]}" if "checkpoint" in value else dict(value)
-        )
-    text = str(value)
+        value = value.get("name") or (f"network {value['checkpoint'][:12]}" if "checkpoint" in value else dict(value))
+    text = "none" if value is None else str(value)
     return text if len(text) <= 24 else f"{text[:12]}..."

@@ -130,7 +130,7 @@ def leased(folder: Path, of: str = "this store") -> Lease:
         folder.mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError):  # who has just ended took the folder along
             return Lease(folder, of)
-    raise StoreBusy(f"{folder}: others begin and end here all the time; run again")
+    raise StoreBusy(f"{folder}: other jobs keep starting and ending here; run again")
 
 
 @contextmanager

@@ -81,7 +81,7 @@ def test_weights_that_cannot_be_used_are_refused_before_a_store_is_made(prep_run
 def test_a_store_of_another_recipe_is_refused_naming_the_difference(prep_run, pairs, store, tmp_path, random_sam):
     torch.save(random_sam().state_dict(), tmp_path / "sam.pth")
     refused = prep_run(pairs, store, "--sam", tmp_path / "sam.pth")
-    assert (refused.code, "segmenter superpixels -> sam" in refused.error) == (2, True)
+    assert (refused.code, "segmenter: was superpixels, now sam" in refused.error) == (2, True)
     assert "with images is True in the store" in prep_run(pairs, store, "--without-images").error
 
 

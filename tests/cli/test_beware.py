@@ -92,7 +92,7 @@ def test_a_finished_run_is_of_its_best_step_and_never_of_step_0(samdeblur, store
     trained = samdeblur("train", store, *tiny, *options)
     assert trained.code == 0
     assert "30.00 dB at step 0, best 29.00 dB at step 1" in trained.out
-    assert "never came back to the PSNR of the starting weights" in trained.err
+    assert "never got back to that of the starting weights" in trained.err
     done = samdeblur("eval", "run", tmp_path / "run", store, "--out", tmp_path / "o")
     assert document(tmp_path / "o")["trained"] == {"step": 1, "of": 2, "reached": 2, "segmenter": ""}
     assert "step 1 of 2" in done.out
@@ -112,7 +112,7 @@ def test_masks_of_another_kind_than_in_training_are_noted(
     assert facts["made_by"] == opened.header.recipe
     assert samdeblur("eval", "run", run, store, "--out", tmp_path / "same").code == 0
     done = samdeblur("eval", "run", run, tmp_path / "sam.zarr", "--out", tmp_path / "other")
-    words = f"the training used those of {facts['segmenter']}"
+    words = f"the network was trained with masks of {facts['segmenter']}"
     assert facts["segmenter"].startswith("superpixels")
     assert words in done.out
     assert words in page(tmp_path / "other")

@@ -1,4 +1,4 @@
-"""Programs that are told to end."""
+"""Programs that are asked to stop."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_program_in_a_library_that_never_returns_ends_all_the_same(number):
         program.send_signal(number)
         err = program.communicate()[1]
     assert program.returncode == 42, err
-    assert err == "error: told to end, but still busy after 0 s; what was committed is safe\n"
+    assert err == "error: asked to stop, but still busy after 0 s; what was committed is safe\n"
 
 
 def test_a_program_whose_threads_do_not_end_ends_all_the_same():

@@ -66,7 +66,7 @@ def test_what_the_folder_lacks_is_said_and_left_out(evaluate, share, pairs):
     assert done.code == 3, done.err
     said = [line for line in done.err.splitlines() if line.startswith(f"{pairs}: ")]
     assert len(said) == 1
-    assert f"2 of 5 images ready in {share} not there, such as 002" in said[0]
+    assert f"2 of the 5 images ready in {share} are not there, such as 002" in said[0]
     (scored,) = sets(results)
     assert [image["key"] for image in scored["images"]] == ["000", "001", "003"]
     assert scored["unready"] == 2

@@ -156,7 +156,7 @@ def test_out_of_gpu_memory_is_one_line_that_suggests_tiles(samdeblur, checkpoint
     monkeypatch.setattr(NAFNet, "forward", full)
     failed = samdeblur("eval", "run", checkpoint, store, "--out", tmp_path / "o")
     assert failed.code == 1
-    assert "no memory for an image of 64x48 at once: give a tile size, as in --tile 512" in failed.error
+    assert "not enough memory for an image of 64x48 at once: give a tile size, as in --tile 512" in failed.error
 
 
 def test_what_stays_global_is_named(samdeblur, checkpoint, store, tmp_path, monkeypatch):
@@ -164,7 +164,7 @@ def test_what_stays_global_is_named(samdeblur, checkpoint, store, tmp_path, monk
     monkeypatch.setattr(NAFNet, "forward", lambda self, image: forward(self, image - image.mean((2, 3), keepdim=True)))
     done = samdeblur("eval", "run", checkpoint, store, "--report-images", 0, "--tlc", "--out", tmp_path / "o")
     assert done.code == 0
-    assert "--tlc: these keep looking at the whole image: network (mean in NAFNet)" in done.err
+    assert "--tlc: these still average over the whole image: network (mean in NAFNet)" in done.err
 
 
 def test_the_guard_is_named_in_results_and_its_findings_with_each_image(

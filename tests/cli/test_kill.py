@@ -98,7 +98,7 @@ def test_a_plugin_of_another_package_makes_a_store_that_is_stopped_resumed_and_t
     stopped, whole = tmp_path / "stopped.zarr", tmp_path / "whole.zarr"
     assert stopped_job(stopped, signal.SIGKILL, *options) == -signal.SIGKILL
     refused = prep_run(pairs, stopped, *options, "--set-segmenter", "sigma=2")
-    assert (refused.code, "segmenter.sigma 0.8 -> 2.0" in refused.error) == (2, True)
+    assert (refused.code, "segmenter.sigma: was 0.8, now 2.0" in refused.error) == (2, True)
     finished = prep_run(pairs, stopped, *options)
     assert (finished.code, "2 done before" in finished.out) == (0, True)
     assert prep_run(pairs, whole, *options).code == 0
@@ -120,4 +120,4 @@ def test_a_worker_without_the_plugin_says_so(installed_plugin, prep_run, pairs, 
         failed = prep_run(pairs, tmp_path / "s.zarr", *options)
     assert failed.code == 1
     assert "no worker is left" in failed.err
-    assert "segmenter regions: no package on" in failed.err
+    assert "segmenter regions: no installed package on" in failed.err

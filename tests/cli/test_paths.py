@@ -115,7 +115,7 @@ def test_a_permission_and_a_lock_are_called_that_and_not_damage(samdeblur, store
     (tmp_path / "closed/zarr.json").unlink()
     monkeypatch.setattr(places.os, "access", lambda path, mode: False)  # root may read everything
     denied = samdeblur("prep", "info", tmp_path / "closed")
-    assert (denied.code, "Permission denied; it is there, and may not be read" in denied.error) == (1, True)
+    assert (denied.code, "Permission denied; it exists, but you may not read it" in denied.error) == (1, True)
 
 
 def test_a_store_that_was_opened_by_a_relative_path_is_read_from_another_folder(store, tmp_path, monkeypatch):

@@ -215,7 +215,7 @@ def test_every_stage_runs_once_for_each_image_and_not_again(samdeblur, store, ti
     done = samdeblur(*command)
     assert done.code == 0, done.err
     assert (len(segmented), len(network), len(read)) == (5, 5, 5)
-    assert "the training used those of superpixels" in done.err
+    assert "the network was trained with masks of superpixels" in done.err
     assert "step 2 of 2" not in done.err  # of a finished run nothing is to be said
     again = samdeblur(*command)
     assert "5 images restored, 5 of them there before" in again.out
@@ -240,7 +240,7 @@ def test_large_images_go_in_tiles_where_memory_asks_for_it(samdeblur, checkpoint
     assert "tiles" not in samdeblur(*command, "--out", tmp_path / "whole").err
     monkeypatch.setattr(memory, "free_bytes", lambda device: 1 << 20)
     tiled = samdeblur(*command, "--out", tmp_path / "tiled")
-    assert "700x48 pixels, restored in tiles of 512 for want of memory" in tiled.err
+    assert "700x48 pixels, restored in tiles of 512 for lack of memory" in tiled.err
     expected = deblur(load_network(checkpoint), wide, tile=512)
     assert np.array_equal(pixels(tmp_path / "tiled/wide.png"), expected)
 
@@ -293,7 +293,7 @@ def test_results_are_not_restored_again(samdeblur, checkpoint, holiday, tmp_path
         (("holiday", "--out", "holiday"), "name a new folder"),
         (("holiday", "--tile", "33"), "--tile and --overlap"),
         (("holiday", "--train-size", "64"), "--train-size is for --tlc"),
-        (("holiday", "--weights", "worst"), "none of best, last, initial, step-N"),
+        (("holiday", "--weights", "worst"), "not one of best, last, initial, step-N"),
         (("holiday", "--format", "gif"), "gif"),
     ],
 )
@@ -336,7 +336,7 @@ def test_weights_are_chosen_from_a_file_with_several_and_each_choice_is_another_
     torch.save(both, tmp_path / "both.pth")
     image, out = holiday / "plain.tif", tmp_path / "o"
     done = samdeblur("eval", "restore", tmp_path / "both.pth", image, "--out", out)
-    note = f"note: {tmp_path}/both.pth: holds weights and their average; params_ema is taken"
+    note = f"note: {tmp_path}/both.pth: holds weights and their moving average; takes params_ema"
     assert (done.code, note in done.err) == (0, True)
     average = pixels(out / "plain.png")
     done = samdeblur("eval", "restore", f"{tmp_path}/both.pth#params", image, "--out", tmp_path / "p")

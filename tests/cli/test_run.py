@@ -216,7 +216,7 @@ def test_no_memory_on_the_device_is_a_reason_with_advice(prep_run, pairs, tmp_pa
     monkeypatch.setattr(SuperpixelSegmenter, "segment", full)
     result = prep_run(pairs, tmp_path / "s.zarr")
     assert result.code == 3
-    assert result.out.count("out of GPU memory; a GPU with more of it, or a recipe of fewer points_per_batch") == 5
+    assert result.out.count("out of GPU memory; use a GPU with more, or a lower --points-per-batch") == 5
 
 
 def test_status_names_the_job_that_is_at_work(samdeblur, prep_run, pairs, tmp_path):
@@ -244,7 +244,7 @@ def test_a_running_scheduler_is_joined(samdeblur, pairs, store, tmp_path):
     [
         (["--scheduler", "tcp://127.0.0.1:1", "--patience", "1"], 1, "no Dask scheduler answered for 1 s"),
         (["--scheduler", "nonsense://x"], 1, "not the address of a Dask scheduler"),
-        (["--memory-limit", "lots"], 2, "'lots' is no size; write 4GB"),
+        (["--memory-limit", "lots"], 2, "'lots' is not a size; write 4GB"),
         (["--patience", "0"], 2, "patience"),
     ],
 )

@@ -126,7 +126,7 @@ def test_results_are_named_by_their_folder_or_their_file(samdeblur, two):
     [
         (results("map", one_set([1.0]), conventions=Conventions(align="ecc")), "align ecc instead of none"),
         (results("map", one_set([1.0]), conventions=Conventions(collapse_db=2.0)), "collapse_db 2.0 instead of 3.0"),
-        (results("map", one_set([1.0, 2.0])), "toy test has other images: 1 and 2, and 0001 only in"),
+        (results("map", one_set([1.0, 2.0])), "toy test has different images: 1 and 2, and 0001 only in"),
         (results("map", UNSCORED), "it has no sharp images"),
     ],
 )

@@ -109,5 +109,5 @@ def test_what_local_means_do_not_reach_is_said():
     said = []
     Restorer(with_prior(Mean(), None), Inference(tlc=64), said.append)
     assert len(said) == 1
-    assert said[0].startswith("--tlc: these keep looking at the whole image")
+    assert said[0].startswith("--tlc: these still average over the whole image")
     assert Restored(np.zeros((1, 1, 3), np.uint8)).flags == ()

@@ -128,7 +128,11 @@ def test_the_transparent_grey_of_a_png_is_one_of_its_own_bits(tmp_path, bits):
     ("pixels", "options", "said"),
     [
         (np.full((9, 8), -3, np.int8), {"photometric": "minisblack"}, "signed"),
-        (np.full((9, 8, 4), 3, np.uint8), {"photometric": "rgb", "extrasamples": [0]}, "channels beside its colours"),
+        (
+            np.full((9, 8, 4), 3, np.uint8),
+            {"photometric": "rgb", "extrasamples": [0]},
+            "extra channels of unknown meaning",
+        ),
         (np.full((9, 8, 5), 3, np.uint8), {"photometric": "rgb", "extrasamples": [0, 0]}, "channels beside"),
     ],
     ids=["signed", "four channels", "five channels"],

@@ -158,7 +158,7 @@ def test_a_factory_of_ones_own_trains_and_its_file_asks_before_it_is_run(store, 
     assert loaded.network.multiple == 12
     assert loaded(torch.rand(1, 3, 41, 50), None).shape == (1, 3, 41, 50) if loaded.prior is None else True
     monkeypatch.setattr(named, "_asked", set())  # as in another process
-    with pytest.raises(CheckpointError, match=f"code that is not of this package.*{named.ALLOWED}={name}"):
+    with pytest.raises(CheckpointError, match=f"code outside this package.*{named.ALLOWED}={name}"):
         load_network(weights)
     monkeypatch.setenv(named.ALLOWED, f"other:x,{name}")
     assert load_network(weights).recognised.startswith(f"a network of samdeblur: {name} (channels 5)")
@@ -171,16 +171,16 @@ def test_a_factory_of_ones_own_trains_and_its_file_asks_before_it_is_run(store, 
         ("restormer", {}, "it is nafnet, unet, spandrel:CLASS or package.module:factory"),
         ("spandrel:Uformers", {}, "did you mean Uformer"),
         ("spandrel:Uformer", {"dim": 3}, "unexpected keyword argument 'dim'; its options are img_size"),
-        ("spandrel:DRUNet", {}, "takes no image"),
+        ("spandrel:DRUNet", {}, "does not turn an image"),
         ("spandrel:SPAN", {"num_in_ch": 3, "num_out_ch": 3, "upscale": 4}, "restores no images"),
-        ("unet", {"width": 0}, "width: 0 is no whole number"),
+        ("unet", {"width": 0}, "width: 0 is not a whole number"),
         ("unet", {"deep": 3}, "its options are width, levels, blocks"),
         ("nowhere.at.all:make", {}, "no module 'nowhere'; is it installed, or on PYTHONPATH"),
         ("torch.nn:Conv3dd", {}, "no Conv3dd in it; did you mean Conv3d"),
         ("os:getcwd", {}, "gives a str, not a torch module"),
-        ("os:sep", {}, "is no class or function"),
+        ("os:sep", {}, "is not a class or function"),
         ("torch.nn:Identity", {}, "no convolution"),
-        ("torch.nn:Linear", {"in_features": 3, "out_features": 3}, "takes no image|restores no images"),
+        ("torch.nn:Linear", {"in_features": 3, "out_features": 3}, "does not turn an image|restores no images"),
     ],
 )
 def test_networks_that_cannot_be_are_refused(network, options, words, small):
@@ -206,7 +206,7 @@ def test_options_of_the_command_line_reach_the_network(samdeblur, store, tmp_pat
     assert done.code == 0, done.err
     assert load_network(tmp_path / "r").network.config == {"width": 4, "levels": 1, "blocks": 1}
     done = samdeblur("train", store.path, "--config", "unet", "--out", tmp_path / "s", "--set", "width=3", *short)
-    assert (done.code, "width: of nafnet alone; network unet takes network_options" in done.err) == (2, True)
+    assert (done.code, "width: a setting of nafnet only; network unet takes network_options" in done.err) == (2, True)
 
 
 def test_files_that_name_a_network_with_strange_values_are_refused(tmp_path, small):

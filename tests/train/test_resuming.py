@@ -115,7 +115,7 @@ def test_cut_files_for_people_are_written_again_and_the_run_goes_on(
 def test_a_cut_state_is_refused_with_what_to_do(how, four, store, run):
     _cut(run / "state.pt", how)
     with pytest.raises(
-        CheckpointError, match=r"state\.pt: (empty|cut, or no state of a run), .* --weights .*last\.safe"
+        CheckpointError, match=r"state\.pt: (empty|cut off, or not the state of a run), .* --weights .*last\.safe"
     ) as caught:
         train(four, store, run)
     assert "settings" not in str(caught.value)
@@ -124,7 +124,7 @@ def test_a_cut_state_is_refused_with_what_to_do(how, four, store, run):
 
 def test_something_else_in_the_place_of_a_state_is_refused(four, store, run):
     torch.save({"intro.weight": torch.zeros(3)}, run / "state.pt")
-    with pytest.raises(CheckpointError, match=r"state\.pt: cut, or no state of a run"):
+    with pytest.raises(CheckpointError, match=r"state\.pt: cut off, or not the state of a run"):
         train(four, store, run)
 
 

@@ -51,8 +51,8 @@ def kind_of(folder: Path) -> Kind:
     name = config.get("model_type")
     if name not in KINDS:
         raise CheckpointError(
-            f"{folder}: config.json says model_type {name!r}, which generates no masks here; those "
-            f"that do are {', '.join(KINDS)}"
+            f"{folder}: config.json says model_type {name!r}, which is not supported here; those "
+            f"that are: {', '.join(KINDS)}"
         )
     return KINDS[name]
 

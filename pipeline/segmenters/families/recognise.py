@@ -130,7 +130,7 @@ def _package(name: str, path: Path) -> Iterator[None]:
         if isinstance(error, SegmenterMissing):
             raise
         raise SegmenterMissing(
-            f"{path}: wants the package {name}: pip install 'samdeblur[segmenters]' ({error})"
+            f"{path}: needs the package {name}: pip install 'samdeblur[segmenters]' ({error})"
         ) from error
 
 

@@ -638,7 +638,7 @@ def test_what_to_beware_of_stands_before_the_numbers(tmp_path):
     for words in (
         "The weights are of step 4 of 10, which is not finished: it stands at step 6.",
         "9 images, too few for means to say much.",
-        "masks of superpixels 1; the training used those of sam 2",
+        "the masks are of superpixels 1; the network was trained with masks of sam 2",
         "1 image left out: gone (&lt;b&gt;quarantined&lt;/b&gt;).",
     ):
         assert 0 < html.find(words) < html.index("<table>"), words

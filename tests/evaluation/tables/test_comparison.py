@@ -258,7 +258,8 @@ def test_steps_of_unfinished_runs_and_masks_of_another_kind_are_noted():
     )
     assert noted(
         comparison,
-        "map, toy test: masks of superpixels 5e6f7a8b; the training used those of segment-anything 1a2b3c4d.",
+        "map, toy test: the masks are of superpixels 5e6f7a8b; the network was trained with "
+        "masks of segment-anything 1a2b3c4d.",
     )
     assert not noted(comparison, "none, toy test: masks")
     assert not noted(comparison, "too few")
@@ -321,8 +322,10 @@ def test_published_rows_never_stand_beside_other_conventions(conventions, small_
     comparison = compare([ours], settings=QUICK)
     assert not any(line.kind == "published" for line in comparison.rows)
     assert cell(comparison, "map").over_published == {}
-    assert noted(comparison, "Published numbers do not stand beside these", "instead of")
-    with pytest.raises(NotComparable, match=r"^results/a: published numbers do not stand beside these: .* instead of"):
+    assert noted(comparison, "Published numbers cannot be compared with these", "instead of")
+    with pytest.raises(
+        NotComparable, match=r"^results/a: published numbers cannot be compared with these: .* instead of"
+    ):
         compare([ours], ["results/a"], replace(QUICK, published=True))
 
 

@@ -172,7 +172,7 @@ def test_of_weights_and_their_average_the_average_is_taken_said_and_can_be_chose
         torch.save(_under(f"{names[0]}.", _state(network)) | _under(f"{names[1]}.", _state(average)), path)
     else:
         torch.save({names[0]: _state(network), names[1]: _state(average)}, path)
-    with pytest.warns(SeveralNetworks, match=rf"{names[1]} is taken, .*a\.pth#{names[0]} takes the other"):
+    with pytest.warns(SeveralNetworks, match=rf"takes {names[1]}; to take the other, name .*a\.pth#{names[0]}"):
         _assert_loads(load, path, average)
     _assert_loads(load, f"{path}#{names[0]}", network)
     _assert_loads(load, f"{path}#{names[1]}", average)
@@ -273,7 +273,7 @@ def test_parts_of_one_file_are_told_apart_wherever_weights_are_recognised(tmp_pa
             "'shadow_params' are tensors without",
         ),
         ({"epoch": 1, "lr": 0.1}, "it holds 'epoch', 'lr'"),
-        ({"params": {"intro.weight": torch.zeros(4, 3, 3, 3), "ending.weight": 3}}, "'ending.weight' is no tensor"),
+        ({"params": {"intro.weight": torch.zeros(4, 3, 3, 3), "ending.weight": 3}}, "'ending.weight' is not a tensor"),
         ({"network.intro.weight": torch.zeros(4, 3, 3, 3), "prior_conv.weight": torch.zeros(1)}, "without its config"),
         ({"model": {"vision_encoder.patch_embed.projection.weight": torch.zeros(1)}}, "transformers.*found at model"),
         ({"model": {"image_encoder.trunk.patch_embed.proj.weight": torch.zeros(1)}}, "Segment Anything 2"),

@@ -75,7 +75,7 @@ def test_the_size_of_training_crops_is_kept_where_it_is_known(tmp_path):
     for wrong in ("96", 0, True, 1.5):
         network.train_size = wrong
         path.write_bytes(encode_network(network))
-        with pytest.raises(CheckpointError, match=f"train_size {wrong!r} is no number of pixels"):
+        with pytest.raises(CheckpointError, match=f"train_size {wrong!r} is not a number of pixels"):
             load_network(path)
 
 

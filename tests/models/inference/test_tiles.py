@@ -224,7 +224,7 @@ def test_a_network_that_does_not_say_what_it_pads_to_gets_multiples_of_64():
 
 
 def test_a_network_that_changes_the_size_is_refused():
-    with pytest.raises(TileError, match="gives no image of the size of its input"):
+    with pytest.raises(TileError, match="gives images of another size than its input"):
         forward_in_tiles(nn.Conv2d(3, 3, 3), torch.rand(1, 3, 80, 64), tile=64, overlap=0)
 
 
@@ -253,7 +253,7 @@ def test_out_of_gpu_memory_says_what_to_do(image, monkeypatch, tile, words):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
 
     monkeypatch.setattr(Plain, "forward", full)
-    with pytest.raises(OutOfMemory, match=f"no memory for an image of 70x40 {words}") as caught:
+    with pytest.raises(OutOfMemory, match=f"not enough memory for an image of 70x40 {words}") as caught:
         deblur(network, image, tile=tile, overlap=0)
     assert isinstance(caught.value, torch.OutOfMemoryError)
 

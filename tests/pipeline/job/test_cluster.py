@@ -209,7 +209,7 @@ def test_a_worker_that_does_not_see_the_store_says_so(folder, tmp_path, undistur
     report = worker.run_block(replace(task, store=str(tmp_path / "elsewhere.zarr")))
     assert isinstance(report, BlockFailure)
     assert isinstance(report.error, NotShared)
-    assert "workers need the file system of the store" in str(report.error)
+    assert "workers need access to the file system of the store" in str(report.error)
 
 
 class _Staging:

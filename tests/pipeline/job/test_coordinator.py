@@ -402,7 +402,7 @@ def test_a_retried_image_beyond_the_extents_of_the_store_stays_in_quarantine(own
         save(own_folder / side / "c.png", random_image(9, 300, 20))
     run(own_folder, tmp_path / "toy.zarr", retry=True)
     assert (
-        "unreadable, or too large beside the others, when the store was planned and is 20x300"
+        "unreadable, or too large beside the others, when the store was planned, is 20x300 now"
         in status(tmp_path / "toy.zarr").quarantined["c"]
     )
     assert list(verify_store(tmp_path / "toy.zarr")) == []
@@ -534,8 +534,8 @@ def test_a_source_that_lists_its_images_in_another_order_is_refused_or_changes_n
 @pytest.mark.parametrize(
     ("change", "differs"),
     [
-        ({"predeblur": Weights("/x", "ab" * 32)}, "predeblur None -> checkpoint abababababab"),
-        ({"sam": Weights("/x", "ab" * 32)}, "segmenter superpixels -> sam"),
+        ({"predeblur": Weights("/x", "ab" * 32)}, "pre-deblurring: was none, now network abababababab"),
+        ({"sam": Weights("/x", "ab" * 32)}, "segmenter: was superpixels, now sam"),
     ],
     ids=["predeblur", "sam"],
 )
@@ -567,13 +567,16 @@ def test_other_settings_of_sam_are_refused_one_by_one(tmp_path, write_pairs, ran
     for name, values in store.records("a").items():
         assert np.array_equal(values, records[name], equal_nan=True), name
     for change, differs in (
-        ({"sam_settings": {"points_per_side": 3} | loose}, r"\(segmenter.points_per_side 2 -> 3\)"),
-        ({"sam_settings": loose}, r"\(segmenter.points_per_side 2 -> 32\)"),
-        ({"channel_order": "rgb"}, r"\(segmenter.channel_order bgr -> rgb\)"),
-        ({"sam": Weights("/x", "ab" * 32)}, r"\(segmenter.checkpoint [0-9a-f]{12}\.\.\. -> abababababab\.\.\.\)"),
+        ({"sam_settings": {"points_per_side": 3} | loose}, r"\(segmenter.points_per_side: was 2, now 3\)"),
+        ({"sam_settings": loose}, r"\(segmenter.points_per_side: was 2, now 32\)"),
+        ({"channel_order": "rgb"}, r"\(segmenter.channel_order: was bgr, now rgb\)"),
+        (
+            {"sam": Weights("/x", "ab" * 32)},
+            r"\(segmenter.checkpoint: was [0-9a-f]{12}\.\.\., now abababababab\.\.\.\)",
+        ),
         (
             {"channel_order": "rgb", "sam_settings": {"points_per_side": 2} | loose | {"crop_n_layers": 1}},
-            r"\(segmenter.channel_order bgr -> rgb; segmenter.crop_n_layers 0 -> 1\)",
+            r"\(segmenter.channel_order: was bgr, now rgb; segmenter.crop_n_layers: was 0, now 1\)",
         ),
     ):
         with pytest.raises(StoreError, match=differs):

@@ -141,9 +141,9 @@ def test_damage_to_an_embedding_is_named(kept, tmp_path, damage):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"sam": Weights("/x", "ab" * 32)}, r"another encoding \(segmenter.checkpoint [0-9a-f]{12}\.\.\. -> abab"),
-        ({"predeblur": Weights("/x", "cd" * 32)}, r"another encoding \(predeblur None -> checkpoint cdcd"),
-        ({"channel_order": "bgr"}, r"another encoding \(segmenter.channel_order rgb -> bgr\)"),
+        ({"sam": Weights("/x", "ab" * 32)}, r"other settings \(segmenter.checkpoint: was [0-9a-f]{12}\.\.\., now abab"),
+        ({"predeblur": Weights("/x", "cd" * 32)}, r"other settings \(pre-deblurring: was none, now network cdcd"),
+        ({"channel_order": "bgr"}, r"made with other settings \(segmenter.channel_order: was rgb, now bgr\)"),
         ({"sam_settings": {"crop_n_layers": 2}}, "has 1 layer of crops, --crop-n-layers 2 was asked for"),
         ({"sam_settings": {"crop_n_layers": 1, "crop_overlap_ratio": 0.5}}, "its crops overlap by 0.34"),
     ],
@@ -155,7 +155,7 @@ def test_embeddings_of_another_encoding_are_refused(source, settings, kept, chan
 
 def test_embeddings_of_another_precision_are_refused(source, settings, kept):
     speed = replace(settings.speed, precision="bfloat16")
-    with pytest.raises(StoreError, match=r"another encoding \(mode exact -> tolerance\)"):
+    with pytest.raises(StoreError, match=r"made with other settings \(mode: was exact, now tolerance\)"):
         require_embeddings(source, replace(settings, embeddings=str(kept), speed=speed))
 
 

@@ -256,7 +256,7 @@ def test_a_place_whose_images_all_fail_alike_is_left_out_and_they_are_done_elsew
 
     assert job(["bad", "good"], segment).files() == undisturbed.files()
     assert job.summary.quarantined == 0
-    assert "4 images in a row failed alike" in job.summary.left_out["bad"]
+    assert "4 images in a row failed in the same way" in job.summary.left_out["bad"]
 
 
 def test_images_that_are_all_gone_end_the_job_and_none_is_quarantined(job, monkeypatch):
@@ -269,7 +269,7 @@ def test_images_that_are_all_gone_end_the_job_and_none_is_quarantined(job, monke
         if lost and key >= "03":
             raise BadImage(f"{key}: Permission denied") from PermissionError(errno.EACCES, "Permission denied")
 
-    with pytest.raises(Unusable, match=r"6 images in a row failed alike.*Permission denied"):
+    with pytest.raises(Unusable, match=r"6 images in a row failed in the same way.*Permission denied"):
         job(["only"], read=read)
     assert (status(job.path).done, status(job.path).quarantined) == (3, {})
     lost.clear()

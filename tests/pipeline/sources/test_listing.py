@@ -68,7 +68,7 @@ def test_forms_that_are_not_read_are_counted_and_named(tmp_path, write_pairs):
     source = open_source(str(tmp_path), "test")
     assert source.keys == ["a"]
     assert source.notes[0].endswith(
-        "2 images left out in forms that are not read: 1 .avif, 2 .jp2; convert them to PNG"
+        "2 images left out in formats that are not read: 1 .avif, 2 .jp2; convert them to PNG"
     )
     (tmp_path / "blur/a.png").rename(tmp_path / "blur/a.heic")
     with pytest.raises(SourceError, match=r"no pair is complete, 3 images .* 1 \.avif, 1 \.heic, 2 \.jp2; convert"):

@@ -162,7 +162,7 @@ def test_masks_without_their_table_are_never_taken_for_images(out, tmp_path):
 
 
 def test_the_folder_of_one_image_is_told_from_the_folder_of_all(out, tmp_path):
-    with pytest.raises(ExchangeError, match="the masks of one image are right in it"):
+    with pytest.raises(ExchangeError, match="it holds the masks of one image"):
         make(out / "a", tmp_path)
 
 

@@ -185,7 +185,7 @@ IMAGE = {"id": 1, "height": 3, "width": 4, "file_name": "a"}
         (instances(IMAGE, annotations=[None]), "an annotation is None"),
         (instances(IMAGE, annotations=[annotation(2)]), "belongs to image 2"),
         (instances(IMAGE, annotations=[annotation([])]), "image_id is a list"),
-        (instances(IMAGE, IMAGE | {"file_name": "b"}), "'a' and 'b' have the id 1"),
+        (instances(IMAGE, IMAGE | {"file_name": "b"}), "'a' and 'b' share the id 1"),
         (instances(IMAGE, IMAGE | {"id": 2}), "two images are named 'a'"),
         (instances(IMAGE | {"file_name": ""}), "'' cannot be the name"),
         (instances(IMAGE | {"file_name": "a\0b"}), "cannot be the name"),
@@ -218,7 +218,7 @@ def test_masks_are_never_given_to_another_image_of_a_like_id(import_json):
     listed = [1, "1", "01", "01", 2, 3, 3.0, "3"]
     store, notes = import_json(instances(*images, annotations=[*map(annotation, listed)]), strict=False)
     assert {key: int(n) for key, n in zip(store.keys, store.counts[:, 0], strict=True)} == {"a": 1, "b": 2, "d": 3}
-    assert any("left out: 3 of no use, the first: 'c' and 'e' have the id 2" in note for note in notes)
+    assert any("left out: 3 of no use, the first: 'c' and 'e' share the id 2" in note for note in notes)
 
 
 def test_results_are_named_by_the_id_as_it_is_written(import_json):
@@ -337,6 +337,23 @@ def test_an_import_does_not_replace_another_store(import_json):
     import_json(instances(IMAGE))
     with pytest.raises(StoreError, match="is there already"):
         import_json(instances(IMAGE | {"file_name": "b"}))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+def test_json_is_read_in_any_unicode_encoding(encoding, tmp_path):
+    key = "ä" * 40  # longer than what the format is recognised by
+    document = {"key of 64 bytes": key} | instances({"id": 1, "file_name": f"{key}.png", "height": 3, "width": 4})
+    (tmp_path / "masks.json").write_bytes(json.dumps(document, ensure_ascii=False).encode(encoding))
+    import_masks(tmp_path / "masks.json", tmp_path / "made.zarr", None, "toy", "train")
+    assert open_store(tmp_path / "made.zarr").keys == (key,)
+
+
+@pytest.mark.parametrize("form", [None, "parquet"])
+def test_a_folder_of_parquet_is_refused_with_what_to_do(form, tmp_path):
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts/0.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ExchangeError, match=r"parts: a folder; Parquet is read from one file: write pyarrow"):
+        import_masks(tmp_path / "parts", tmp_path / "made.zarr", form, "toy", "train")
 
 
 def test_formats_and_sources_that_do_not_fit_are_refused(tmp_path):

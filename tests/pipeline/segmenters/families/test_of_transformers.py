@@ -146,7 +146,7 @@ def _config(folder, **changes):
         (lambda f: (f / "model.safetensors").unlink(), r"no \*\.safetensors beside config\.json"),
         (lambda f: (f / "config.json").write_text("{"), r"config\.json: cannot be read"),
         (lambda f: (f / "config.json").write_text("[]"), r"config\.json: not a mapping"),
-        (lambda f: _config(f, model_type="clip"), "model_type 'clip', which generates no masks here; those that do"),
+        (lambda f: _config(f, model_type="clip"), "model_type 'clip', which is not supported here; those that are"),
         (lambda f: _config(f, model_type="sam_hq"), "SamHQModel"),
         (lambda f: (f / "model.safetensors").write_bytes(b"\0" * 100), "not a SamModel of transformers"),
         (lambda f: (f / "preprocessor_config.json").write_text('{"image_std": 0}'), "are not three numbers"),

@@ -207,5 +207,5 @@ def test_a_package_that_is_missing_is_named_with_what_installs_it(checkpoint, fo
     for name in [name for name in sys.modules if name == package or name.startswith(f"{package}.")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(SegmenterMissing, match=rf"wants the package {package}: pip install 'samdeblur\[segmenters\]'"):
+    with pytest.raises(SegmenterMissing, match=rf"needs the package {package}: pip install 'samdeblur\[segmenters\]'"):
         open_model(checkpoint if package == "sam2" else folder, CPU, EXACT)
