@@ -31,7 +31,7 @@ def ends_when_signalled(grace: float, code: int, left: str) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    once = _Once()
+    once = _RaiseOnce()
     before = {n: signal.signal(n, once) for n in ENDS if signal.getsignal(n) != signal.SIG_IGN}  # as by nohup
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
@@ -41,7 +41,7 @@ def ends_when_signalled(grace: float, code: int, left: str) -> Iterator[None]:
     def watch() -> None:  # signals reach a thread even while the main one is in a library that does not return
         while numbers := os.read(reading, 64):
             if signal.SIGHUP in numbers:
-                _forget(terminals)
+                _discard_output(terminals)
             if not set(numbers).isdisjoint(before) and not over.wait(grace):
                 with suppress(OSError, ValueError):
                     click.echo(f"error: asked to stop, but still busy after {grace:.0f} s; {left}", err=True)
@@ -60,15 +60,15 @@ def ends_when_signalled(grace: float, code: int, left: str) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-class _Once:
+class _RaiseOnce:
     """Raises SignalledToEnd the first time; what cleans up after that is left alone."""
 
     def __init__(self) -> None:
-        self.told = False
+        self.raised = False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        if not self.told:
-            self.told = True
+        if not self.raised:
+            self.raised = True
             raise SignalledToEnd
 
 
@@ -85,7 +85,7 @@ def _is_terminal(number: int) -> bool:
     return False
 
 
-def _forget(terminals: list[int]) -> None:
+def _discard_output(terminals: list[int]) -> None:
     """Write to nowhere what would go to a terminal that was closed."""
     for number in terminals:
         if not _is_terminal(number):

@@ -76,37 +76,39 @@ def is_one_of(error: BaseException, names: Collection[str]) -> bool:
     return any(f"{kind.__module__}.{kind.__qualname__}" in names for kind in type(error).__mro__)
 
 
-def run_command(command: click.Command, interrupted: str = "", grace: float = 10.0, told: int = INTERRUPTED) -> None:
+def run_command(
+    command: click.Command, interrupted: str = "", grace: float = 10.0, signalled_code: int = INTERRUPTED
+) -> None:
     """Run a click command as a program: report errors in one line (--debug adds the traceback) and exit.
 
     Args:
         interrupted: what to say, after "interrupted", to someone who stops it.
         grace: seconds that it may take to end when SIGTERM or SIGHUP asks for it.
-        told: the exit code then.
+        signalled_code: the exit code then.
     """
     try:
         with (
-            ends_when_signalled(grace, told, interrupted.lstrip("; ") or "run the same command again"),
-            _harmless_streams(),
+            ends_when_signalled(grace, signalled_code, interrupted.lstrip("; ") or "run the same command again"),
+            _printable_streams(),
         ):
-            code = _run(command, interrupted, told)
+            code = _run(command, interrupted, signalled_code)
     except SignalledToEnd:  # just before, or just after
-        code = told
+        code = signalled_code
     sys.exit(code or 0)
 
 
 @contextmanager
-def _harmless_streams() -> Iterator[None]:
+def _printable_streams() -> Iterator[None]:
     """What is printed in here does nothing to a terminal, whatever names it holds."""
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = (cast(TextIO, _Harmless(stream)) for stream in before)
+    sys.stdout, sys.stderr = (cast(TextIO, _PrintableStream(stream)) for stream in before)
     try:
         yield
     finally:
         sys.stdout, sys.stderr = before
 
 
-class _Harmless:
+class _PrintableStream:
     """A stream of text without the characters that a terminal acts on; lines, tabs and returns to their start stay."""
 
     def __init__(self, stream: TextIO) -> None:
@@ -124,11 +126,11 @@ class _Harmless:
         return getattr(self._stream, name)
 
 
-def _run(command: click.Command, interrupted: str, told: int) -> int:
+def _run(command: click.Command, interrupted: str, signalled_code: int) -> int:
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = _say_note(warnings.showwarning)
+            warnings.showwarning = _printing_notes(warnings.showwarning)
             code = command.main(arguments, standalone_mode=False)
         sys.stdout.flush()
     except click.exceptions.NoArgsIsHelpError as help_text:
@@ -137,10 +139,10 @@ def _run(command: click.Command, interrupted: str, told: int) -> int:
     except (click.Abort, KeyboardInterrupt) as stopped:
         if isinstance(stopped.__cause__, EOFError):  # click takes the end of a file for the end of what is typed
             message, code = _explain(stopped.__cause__)
-            _say(f"error: {message}", code)
+            _print_line(f"error: {message}", code)
         else:
-            by = told if isinstance(stopped.__cause__ or stopped, SignalledToEnd) else INTERRUPTED
-            code = _say(f"interrupted{stopped.__cause__ or stopped}{interrupted}", by)
+            by = signalled_code if isinstance(stopped.__cause__ or stopped, SignalledToEnd) else INTERRUPTED
+            code = _print_line(f"interrupted{stopped.__cause__ or stopped}{interrupted}", by)
     except BrokenPipeError:  # who read it, such as head, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = FAILED
@@ -151,11 +153,11 @@ def _run(command: click.Command, interrupted: str, told: int) -> int:
             sys.stderr.write(without_secrets(traceback.format_exc()))
         stopped_by = getattr(error, "by", 0) if is_one_of(error, {"samdeblur.train.stopping.Stopped"}) else 0
         if stopped_by:
-            said = f"{error}; run the same command again to go on"
-            code = _say(said, INTERRUPTED if stopped_by == signal.SIGINT else REQUEUE)
+            message = f"{error}; run the same command again to go on"
+            code = _print_line(message, INTERRUPTED if stopped_by == signal.SIGINT else REQUEUE)
         else:
             message, code = _explain(error)
-            _say(f"error: {message}", code)
+            _print_line(f"error: {message}", code)
     return code or 0
 
 
@@ -171,12 +173,12 @@ def progress_bar(iterable: Iterable[Any] | None = None, **options: Any) -> tqdm[
     return tqdm(iterable, delay=SECOND, ncols=0, mininterval=15, file=Lines(), **options)
 
 
-def _say_note(otherwise: Callable[..., None]) -> Callable[..., None]:
+def _printing_notes(otherwise: Callable[..., None]) -> Callable[..., None]:
     """Shows warnings that are `NOTES` in a line, others as before."""
 
     def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
         if isinstance(message, Warning) and is_one_of(message, NOTES):
-            _say(f"note: {message}", 0)
+            _print_line(f"note: {message}", 0)
         else:
             otherwise(message, category, *where, **more)
 
@@ -204,7 +206,7 @@ def _explain(error: Exception) -> tuple[str, int]:
     return f"{type(error).__name__}: {error} (run with --debug for the traceback)", FAILED
 
 
-def _say(message: str, code: int) -> int:
+def _print_line(message: str, code: int) -> int:
     with suppress(OSError):  # nobody listens any more
         click.echo(without_secrets(printable(" ".join(message.split()))), err=True)
     return code

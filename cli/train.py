@@ -34,7 +34,7 @@ _ALIKE = {
 
 
 @contextmanager
-def _said_once() -> Iterator[None]:
+def _only_first_process_prints() -> Iterator[None]:
     """Leave it to the first process to say what comes to all."""
     try:
         yield
@@ -66,7 +66,7 @@ def _said_once() -> Iterator[None]:
 @click.option("--batch-size", type=int, help="Short for --set batch_size=...")
 @click.option("--seed", type=int, help="Short for --set seed=...")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Short for --set device=...")
-@_said_once()
+@_only_first_process_prints()
 def cli(
     stores: tuple[str, ...],
     out: Path,
@@ -131,12 +131,12 @@ def cli(
     if is_first():
         for used in (training, *others, *validation):
             say_left_out(used)
-        _say_small(validation[0] if validation else training)
+        _note_small_images(validation[0] if validation else training)
     start = time.monotonic()
     what = f"{settings.method} on {pick_device(settings.device)}"
     with progress_bar(total=settings.steps, bar_format=BAR, disable=not is_first()) as bar:
         quarantined = sum(len(used) - len(used.ready_keys) for used in (training, *others))
-        shown = _Shown(bar, f"{what}, {quarantined:,} quarantined or pending" if quarantined else what)
+        shown = _ProgressText(bar, f"{what}, {quarantined:,} quarantined or pending" if quarantined else what)
         history = train(
             settings, training, out, validation[0] if validation else None, shown, extend, mixed, places[0][1]
         )
@@ -173,7 +173,7 @@ def _split(used: list[MaskStore], count: int) -> list[Any]:
     return [used[:count], *used[count:]]
 
 
-def _say_small(store: MaskStore) -> None:
+def _note_small_images(store: MaskStore) -> None:
     from samdeblur.evaluation.metrics.psnr_ssim import SMALLEST
     from samdeblur.train.start import large_enough
 
@@ -191,7 +191,7 @@ WIDTH = 80  # of a line of progress
 FIRST_STEPS, FIRST_SECONDS = 20, 5.0  # after which the time of a run is told from them
 
 
-class _Shown:
+class _ProgressText:
     """What a progress bar says of the rows of a run, in 80 columns, and lines before it on standard output.
 
     Args:
@@ -201,7 +201,7 @@ class _Shown:
     def __init__(self, bar: Any, what: str) -> None:
         self.bar, self.what = bar, what
         self.since: tuple[int, float] | None = None  # step and time from which the speed is taken
-        self.said: dict[str, str] = {}
+        self.texts: dict[str, str] = {}
         self.begun = False
         self.first = 0
 
@@ -220,16 +220,16 @@ class _Shown:
                 click.echo(
                     f"{self.what}: {row['images']:,} images ({held_out}), {row['crops_per_epoch']:,} crops per epoch"
                 )
-        self._tell_time(step)
+        self._announce_time_left(step)
         if "loss" in row:
-            self.said["loss"] = f"loss {row['loss']:.4g}"
-            self.said["speed"] = f"{row['samples_per_second']:.4g} crops/s"
-            self.said["waiting"] = f"wait {row['loader_wait']:.0%}"
+            self.texts["loss"] = f"loss {row['loss']:.4g}"
+            self.texts["speed"] = f"{row['samples_per_second']:.4g} crops/s"
+            self.texts["waiting"] = f"wait {row['loader_wait']:.0%}"
         if "val_psnr" in row:
-            self.said["val"] = f"val {row['val_psnr']:.2f}"
+            self.texts["val"] = f"val {row['val_psnr']:.2f}"
         validated = [f"validated {row['validated']:.0f}/{row['of']:.0f}"] if "validated" in row else []
-        said = [self.said[name] for name in ("loss", "val", "speed", "waiting") if name in self.said]
-        self.bar.set_postfix_str(self._fitting([*validated, *said]), refresh=False)  # the last give way
+        texts = [self.texts[name] for name in ("loss", "val", "speed", "waiting") if name in self.texts]
+        self.bar.set_postfix_str(self._fitting([*validated, *texts]), refresh=False)  # the last give way
         self.bar.update(step - self.bar.n)
 
     def _fitting(self, parts: list[str]) -> str:
@@ -243,7 +243,7 @@ class _Shown:
                 text = longer
         return text
 
-    def _tell_time(self, step: int) -> None:
+    def _announce_time_left(self, step: int) -> None:
         """Once, after some steps: how long the rest takes if it goes on like that. The first step warms up."""
         from samdeblur.evaluation.ranks import is_first
         from samdeblur.storage.writing.lease import duration
@@ -268,7 +268,9 @@ def main() -> None:
         name = sys.argv.pop(1)
         sys.argv[0] = f"{Path(sys.argv[0]).name} {name}"
         run_command(runs.status if name == "status" else runs.plot)
-    run_command(cli, "; run the same command again to go on from the last state saved", grace=60, told=REQUEUE)
+    run_command(
+        cli, "; run the same command again to go on from the last state saved", grace=60, signalled_code=REQUEUE
+    )
 
 
 if __name__ == "__main__":

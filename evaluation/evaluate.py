@@ -119,7 +119,7 @@ def evaluate(
         journal.add(replace(entry, stamp=images.stamp(entry.score.key)))  # touched, and still the same
     keys = ranks.share([key for key in images.keys if key not in known])
     progress(len(known), len(images.keys))
-    kept = _Worst(task.shown_images, (entry.score for entry in known.values()))
+    kept = _WorstImages(task.shown_images, (entry.score for entry in known.values()))
     unusable: dict[str, str] = {}
     start = time.perf_counter()
     for number, (key, read) in enumerate(_read_ahead(mine.read, keys), 1):
@@ -154,11 +154,11 @@ def evaluate(
         seconds=sum(entry.seconds for entry in ordered),
         collapse_db=task.conventions.collapse_db,
         segmenter=images.segmenter if network.prior is not None else "",
-        trained_on=bool(images.seal) and images.seal in _seals(network),
+        trained_on=bool(images.seal) and images.seal in _training_seals(network),
     )
 
 
-class _Read(NamedTuple):
+class _ReadImage(NamedTuple):
     """An image, with what it went by just before it was read."""
 
     sample: Sample
@@ -195,14 +195,14 @@ class _Scoring:
     def saved(self, key: str) -> str:
         return file_stamp(restored_path(self.task.folder, self.name, key)) if self.task.save_images else ""
 
-    def read(self, key: str) -> _Read:
+    def read(self, key: str) -> _ReadImage:
         """Raises UnusableImage."""
         stamp, content = self.images.stamp(key), self.images.content(key)
         sample = self.images.sample(key)
         height, width = sample.blurred.shape[:2]
         if sample.sharp is not None and min(height, width) < SMALLEST:
             raise UnusableImage(f"{width}x{height} pixels, less than the {SMALLEST} of a window of SSIM")
-        return _Read(sample, stamp, content)
+        return _ReadImage(sample, stamp, content)
 
     def score(self, key: str, sample: Sample) -> tuple[Score, Restored, Masks | None]:
         """Raises UnusableImage."""
@@ -252,7 +252,7 @@ class _Scoring:
         self.ranks.wait()
 
 
-class _Worst:
+class _WorstImages:
     """The worst images so far, as many as are shown."""
 
     def __init__(self, count: int, scores: Iterable[Score]) -> None:
@@ -367,9 +367,9 @@ def _read_ahead(read_one: Callable[[str], Found], keys: Sequence[str]) -> Iterat
             yield key, now.result()
 
 
-def _seals(network: Deblurrer) -> set[str]:
+def _training_seals(network: Deblurrer) -> set[str]:
     """Of the images a network says it was trained on."""
-    said = network.provenance or {}
-    masks = said.get("masks")
+    provenance = network.provenance or {}
+    masks = provenance.get("masks")
     others = [used.get("seal") for used in masks if isinstance(used, Mapping)] if isinstance(masks, list) else []
-    return {str(seal) for seal in (said.get("images"), *others) if seal}
+    return {str(seal) for seal in (provenance.get("images"), *others) if seal}

@@ -125,7 +125,7 @@ def restore_images(
     known = journal.read()
     outcome = Outcome()
     ready: Restorer | None = None
-    for one, name in bar(list(_named(inputs, folder, FORMS[way.form], known, way, say))):
+    for one, name in bar(list(_with_result_names(inputs, folder, FORMS[way.form], known, way, say))):
         target = folder / name
         source = one.source
         stamp, entry = f"{way.digest} {file_stamp(source)}", known.get(str(name))
@@ -138,7 +138,7 @@ def restore_images(
                 photo = read_photo(source)
                 ready = ready or restorer()
                 restored, notes = _restore(photo, ready, segment)
-                photo = _as_written(replace(photo, pixels=restored.image), way, notes)
+                photo = _at_bit_depth_of_form(replace(photo, pixels=restored.image), way, notes)
                 data = encode_photo(photo, way.form, way.quality)
             except BadImage as error:
                 outcome.left_out[source] = str(error).removeprefix(f"{source}: ")
@@ -182,7 +182,7 @@ def _restore(photo: Photo, restorer: Restorer, segment: Segment | None) -> tuple
     return restored, [f"{width}x{height} pixels, restored in tiles of {tile} for lack of memory"] if tile else []
 
 
-def _as_written(photo: Photo, way: Way, notes: list[str]) -> Photo:
+def _at_bit_depth_of_form(photo: Photo, way: Way, notes: list[str]) -> Photo:
     """The result with as many bits as the form holds and the precision gave; adds to the notes."""
     if photo.pixels.dtype == np.uint8:
         return photo
@@ -205,7 +205,7 @@ def _content(way: Way, source: Path) -> str:
 # Names
 
 
-def _named(
+def _with_result_names(
     inputs: Sequence[Input],
     folder: Path,
     suffix: str,

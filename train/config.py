@@ -38,7 +38,9 @@ class TrainConfig:
         choices=SEMANTICS,
     )
     prior_channels: int = setting(2, "S, channels of the encoder of `map`", low=1)
-    mask_dropout: float = setting(0.5, "of `map-dropout`: fraction of the masks of a crop that is dropped", low=0, below=1)
+    mask_dropout: float = setting(
+        0.5, "of `map-dropout`: fraction of the masks of a crop that is dropped", low=0, below=1
+    )
     aggregate: Aggregate = setting(
         "sum",
         "what a pixel under several masks gets: the `sum` of their averages, as in the paper; ours: their `mean`, or "
@@ -59,7 +61,9 @@ class TrainConfig:
     width: int = setting(32, "of `nafnet`: channels of the first level", low=1)
     enc_blk_nums: tuple[int, ...] = setting((1, 1, 1, 28), "of `nafnet`: blocks of each encoder level", low=0)
     middle_blk_num: int = setting(1, "of `nafnet`: blocks between encoder and decoder", low=1)
-    dec_blk_nums: tuple[int, ...] = setting((1, 1, 1, 1), "of `nafnet`: blocks of each decoder level, deepest first", low=0)
+    dec_blk_nums: tuple[int, ...] = setting(
+        (1, 1, 1, 1), "of `nafnet`: blocks of each decoder level, deepest first", low=0
+    )
     weights: str = setting("", "checkpoint to start from, with its architecture: [fine-tuning](#fine-tuning)")
     freeze_backbone: int = setting(0, "first steps in which only the prior is trained", low=0)
     # crops
@@ -101,7 +105,9 @@ class TrainConfig:
         "(`restarts`), `linear`, or `constant`",
         choices=SCHEDULES,
     )
-    schedule_steps: int = setting(0, "length of the schedule, after which the rate stays at its last value; 0: the whole run", low=0)
+    schedule_steps: int = setting(
+        0, "length of the schedule, after which the rate stays at its last value; 0: the whole run", low=0
+    )
     restart_steps: int = setting(0, "of `restarts`: steps of each cosine", low=0)
     warmup_steps: int = setting(0, "first steps, in which the learning rate rises from zero to the schedule", low=0)
     betas: tuple[float, ...] = setting((0.9, 0.9), "of optimisers that have them", low=0, below=1)

@@ -93,12 +93,12 @@ def train(
         }
         folders.check_claim(folder, folders.RUN)
         require(tracker_names(config))
-        alone = stack.enter_context(_alone(folder, ranks))
+        alone = stack.enter_context(_hold_folder(folder, ranks))
         run = Run(config, network, val, folder, ranks, request, progress, alone)
         state = read_run(folder, config, facts, extend)
-        run.said = what_was_run(config, facts) | {"extended": (state or {}).get("extended", [])}
+        run.facts = what_was_run(config, facts) | {"extended": (state or {}).get("extended", [])}
         if ranks.first:
-            write_facts(folder, config, facts | {"extended": run.said["extended"]})
+            write_facts(folder, config, facts | {"extended": run.facts["extended"]})
         run.restore(state)
         stack.enter_context(run.noted())
         loader = crop_loader(
@@ -135,7 +135,7 @@ def _seed_of(config: TrainConfig, place: int) -> int:
 
 
 @contextmanager
-def _alone(folder: Path, ranks: Ranks) -> Iterator[Callable[[], None]]:
+def _hold_folder(folder: Path, ranks: Ranks) -> Iterator[Callable[[], None]]:
     """The folder of a run to its first process; gives a check that it still is. Raises StoreBusy."""
     if not ranks.first:
         yield lambda: None

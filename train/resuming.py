@@ -75,7 +75,7 @@ def read_run(
     ]
     if bool(facts["train"].get("mixed_with")) != bool(known["train"].get("mixed_with")):  # older ones do not say
         changed.append("train: another number of stores")
-    changed += [f"{name}: other images, masks or weights" for name in DATA if _differ(known.get(name), facts[name])]
+    changed += [f"{name}: other images, masks or weights" for name in DATA if _contradict(known.get(name), facts[name])]
     if changed:
         longer = changed == [f"steps {stored.steps} -> {config.steps}"] and stored.steps < config.steps
         advice = "add --extend to go on to more steps, or use another --out" if longer else "use another --out"
@@ -120,8 +120,8 @@ def _stored(folder: Path, state: Mapping[str, Any]) -> tuple[TrainConfig, Mappin
             raise ConfigError(f"{folder / CONFIG}: cut off, {missing[0]} is missing; put a copy back")
         return TrainConfig.of(found[CONFIG]), found[RUN]
     stored = TrainConfig.of(state["config"])
-    mended = [] if _says(found[CONFIG], stored) else [CONFIG]
-    if found[RUN] is None or any(_differ(found[RUN].get(name), state["facts"][name]) for name in DATA):
+    mended = [] if _agrees_with_state(found[CONFIG], stored) else [CONFIG]
+    if found[RUN] is None or any(_contradict(found[RUN].get(name), state["facts"][name]) for name in DATA):
         mended.append(RUN)
     if mended and is_first():
         warnings.warn(
@@ -132,7 +132,7 @@ def _stored(folder: Path, state: Mapping[str, Any]) -> tuple[TrainConfig, Mappin
     return stored, state["facts"]
 
 
-def _says(values: Mapping[str, Any] | None, stored: TrainConfig) -> bool:
+def _agrees_with_state(values: Mapping[str, Any] | None, stored: TrainConfig) -> bool:
     """Whether config.yaml says what the state does, but for what may change."""
     try:
         said = TrainConfig.of(values or {})
@@ -185,8 +185,8 @@ def _rows_beyond_the_first(path: Path) -> list[str]:
     return [step for step in steps if step.isdecimal() and int(step)]
 
 
-def _differ(known: Any, now: Any) -> bool:
+def _contradict(known: Any, now: Any) -> bool:
     """Whether facts contradict each other; what an earlier version did not write down does not."""
     if isinstance(known, Mapping) and isinstance(now, Mapping):
-        return any(_differ(known[name], now[name]) for name in known.keys() & now.keys())
+        return any(_contradict(known[name], now[name]) for name in known.keys() & now.keys())
     return bool(known != now)

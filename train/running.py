@@ -114,7 +114,7 @@ class Run:
         self.history: list[Row] = []
         self.losses: list[Tensor] = []  # since the last row
         self.batch: Batch | None = None  # the last one, on the device
-        self.said: dict[str, Any] = {}  # what the state says of the run
+        self.facts: dict[str, Any] = {}  # what the state says of the run
         self.step = 0
         self.saved = -1  # step of the last state on the disk
         self.since = time.perf_counter()
@@ -270,7 +270,7 @@ class Run:
                 "average": self.average.state_dict() if self.average is not None else None,
                 "losses": losses,
                 "history": self.history,
-                **self.said,
+                **self.facts,
             }
             save_state(self.folder, state, self.shown, self._kept())
         self.saved = self.step

@@ -127,8 +127,8 @@ def note_error(folder: Path, step: int, error: BaseException | None) -> None:
             (folder / ERROR).unlink(missing_ok=True)
         else:
             text = " ".join(str(error).split()) or type(error).__name__
-            said = {"error": text[:2000], "step": step, "when": time.strftime("%Y-%m-%d %H:%M:%S")}
-            (folder / ERROR).write_text(json.dumps(said) + "\n", encoding="utf-8")
+            report = {"error": text[:2000], "step": step, "when": time.strftime("%Y-%m-%d %H:%M:%S")}
+            (folder / ERROR).write_text(json.dumps(report) + "\n", encoding="utf-8")
 
 
 def draw_runs(runs: Mapping[str, Sequence[Mapping[str, float]]], label: str = "training loss (dB)") -> bytes:

@@ -307,10 +307,10 @@ def _run(job: Job, workers: Workers, options: Mapping[str, Any]) -> int:
             summary = prepare(
                 job.source, job.store, job.settings, job.layout, workers, progress, options["retry_quarantined"]
             )
-        except KeyboardInterrupt as told:
+        except KeyboardInterrupt as stop:
             found = status(job.store) if not is_vacant(job.store) else None
             done = f"; {len(found.store) - found.pending} of {counted(total, 'image')} done" if found else ""
-            raise type(told)(done) from None
+            raise type(stop)(done) from None
         found = status(job.store)
         progress.event(
             "end",

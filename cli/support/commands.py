@@ -10,7 +10,7 @@ import click
 LONG = 1000  # letters of a sentence in a list of commands, which is wrapped, not cut
 
 
-class _Said:
+class _WithDebug:
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         debug = click.Option(["--debug"], is_flag=True, expose_value=False, help="Show the traceback of an error.")
         *params, last = super().get_params(ctx)  # type: ignore[misc]
@@ -20,7 +20,7 @@ class _Said:
         return str(super().get_short_help_str(LONG))  # type: ignore[misc]
 
 
-class Command(_Said, click.Command):
+class Command(_WithDebug, click.Command):
     """A command whose options are shown in groups.
 
     Args:
@@ -41,7 +41,7 @@ class Command(_Said, click.Command):
                 formatter.write_dl([record for record in records if record is not None])
 
 
-class Group(_Said, click.Group):
+class Group(_WithDebug, click.Group):
     """A group of such commands."""
 
     command_class = Command

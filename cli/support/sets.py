@@ -70,8 +70,8 @@ def open_sets(
         _of_store(next(ready)) if source is None else source.with_masks(segmenter) for source in sources
     ]
     for found, location in zip(opened, locations, strict=True):
-        found.dataset = _own_name(found, location)
-    _tell_apart(opened, locations)
+        found.dataset = _dataset_name(found, location)
+    _make_names_distinct(opened, locations)
     return opened
 
 
@@ -92,7 +92,7 @@ def _refuse_others(location: str) -> None:
         raise click.UsageError(f"{location}: holds {folders.WORDS[kind]}, and no images to score{swapped}")
 
 
-def _own_name(found: ImageSet, location: str) -> str:
+def _dataset_name(found: ImageSet, location: str) -> str:
     """The name of the dataset, if it has as many images as its authors count; else that of the folder or the file."""
 
     from samdeblur.pipeline.sources.layouts import LAYOUTS
@@ -119,7 +119,7 @@ def _name_of_place(location: str) -> str:
     return name or "images"
 
 
-def _tell_apart(opened: Sequence[ImageSet], locations: Sequence[str]) -> None:
+def _make_names_distinct(opened: Sequence[ImageSet], locations: Sequence[str]) -> None:
     """Sets of one name get as much of their places into it as makes them differ."""
 
     from samdeblur.evaluation.tables.arrangement import distinct_labels

@@ -156,7 +156,9 @@ def distinct_labels(labels: Sequence[str], places: Sequence[str]) -> list[str]:
     made = list(labels)
     for label, positions in wanted.items():
         if len(positions) > 1:
-            for position, tail in zip(positions, _tails([places[position] for position in positions]), strict=True):
+            for position, tail in zip(
+                positions, _distinct_endings([places[position] for position in positions]), strict=True
+            ):
                 made[position] = f"{label} ({tail})"
     used: list[str] = []
     for label in made:
@@ -165,7 +167,7 @@ def distinct_labels(labels: Sequence[str], places: Sequence[str]) -> list[str]:
     return used
 
 
-def _tails(places: Sequence[str]) -> list[str]:
+def _distinct_endings(places: Sequence[str]) -> list[str]:
     """The last parts of paths, as many as make them differ."""
     paths = (Path(os.path.abspath(place)) for place in places)
     parts = [(path.parent if path.name == RESULTS else path).parts for path in paths]

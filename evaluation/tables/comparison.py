@@ -147,10 +147,10 @@ def compare(runs: Sequence[Results], places: Sequence[str] = (), settings: Setti
         *_conventions(arrangement.conventions, settings),
         *notes,
         *arrangement.notes,
-        *_ways(arrangement),
-        *_cut(arrangement),
+        *_inference_notes(arrangement),
+        *_capped_psnr_notes(arrangement),
     ]
-    notes += [*_weights(groups), *_few(columns), *_masks(arrangement)]
+    notes += [*_weight_notes(groups), *_small_set_notes(columns), *_mask_notes(arrangement)]
     return Comparison(columns, tuple(names), tuple(rows), name, arrangement.conventions, settings, tuple(notes))
 
 
@@ -183,7 +183,7 @@ def _published(arrangement: Arrangement, settings: Settings) -> tuple[list[Row],
         notes.append(f"Published SSIM is left out, as SSIM here is of the convention {settings.ssim}.")
     for column, of_paper in zip(arrangement.columns, known, strict=True):
         if of_paper is not None:
-            notes += _apart(arrangement, column, of_paper)
+            notes += _inference_unlike_published(arrangement, column, of_paper)
     return [_published_row(row, arrangement.columns) for row in published.ROWS], notes
 
 
@@ -197,7 +197,9 @@ def _paper_sets() -> str:
     return ", ".join(f"{' '.join(key)} {found.images:,}" for key, found in published.SETS.items())
 
 
-def _apart(arrangement: Arrangement, column: Column, of_paper: published.PublishedSet) -> list[str]:
+def _inference_unlike_published(
+    arrangement: Arrangement, column: Column, of_paper: published.PublishedSet
+) -> list[str]:
     """How our evaluation of a set differs from the published one."""
     notes = []
     usual = str(of_paper.inference)
@@ -240,7 +242,7 @@ def _conventions(conventions: Conventions, settings: Settings) -> list[str]:
     ]
 
 
-def _ways(arrangement: Arrangement) -> list[str]:
+def _inference_notes(arrangement: Arrangement) -> list[str]:
     """How inference was done in rows whose label does not say it, for it was not the same on all sets."""
     notes = []
     mixed = [group for group in arrangement.groups if len(group.networks[0].ways) > 1]
@@ -253,16 +255,16 @@ def _ways(arrangement: Arrangement) -> list[str]:
     return notes
 
 
-def _weights(groups: Sequence[Group]) -> list[str]:
+def _weight_notes(groups: Sequence[Group]) -> list[str]:
     """Of which steps the weights are, where they say."""
-    said = []
+    steps_of_groups: list[str] = []
     for group in groups:
         steps = [str(network.trained) for network in group.networks if network.trained is not None]
-        said += [f"{group.label}: {'; '.join(dict.fromkeys(steps))}"] if steps else []
-    return [f"Weights of {', '.join(said)}."] if said else []
+        steps_of_groups += [f"{group.label}: {'; '.join(dict.fromkeys(steps))}"] if steps else []
+    return [f"Weights of {', '.join(steps_of_groups)}."] if steps_of_groups else []
 
 
-def _few(columns: Sequence[Column]) -> list[str]:
+def _small_set_notes(columns: Sequence[Column]) -> list[str]:
     return [
         f"{column.name}: {counted(len(column.images), 'image')}, too few for means to say much."
         for column in columns
@@ -270,7 +272,7 @@ def _few(columns: Sequence[Column]) -> list[str]:
     ]
 
 
-def _masks(arrangement: Arrangement) -> list[str]:
+def _mask_notes(arrangement: Arrangement) -> list[str]:
     """Where a network met masks of another kind than in training, or the images of its training."""
     notes = []
     for column in arrangement.columns:
@@ -282,7 +284,7 @@ def _masks(arrangement: Arrangement) -> list[str]:
     return notes
 
 
-def _cut(arrangement: Arrangement) -> list[str]:
+def _capped_psnr_notes(arrangement: Arrangement) -> list[str]:
     """Where PSNR is too high to be averaged."""
     notes = []
     for column in arrangement.columns:

@@ -55,7 +55,7 @@ def find_state(contents: Any, prefixes: Prefixes, path: Path, part: str = "") ->
     found = {
         name: {key.removeprefix(prefix): value for key, value in state.items()}
         for place, whole in _state_dicts(contents)
-        for prefix, state in _parted(whole, prefixes(whole)).items()
+        for prefix, state in _split_by_prefix(whole, prefixes(whole)).items()
         for name in [_joined(place, prefix)]
     }
     if not found:
@@ -105,10 +105,12 @@ def largest_state(contents: Any, path: Path, part: str = "") -> FoundState:
     """
     dicts = dict(_state_dicts(contents))
     if not dicts:
-        raise CheckpointError(f"{path}: not a checkpoint of a network, which maps names to tensors{_instead(contents)}")
+        raise CheckpointError(
+            f"{path}: not a checkpoint of a network, which maps names to tensors{_what_it_holds(contents)}"
+        )
     named = [name for name in dicts if _matches(part, name)] if part else [*dicts]
     if not named:
-        raise _no_such(path, part, dicts)
+        raise _no_such_part(path, part, dicts)
     name = max(named, key=lambda place: len(dicts[place]))
     _require_weights(dicts[name], path)
     prefix = common_prefix(dicts[name])
@@ -150,7 +152,7 @@ def _state_dicts(contents: Any, place: str = "", depth: int = 0) -> Iterator[tup
         yield from _state_dicts(value, _joined(place, key), depth + 1)
 
 
-def _parted(state: Mapping[str, Any], prefixes: Sequence[str]) -> dict[str, dict[str, Any]]:
+def _split_by_prefix(state: Mapping[str, Any], prefixes: Sequence[str]) -> dict[str, dict[str, Any]]:
     """By prefix, the names that have it and no longer one of the others."""
     parts: dict[str, dict[str, Any]] = {prefix: {} for prefix in prefixes}
     for name, value in state.items():
@@ -169,7 +171,7 @@ def _chosen(found: Mapping[str, Mapping[str, Any]], path: Path, part: str) -> st
     """The name of the part to take. Raises CheckpointError."""
     names = [name for name in found if _matches(part, name)] if part else [*found]
     if not names:
-        raise _no_such(path, part, found)
+        raise _no_such_part(path, part, found)
     if part in found:
         return part
     names = [name for name in names if _is_average(name)] or names
@@ -179,7 +181,7 @@ def _chosen(found: Mapping[str, Mapping[str, Any]], path: Path, part: str) -> st
     return names[0]
 
 
-def _no_such(path: Path, part: str, found: Mapping[str, Any]) -> CheckpointError:
+def _no_such_part(path: Path, part: str, found: Mapping[str, Any]) -> CheckpointError:
     names = [name for name in found if name]
     near = difflib.get_close_matches(part, names, n=1)
     hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(names[:6]) or 'one network, and no parts'}"
@@ -232,7 +234,7 @@ def no_weights(tensor: Tensor) -> str | None:
     return None
 
 
-def _instead(contents: Any) -> str:
+def _what_it_holds(contents: Any) -> str:
     """What a file holds where it holds no names and tensors."""
     if isinstance(contents, Mapping):
         lists = [key for key, value in contents.items() if isinstance(value, list | tuple) and _of_tensors(value)]

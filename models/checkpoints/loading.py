@@ -105,9 +105,9 @@ def load_network(path: str | Path) -> Deblurrer:
         CheckpointError: not a checkpoint, or one of another network.
     """
     path, found, config = _read_network(path)
-    with _explained(path, found, "deblurring"):
+    with _misfits_explained(path, found, "deblurring"):
         known = _recognise(found, config)
-        network = with_prior(_built(known.network), build_prior(known.prior))
+        network = with_prior(_build_network(known.network), build_prior(known.prior))
         _compare(_shapes(known.state), _shapes(network.state_dict()))
         network.load_state_dict(known.state)
     network.recognised, network.train_size, network.provenance = known.what, known.train_size, known.training
@@ -132,7 +132,7 @@ def training_of(path: Path) -> dict[str, Any] | None:
 def describe_checkpoint(path: str | Path) -> str:
     """What `load_network` takes a file for, in words. Raises as it does."""
     path, found, config = _read_network(path)
-    with _explained(path, found, "deblurring"):
+    with _misfits_explained(path, found, "deblurring"):
         return _recognise(found, config).what
 
 
@@ -165,7 +165,7 @@ def build_sam_from(
     wrote beside them. Raises CheckpointError for whatever goes wrong in it.
     """
     found, config = _read_weights(path, _SAM)
-    with _explained(path, found, expected):
+    with _misfits_explained(path, found, expected):
         return build(found.state, config)
 
 
@@ -218,7 +218,7 @@ class _Recognised:
     local_means: bool = False
 
 
-def _built(config: dict[str, Any]) -> nn.Module:
+def _build_network(config: dict[str, Any]) -> nn.Module:
     """A network of its name and what it is built with. Raises NetworkError."""
     arguments = {key: value for key, value in config.items() if key != "name"}
     if (own := OWN.get(config["name"])) is not None:
@@ -238,7 +238,7 @@ def _expected(found: _Recognised, n_tensors: int) -> dict[str, tuple[int, ...]]:
     if blocks > n_tensors:
         raise ValueError(f"{blocks} blocks in {n_tensors} tensors")
     with torch.device("meta"):
-        network, prior = _built(found.network), build_prior(found.prior)
+        network, prior = _build_network(found.network), build_prior(found.prior)
     shapes = {f"network.{name}": shape for name, shape in _shapes(network.state_dict()).items()}
     if prior is not None:
         shapes |= {f"prior.{name}": shape for name, shape in _shapes(prior.state_dict()).items()}
@@ -345,11 +345,11 @@ def _compare(found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, .
             if name in found and found[name] != shape
         ],
     }
-    if differences := [f"{title}: {_some(names)}" for title, names in parts.items() if names]:
+    if differences := [f"{title}: {_first_names(names)}" for title, names in parts.items() if names]:
         raise ValueError("; ".join(differences))
 
 
-def _some(names: Sequence[str], most: int = 2) -> str:
+def _first_names(names: Sequence[str], most: int = 2) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 
@@ -389,7 +389,7 @@ def _find(contents: Any, path: Path, part: str, kinds: Sequence[Prefixes]) -> Fo
 
 
 @contextmanager
-def _explained(path: Path, found: FoundState, expected: str) -> Iterator[None]:
+def _misfits_explained(path: Path, found: FoundState, expected: str) -> Iterator[None]:
     """Weights that do not fit the network they seem to be of raise all kinds of errors; here they become one."""
     try:
         yield

@@ -173,7 +173,7 @@ def fetch(
     address = _address(weight, folder, mirror)
     folder.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(target.name + PARTIAL)
-    with _held(partial) as file:
+    with _locked_partial(partial) as file:
         _download(weight, address, file, progress)
         os.fsync(file.fileno())
         if (found := sha256_file(partial).hex()) != weight.sha256:
@@ -205,7 +205,7 @@ def _address(weight: Weight, folder: Path, mirror: str | None) -> str:
 
 
 @contextmanager
-def _held(partial: Path) -> Iterator[IO[bytes]]:
+def _locked_partial(partial: Path) -> Iterator[IO[bytes]]:
     """A file to append to, locked against other processes; removed if nothing is in it in the end."""
     try:
         with open(partial, "ab") as file:
@@ -227,7 +227,7 @@ def _held(partial: Path) -> Iterator[IO[bytes]]:
         raise
 
 
-class _Broken(Exception):
+class _BrokenConnection(Exception):
     """A connection that failed, and whether another may not."""
 
     def __init__(self, reason: object, again: bool = True) -> None:
@@ -252,7 +252,7 @@ def _download(weight: Weight, address: str, file: IO[bytes], progress: Callable[
             return
         try:
             _append(weight, address, file, progress)
-        except _Broken as error:
+        except _BrokenConnection as error:
             if not (left and error.again):
                 raise WeightsError(
                     f"{weight.name}: cannot reach {address} ({error}); download it elsewhere and put it into "
@@ -294,17 +294,19 @@ def _append(weight: Weight, address: str, file: IO[bytes], progress: Callable[[i
             file.flush()
             progress(len(piece))
     if file.tell() < weight.bytes:
-        raise _Broken(f"the connection ended after {file.tell()} of {weight.bytes} bytes")
+        raise _BrokenConnection(f"the connection ended after {file.tell()} of {weight.bytes} bytes")
 
 
 @contextmanager
 def _connection() -> Iterator[None]:
-    """Raise _Broken for what the library reports of addresses, servers and connections."""
+    """Raise _BrokenConnection for what the library reports of addresses, servers and connections."""
     try:
         yield
     except HTTPError as error:
         error.close()
-        raise _Broken(f"{error.code} {error.reason}", again=error.code >= 500) from error
+        raise _BrokenConnection(f"{error.code} {error.reason}", again=error.code >= 500) from error
     except (OSError, HTTPException, ValueError) as error:
         reason = getattr(error, "reason", error)
-        raise _Broken(getattr(reason, "strerror", None) or reason, not isinstance(reason, FileNotFoundError)) from error
+        raise _BrokenConnection(
+            getattr(reason, "strerror", None) or reason, not isinstance(reason, FileNotFoundError)
+        ) from error

@@ -77,9 +77,9 @@ def forward_in_tiles(
                         f"{_name(network)} gives images of another size than its input, and cannot run in tiles; "
                         "leave --tile out"
                     )
-                _lay(row, piece.to(row.dtype), left, seen, -1)
+                _blend_onto(row, piece.to(row.dtype), left, seen, -1)
                 seen = right
-            _lay(result, row, top, done, -2)
+            _blend_onto(result, row, top, done, -2)
             done = bottom
     return result
 
@@ -114,7 +114,7 @@ def _spans(length: int, tile: int, overlap: int, multiple: int) -> Iterator[tupl
     yield last, length
 
 
-def _lay(canvas: Tensor, piece: Tensor, start: int, seen: int, dim: int) -> None:
+def _blend_onto(canvas: Tensor, piece: Tensor, start: int, seen: int, dim: int) -> None:
     """Put a piece on a canvas that is filled up to `seen`, fading from what lies there into the piece."""
     shared = seen - start
     ramp = int(BLENDED * shared)

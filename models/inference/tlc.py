@@ -131,7 +131,7 @@ def local_pooling(network: Network, train_size: int = 256) -> Network:
     pools = {module: name for name, module in converted.named_modules() if _is_global_pool(module)}
     image = torch.rand(1, 3, train_size, train_size, generator=torch.Generator().manual_seed(0))
 
-    with _watching(converted) as (sizes, left):
+    with _recording_pool_sizes(converted) as (sizes, left):
         expected = _call(converted, image)
     kernels = {}
     for pool, name in pools.items():
@@ -142,14 +142,14 @@ def local_pooling(network: Network, train_size: int = 256) -> Network:
         else:
             left[f"{name} (a pool {'used at several sizes' if pool in sizes else 'the network did not use'})"] = None
 
-    spread = {pool: _Spread() for pool in kernels}
+    spread = {pool: _MeanAtEveryPixel() for pool in kernels}
     _replace(converted, spread)
     try:
         got = _call(converted, image)
     except Exception as error:
-        raise ValueError(f"{_cannot(network)}: {type(error).__name__}: {error}") from error
+        raise ValueError(f"{_refusal(network)}: {type(error).__name__}: {error}") from error
     if len(got) != len(expected) or not all(map(_alike, got, expected)):
-        raise ValueError(f"{_cannot(network)}: its output is another one")
+        raise ValueError(f"{_refusal(network)}: its output changes")
     _replace(converted, {spread[pool]: LocalAveragePool(kernel) for pool, kernel in kernels.items()})
 
     for module in converted.modules():
@@ -167,14 +167,14 @@ def _is_global_pool(module: nn.Module) -> bool:
     return type(module) is nn.AdaptiveAvgPool2d and module.output_size in (1, (1, 1), [1, 1])
 
 
-class _Spread(nn.Module):
+class _MeanAtEveryPixel(nn.Module):
     """The global mean at every pixel: a network that works with it works with local means."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.adaptive_avg_pool2d(x, 1).expand_as(x)
 
 
-def _cannot(network: nn.Module) -> str:
+def _refusal(network: nn.Module) -> str:
     return f"{type(network).__name__} cannot use a mean at every pixel in place of a global one"
 
 
@@ -202,7 +202,9 @@ def _call(network: nn.Module, image: Tensor) -> list[Tensor]:
 
 
 @contextmanager
-def _watching(network: nn.Module) -> Iterator[tuple[dict[nn.Module, set[tuple[int, int]]], dict[str, None]]]:
+def _recording_pool_sizes(
+    network: nn.Module,
+) -> Iterator[tuple[dict[nn.Module, set[tuple[int, int]]], dict[str, None]]]:
     """While open, notes what (height, width) each pool is given, and by name what else sums over whole images."""
     sizes: dict[nn.Module, set[tuple[int, int]]] = {}
     found: dict[str, None] = {}

@@ -119,8 +119,8 @@ def as_sent(error: Exception, of: Blame) -> Exception:
     if isinstance(error, DeviceError | DeviceFailed | Unusable):
         return error
     lines = str(error).strip().splitlines() or [""]
-    said = f"{type(error).__name__}: {lines[0]}"
-    return DeviceFailed(said) if of is Blame.DEVICE else Unusable(said)
+    message = f"{type(error).__name__}: {lines[0]}"
+    return DeviceFailed(message) if of is Blame.DEVICE else Unusable(message)
 
 
 def _accelerator_errors() -> tuple[type[BaseException], ...]:

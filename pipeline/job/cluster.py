@@ -164,11 +164,11 @@ class OnDask:
 
     def __init__(self, address: str, patience: float = PATIENCE, own: str = "") -> None:
         self._address, self._patience, self._own = address, patience, own
-        self._said: set[str] = set()
+        self._lines_said: set[str] = set()
         self._client = self._connect()
         self._threads: Mapping[str, int] = {}
         self._left_out: set[str] = set()
-        self._looked = self._looked_closely = -math.inf
+        self._refreshed_at = self._checked_at = -math.inf
         self._seen_worker = time.monotonic()
         self._attendance = Attendance()
         self._given_up: set[str] = set()
@@ -179,7 +179,7 @@ class OnDask:
 
     @property
     def workers(self) -> int:
-        return len(self._look())
+        return len(self._refresh_workers())
 
     def close(self) -> None:
         with suppress(OSError):  # nobody answers
@@ -188,13 +188,13 @@ class OnDask:
     def renew(self, worker: str) -> None:
         with suppress(OSError, TimeoutError):  # one without a nanny ends, and is not there any more
             self._client.restart_workers([worker], timeout=RENEWAL, raise_for_error=False)
-        self._looked = -math.inf
+        self._refreshed_at = -math.inf
 
     def leave_out(self, worker: str) -> None:
         with suppress(OSError, TimeoutError):
             self._client.retire_workers([worker], close_workers=True)
         self._left_out.add(worker)  # Dask keeps the last one, which holds what it answered
-        self._looked = -math.inf
+        self._refreshed_at = -math.inf
 
     def run(
         self, function: Callable[[Task], Result], feed: Feed[Task]
@@ -203,7 +203,7 @@ class OnDask:
         done: queue.SimpleQueue[Future] = queue.SimpleQueue()
         self._seen_worker = time.monotonic()
         while True:
-            window = WINDOW * max(1, sum(self._look().values()))
+            window = WINDOW * max(1, sum(self._refresh_workers().values()))
             while len(running) < window and (found := feed.next()) is not None:
                 task, avoid = found
                 try:
@@ -222,7 +222,7 @@ class OnDask:
                 if self._client.status == "closed" or self._client.scheduler is None:
                     self._start_over(running, feed)
                 self._require_workers()
-                self._look_closely(running, feed)
+                self._check_silent_workers(running, feed)
                 yield None
                 continue
             if future not in running:  # of a scheduler that was lost
@@ -253,21 +253,21 @@ class OnDask:
             allow_other_workers=bool(others),
         )
 
-    def _look(self) -> Mapping[str, int]:
+    def _refresh_workers(self) -> Mapping[str, int]:
         """Threads of each worker by its address, asked for every TICK."""
-        if time.monotonic() - self._looked > TICK:
+        if time.monotonic() - self._refreshed_at > TICK:
             try:
                 found = self._client.nthreads()
                 self._threads = {worker: n for worker, n in found.items() if worker not in self._left_out}
             except (OSError, TimeoutError, AttributeError):  # between two schedulers
                 self._threads = {}
-            self._looked = time.monotonic()
+            self._refreshed_at = time.monotonic()
             if self._threads:
-                self._seen_worker = self._looked
+                self._seen_worker = self._refreshed_at
         return self._threads
 
     def _require_workers(self) -> None:
-        self._look()
+        self._refresh_workers()
         waited = time.monotonic() - self._seen_worker
         if waited > self._patience and self._own:
             raise ClusterLost(
@@ -277,18 +277,18 @@ class OnDask:
         if waited > self._patience:
             raise ClusterLost(f"{self._address}: no Dask worker for {self._patience:.0f} s; start some, and run again")
         if waited > SAY:
-            self._say(f"{self._address}: no Dask worker; waiting for one, for {self._patience:.0f} s")
+            self._warn_once(f"{self._address}: no Dask worker; waiting for one, for {self._patience:.0f} s")
 
-    def _look_closely(self, running: dict[Future, Task], feed: Feed[Task]) -> None:
+    def _check_silent_workers(self, running: dict[Future, Task], feed: Feed[Task]) -> None:
         """While nothing comes: what silent workers are at goes to others. Raises ClusterLost where all are paused."""
-        if time.monotonic() - self._looked_closely < LOOK:
+        if time.monotonic() - self._checked_at < LOOK:
             return
-        self._looked_closely = time.monotonic()
+        self._checked_at = time.monotonic()
         try:
             workers = self._identity()["workers"]
             silent = {*self._attendance.look(workers)}
             for worker in silent - self._given_up:
-                self._say(
+                self._warn_once(
                     f"Dask worker {worker} has not answered for {SILENT:.0f} s: it is suspended, or its host is "
                     "unreachable; its blocks go to other workers"
                 )
@@ -305,17 +305,17 @@ class OnDask:
                 "start them with a higher --memory-limit, and run again"
             )
         if self._attendance.paused > SAY:
-            self._say(f"{self._address}: all Dask workers are paused, over 80% of their memory; waiting for them")
+            self._warn_once(f"{self._address}: all Dask workers are paused, over 80% of their memory; waiting for them")
 
     def _identity(self) -> dict[str, Any]:
         """What `Client.scheduler_info` says, but of all workers: that of some versions says it of five."""
         found: dict[str, Any] = self._client.sync(self._client.scheduler.identity)
         return found
 
-    def _say(self, line: str) -> None:
+    def _warn_once(self, line: str) -> None:
         """A line, once."""
-        if line not in self._said:
-            self._said.add(line)
+        if line not in self._lines_said:
+            self._lines_said.add(line)
             warnings.warn(Note(line), stacklevel=2)
 
     def _start_over(self, running: dict[Future, Task], feed: Feed[Task]) -> None:
@@ -326,7 +326,7 @@ class OnDask:
         with suppress(OSError):  # it takes longer: nobody answers
             self._client.close(timeout=1)
         self._client = self._connect()
-        self._looked = -math.inf
+        self._refreshed_at = -math.inf
 
     def _connect(self) -> Client:
         for name in ("distributed", "distributed.client"):  # what they would say is said here, in one line
@@ -339,9 +339,9 @@ class OnDask:
             except (OSError, TimeoutError) as error:
                 waited = time.monotonic() - start
                 if waited > self._patience:
-                    raise ClusterLost(f"{_named(self._address)} for {self._patience:.0f} s") from error
+                    raise ClusterLost(f"{_why_no_scheduler(self._address)} for {self._patience:.0f} s") from error
                 if waited > SAY:
-                    self._say(f"{_named(self._address)}; waiting for one, for {self._patience:.0f} s")
+                    self._warn_once(f"{_why_no_scheduler(self._address)}; waiting for one, for {self._patience:.0f} s")
                 time.sleep(min(TICK, self._patience))
             except ValueError as error:
                 raise ClusterLost(f"{self._address}: not the address of a Dask scheduler ({error})") from error
@@ -361,7 +361,7 @@ def _address(where: str) -> str:
         raise OSError(f"{where}: not a scheduler file, or not yet a whole one") from error
 
 
-def _named(where: str) -> str:
+def _why_no_scheduler(where: str) -> str:
     """That nobody answers, at which address, and by whose word."""
     if _is_address(where):
         return f"{where}: no Dask scheduler answered"

@@ -192,10 +192,10 @@ def _open(key: str, shape: tuple[int, int], read: Read, skip: str | None, stages
         with clock("predeblur", key):
             return Opened(key, pair, deblur(stages.network, pair.blurred))
     except Exception as error:  # whatever is wrong with one image must not stop the others
-        return Opened(key, pair, error=_of_image(error, key), planned=any(shape))
+        return Opened(key, pair, error=_image_error(error, key), planned=any(shape))
 
 
-def _of_image(error: Exception, key: str) -> Exception:
+def _image_error(error: Exception, key: str) -> Exception:
     """The error of an image, without what it holds on to. Raises Blamed for one that is no image's."""
     if (found := blame(error)) is not Blame.IMAGE:
         raise Blamed(found, error, key) from error
@@ -213,7 +213,7 @@ def _embed_together(images: list[Opened], stages: Stages, clock: Clock) -> list[
         with clock("segment"):
             embeddings = iter(stages.segmenter.embed(inputs))
     except Exception as error:
-        _of_image(error, images[0].key)
+        _image_error(error, images[0].key)
         return images
     return [replace(image, embedding=next(embeddings)) if image.pixels is not None else image for image in images]
 
@@ -232,7 +232,7 @@ def _embed_crops(image: Opened, kept: MaskStore | None, stages: Stages, clock: C
             features = kept_features(kept, image.key, image.pair.digest, segmenter.recipe())
             return replace(image, embedding=segmenter.kept_crops(image.pair.blurred.shape[:2], features))
     except Exception as error:  # as above
-        return replace(image, pixels=None, error=_of_image(error, image.key))
+        return replace(image, pixels=None, error=_image_error(error, image.key))
 
 
 def _find_masks(image: Opened, stages: Stages, clock: Clock) -> Encode:
@@ -258,7 +258,7 @@ def _find_masks(image: Opened, stages: Stages, clock: Clock) -> Encode:
         name, shape = stages.plugin, image.pixels.shape[:2]
         return lambda: checked(name, finish(), shape)
     except Exception as error:  # as above
-        return partial(_fail, _of_image(error, image.key))
+        return partial(_fail, _image_error(error, image.key))
 
 
 def _refine(find: Encode, pixels: NDArray[np.uint8], reach: int) -> tuple[AtomMap, Records]:
@@ -279,7 +279,7 @@ def _finish(image: Opened, encode: Encode, clock: Clock, with_images: bool) -> F
             records = records | geometry_records(atoms)
     except Exception as error:  # as above
         kind = alike(error, image.planned)
-        error = _of_image(error, image.key)
+        error = _image_error(error, image.key)
         reason = OUT_OF_MEMORY if is_out_of_gpu_memory(error) else f"{type(error).__name__}: {error}"
         if isinstance(error, BadImage | NotFinite):
             reason = last_bytes(str(error), ERROR_BYTES)  # after a long path comes what is wrong

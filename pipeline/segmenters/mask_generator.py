@@ -230,18 +230,18 @@ class MaskGenerator:
         parts = []
         for number, (box, layer) in enumerate(zip(boxes, layers, strict=True)):
             crop = known[number] if number < len(known) else self._embed([(image, box)])[0]
-            parts.append(self._of_crop(crop, layer))
+            parts.append(self._masks_of_crop(crop, layer))
         found = Candidates.join(parts)
         if len(boxes) > 1:  # masks of smaller crops are preferred
             scores = (1 / box_area(found.crops)).to(found.boxes.device)
             found = found[_nms(found.boxes, scores, self.settings["crop_nms_thresh"])]
         return found
 
-    def _of_crop(self, crop: Crop, layer: int) -> Candidates:
+    def _masks_of_crop(self, crop: Crop, layer: int) -> Candidates:
         points = self._grids[layer] * np.array(crop.size)[None, ::-1]
         step = self.settings["points_per_batch"]
         batches = self._decoded(crop, [points[i : i + step] for i in range(0, len(points), step)])
-        found = Candidates.join([self._of_points(crop, *batch) for batch in batches])
+        found = Candidates.join([self._masks_of_points(crop, *batch) for batch in batches])
         offset = torch.tensor([*crop.box[:2], *crop.box[:2]]).to(found.boxes.device)
         height, width = crop.image_size
         kept = ~amg.is_box_near_crop_edge(found.boxes - offset, list(crop.box), [0, 0, width, height])
@@ -278,7 +278,7 @@ class MaskGenerator:
             for (image, (x0, y0, x1, y1)), embedding in zip(pieces, embeddings, strict=True)
         ]
 
-    def _of_points(
+    def _masks_of_points(
         self, crop: Crop, points: NDArray[np.float64], logits: Tensor, iou: Tensor, scores: Soon
     ) -> Candidates:
         """The masks of (N, 2) points x, y of a crop that pass the filters, in the order of points and of the model.

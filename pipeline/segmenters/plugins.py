@@ -72,7 +72,7 @@ class Choice:
         except (SegmenterMissing, SegmenterError, SettingsError):
             raise
         except Exception as error:  # another package's
-            raise SegmenterError(f"segmenter {name}: cannot be opened: {said(error)}") from error
+            raise SegmenterError(f"segmenter {name}: cannot be opened: {error_in_a_line(error)}") from error
         if together and not isinstance(opened, Embeds):
             raise SettingsError(f"segmenter {name}: has no find() and embed(), which --encoder-batch needs")
         return cls(name, settings, _recipe(name, settings, opened))
@@ -124,7 +124,7 @@ def checked(name: str, found: Any, shape: tuple[int, int]) -> Found:
     return atoms, columns
 
 
-def said(error: BaseException) -> str:
+def error_in_a_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
@@ -150,9 +150,11 @@ def _factory(name: str) -> Any:
     except ImportError as error:
         of_itself = isinstance(error, ModuleNotFoundError) and f"{point.module}.".startswith(f"{error.name}.")
         advice = f"install the package, or put its folder on PYTHONPATH, on {platform.node()}" if of_itself else ""
-        raise SegmenterMissing(f"segmenter {name}: {said(error)}{f'; {advice}' if advice else ''}") from error
+        raise SegmenterMissing(
+            f"segmenter {name}: {error_in_a_line(error)}{f'; {advice}' if advice else ''}"
+        ) from error
     except (AttributeError, ValueError) as error:
-        raise SegmenterMissing(f"segmenter {name}: {said(error)}") from error
+        raise SegmenterMissing(f"segmenter {name}: {error_in_a_line(error)}") from error
 
 
 def _check_arguments(name: str, factory: Any, settings: Mapping[str, Any]) -> None:
@@ -176,7 +178,9 @@ def _recipe(name: str, settings: Mapping[str, Any], segmenter: Segmenter) -> dic
         own = dict(segmenter.recipe())
         found: dict[str, Any] = json.loads(json.dumps({"name": name, **settings, **own}, allow_nan=False))
     except Exception as error:  # another package's
-        raise SegmenterError(f"segmenter {name}: its recipe is not a mapping of JSON values: {said(error)}") from error
+        raise SegmenterError(
+            f"segmenter {name}: its recipe is not a mapping of JSON values: {error_in_a_line(error)}"
+        ) from error
     if name not in OURS and found["name"] in {*OURS, "true"}:
         raise SegmenterError(f"segmenter {name}: the name {found['name']!r} in its recipe is reserved; choose another")
     return found

@@ -49,25 +49,25 @@ class FolderSource:
         """That of the sharp image where the blurred one cannot be opened: a mended file will most likely have it."""
         blurred, sharp = self.files[key]
         try:
-            return self._use(image_shape, blurred)
+            return self._read_file(image_shape, blurred)
         except BadImage:
             with suppress(BadImage):
-                return self._use(image_shape, sharp)
+                return self._read_file(image_shape, sharp)
             raise
 
     def read(self, key: str) -> ImagePair:
         blurred_path, sharp_path = self.files[key]
-        blurred, sharp = self._use(read_image, blurred_path), self._use(read_image, sharp_path)
+        blurred, sharp = self._read_file(read_image, blurred_path), self._read_file(read_image, sharp_path)
         if blurred.shape != sharp.shape:
             sizes = " and ".join(f"{image.shape[1]}x{image.shape[0]}" for image in (blurred, sharp))
             raise BadImage(f"{blurred_path}: blurred and sharp differ in size, {sizes}")
-        digest = pixel_digest(blurred) if self.digest == "pixels" else self._use(_file_digest, blurred_path)
+        digest = pixel_digest(blurred) if self.digest == "pixels" else self._read_file(_file_digest, blurred_path)
         return ImagePair(blurred, sharp, digest)
 
     def subset(self, keys: Iterable[str]) -> FolderSource:
         return replace(self, files={key: self.files[key] for key in keys}, notes=())
 
-    def _use(self, read: Callable[[Path], Found], path: Path) -> Found:
+    def _read_file(self, read: Callable[[Path], Found], path: Path) -> Found:
         """Read a file. Raises BadImage, or SourceLost when the disk is to blame and not the file."""
         try:
             return read(path)

@@ -114,13 +114,13 @@ class Web:
         return self._part(name, part.start or 0, part.stop)
 
     def _whole(self, name: str) -> bytes | None:
-        answer = self._ask(name, None)
+        answer = self._request_patiently(name, None)
         return None if answer is None else answer.body
 
     def _part(self, name: str, first: int, last: int) -> bytes | None:
         found = b""
         while first < last:  # a server may send less than it is asked for
-            answer = self._ask(name, (first, last))
+            answer = self._request_patiently(name, (first, last))
             if answer is None:
                 return None
             if answer.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE or not (body := answer.body):
@@ -158,7 +158,7 @@ class Web:
 
     def _end(self, name: str, length: int) -> bytes | None:
         if self._suffixes:
-            answer = self._ask(name, (-length, 0), may_refuse=True)
+            answer = self._request_patiently(name, (-length, 0), may_refuse=True)
             if answer is None:
                 return None
             if answer.body is not None and answer.status in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT):
@@ -173,7 +173,7 @@ class Web:
         return found
 
     def _size(self, name: str) -> int | None:
-        answer = self._ask(name, (0, 1))
+        answer = self._request_patiently(name, (0, 1))
         if answer is None:
             return None
         if answer.range and answer.range[1] is not None:
@@ -181,13 +181,13 @@ class Web:
         if answer.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             return 0
         if answer.status == HTTPStatus.PARTIAL_CONTENT:
-            answer = self._ask(name, None, method="HEAD")
+            answer = self._request_patiently(name, None, method="HEAD")
         length = answer.headers.get("Content-Length", "") if answer else ""
         if not length.isdecimal():
             raise self._unreachable(name, "the server does not say how large the file is")
         return int(length)
 
-    def _ask(
+    def _request_patiently(
         self, name: str, part: tuple[int, int] | None, method: str = "GET", may_refuse: bool = False
     ) -> Answer | None:
         """One answer, after as many tries as there is time for. None for a file that is not there.
@@ -206,7 +206,7 @@ class Web:
                 response = self._follow(name, method, headers, started + files.TIMEOUT)
                 try:
                     if response.status not in BUSY:
-                        return self._judge(name, part, response, method, may_refuse)
+                        return self._check_answer(name, part, response, method, may_refuse)
                     reason = _said(response)
                     asked = response.headers.get("Retry-After", "")
                     wait = min(max(float(asked), wait), MAX_WAIT) if asked.isdecimal() else wait
@@ -225,7 +225,7 @@ class Web:
             time.sleep(wait)
         raise AssertionError("not reached")
 
-    def _judge(
+    def _check_answer(
         self, name: str, part: tuple[int, int] | None, response: urllib3.BaseHTTPResponse, method: str, may_refuse: bool
     ) -> Answer | None:
         """The answer for what it is. Raises Unreachable for one that is of no use."""
@@ -255,8 +255,8 @@ class Web:
         body = _body(response) if method == "GET" else None
         if body is not None and PAGES.match(headers.get("Content-Type", "")):
             self._check_page(name, part, body)
-        told = SENT.match(headers.get("Content-Range", ""))
-        if body is not None and told and len(body) != int(told[2]) - int(told[1]) + 1:
+        span = SENT.match(headers.get("Content-Range", ""))
+        if body is not None and span and len(body) != int(span[2]) - int(span[1]) + 1:
             raise self._unreachable(name, "the server sends another part of the file than it says; look at its proxies")
         return Answer(status, headers, body)
 
@@ -266,7 +266,7 @@ class Web:
             return
         self._checked.add(name)
         if part is not None and part[0] != 0:
-            start = self._ask(name, (0, 64))
+            start = self._request_patiently(name, (0, 64))
             body = (start and start.body) or b""
         if _is_page(name, body):
             self._checked.discard(name)

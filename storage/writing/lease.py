@@ -56,10 +56,12 @@ class Lease:
         self._renewal.start()
 
     def _take(self) -> None:
-        with _alone_in(self._path.parent):
+        with _exclusive_lock(self._path.parent):
             holder = _read(self._path)
             if holder and not _is_free(holder):
-                raise StoreBusy(f"{self._path.parent}: {_who(holder)} is writing to {self._of}; {self._advice(holder)}")
+                raise StoreBusy(
+                    f"{self._path.parent}: {_describe_holder(holder)} is writing to {self._of}; {self._advice(holder)}"
+                )
             self.fence = Fence(self._path.parent, self.token, self._of)
             self.fence.write(self._path, self._document())
         self.check()
@@ -81,13 +83,13 @@ class Lease:
     def release(self) -> None:
         self._released.set()
         self._renewal.join()
-        with suppress(StoreBusy, FileNotFoundError), _alone_in(self._path.parent):
+        with suppress(StoreBusy, FileNotFoundError), _exclusive_lock(self._path.parent):
             self.fence.set_aside(self._path)
         self.fence.remove()
 
     def _renew(self) -> None:
         while not self._released.wait(LEASE_SECONDS / 4):
-            with suppress(OSError), _alone_in(self._path.parent):  # a disk that is away may come back in time
+            with suppress(OSError), _exclusive_lock(self._path.parent):  # a disk that is away may come back in time
                 if not self._is_mine():
                     return
                 with suppress(StoreBusy):
@@ -103,7 +105,7 @@ class Lease:
 
 
 @contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
+def _exclusive_lock(folder: Path) -> Iterator[None]:
     """One process at a time, of those that see each other's locks.
 
     It spares jobs that start together from shutting each other out; what keeps a store whole is the fence. So a file
@@ -162,7 +164,7 @@ def _read(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def _who(holder: Mapping[str, Any]) -> str:
+def _describe_holder(holder: Mapping[str, Any]) -> str:
     return f"job {holder['pid']} on {printable(holder['host'])}"
 
 

@@ -102,7 +102,7 @@ def test_a_command_that_is_told_ends_with_its_own_code(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["program"])
     command = click.Command("program", callback=lambda: signal.raise_signal(signal.SIGTERM))
     with pytest.raises(SystemExit) as ended:
-        run_command(command, "; run it again", told=75)
+        run_command(command, "; run it again", signalled_code=75)
     assert (ended.value.code, capsys.readouterr().err) == (75, "\ninterrupted; run it again\n")
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from samdeblur.cli.train import WIDTH, _Shown
+from samdeblur.cli.train import WIDTH, _ProgressText
 from samdeblur.storage.writing.lease import held
 from samdeblur.train.standing import read_log, standing
 
@@ -52,7 +52,7 @@ class _Bar:
 def test_the_line_of_progress_fits_80_columns_whatever_the_numbers(total):
     bar = _Bar()
     bar.total = total
-    shown = _Shown(bar, "map on cuda")
+    shown = _ProgressText(bar, "map on cuda")
     shown({"step": 0, "images": 2103, "validation_images": 21, "crops_per_epoch": 2103})
     for loss, rate in ((-23.123456, 12.3456), (-123.456, 123456.789), (1e-12, 1e-7), (1e22, 1e9)):
         shown({"step": 3, "loss": loss, "samples_per_second": rate, "loader_wait": 1.0})

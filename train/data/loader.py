@@ -69,17 +69,17 @@ def crop_loader(
         num_workers=workers,
         multiprocessing_context=forkserver if workers else None,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=partial(_serve, os.getpid()),
+        worker_init_fn=partial(_start_worker, os.getpid()),
         prefetch_factor=PREFETCH if workers else None,
         generator=torch.Generator(),  # that of the run is not for what happens in a thread
     )
-    for batch in _fetched(loader, waiting) if workers else loader:
+    for batch in _fetch_ahead(loader, waiting) if workers else loader:
         if isinstance(batch, Exception):
             raise batch
         yield batch
 
 
-def _serve(process: int, worker: int) -> None:
+def _start_worker(process: int, worker: int) -> None:
     """What a worker begins with: a signal that asks the run to stop may come to all its processes, and is left to the
     one they work for, with which they end. Their parent, the fork server, lives on while they do.
     """
@@ -167,7 +167,7 @@ class Arrived(NamedTuple):
     trouble: str
 
 
-def _fetched(loader: DataLoader[Any], waiting: Callable[[], None]) -> Iterator[Batch | Exception]:
+def _fetch_ahead(loader: DataLoader[Any], waiting: Callable[[], None]) -> Iterator[Batch | Exception]:
     """What workers read, in its order, fetched by a thread: workers may hold it up, and cannot hold up this one."""
     workers: list[BaseProcess] = []
     others = {*multiprocessing.active_children()}
@@ -198,13 +198,13 @@ def _fetched(loader: DataLoader[Any], waiting: Callable[[], None]) -> Iterator[B
     fetching = threading.Thread(target=fetch, name="batches", daemon=True)
     fetching.start()
     try:
-        said, number = False, 0
-        while (found := _next(line, workers, number, waiting)) is not None:
+        noted, number = False, 0
+        while (found := _next_batch(line, workers, number, waiting)) is not None:
             if isinstance(found, Exception):
-                yield found if isinstance(found, LoaderFailed) else _ended(workers) or found
+                yield found if isinstance(found, LoaderFailed) else _how_a_worker_died(workers) or found
                 return
-            if found.trouble and not said:
-                said = True
+            if found.trouble and not noted:
+                noted = True
                 _say(f"no room in shared memory ({SHARED}) for batches, which come through pipes now, and slower: give "
                     "it more (docker run --shm-size 2g), or take fewer loader_workers")  # fmt: skip
             yield found.batch
@@ -219,7 +219,7 @@ def _fetched(loader: DataLoader[Any], waiting: Callable[[], None]) -> Iterator[B
             fetching.join(ENDING / 2)
 
 
-def _next(
+def _next_batch(
     line: queue.Queue[Arrived | Exception | None],
     workers: Sequence[BaseProcess],
     number: int,
@@ -261,7 +261,7 @@ def _say(line: str) -> None:
     warnings.warn(Note(line), stacklevel=2)
 
 
-def _ended(workers: Sequence[BaseProcess]) -> LoaderFailed | None:
+def _how_a_worker_died(workers: Sequence[BaseProcess]) -> LoaderFailed | None:
     """What to say where a worker has ended as it should not, or is about to: what it sent fails before that shows."""
     wait([worker.sentinel for worker in workers], ENDING)
     for place, worker in enumerate(workers):

@@ -109,7 +109,7 @@ def test_what_is_put_back_is_done_again_also_when_nothing_else_is_left(runner):
         if item is not None:
             results.append(item)
             if item[0] == "b":
-                feed.put_back("c", avoid=list(runner._look())[:1])
+                feed.put_back("c", avoid=list(runner._refresh_workers())[:1])
     assert sorted(results) == [("a", "A"), ("b", "B"), ("c", "C")]
 
 

@@ -18,8 +18,8 @@ from samdeblur.train.data.loader import LoaderFailed, Parcel, crop_loader
 
 WORKER = """
 import sys
-from samdeblur.train.data.loader import _serve
-_serve(int(sys.argv[1]), 0)
+from samdeblur.train.data.loader import _start_worker
+_start_worker(int(sys.argv[1]), 0)
 print("ready", flush=True)
 sys.stdin.read()
 """
