@@ -85,7 +85,8 @@ class Choice:
         for call in ("recipe", "segment"):
             if not callable(getattr(segmenter, call, None)):
                 raise SegmenterError(
-                    f"segmenter {self.name}: its factory returned a {type(segmenter).__name__}, which has no {call}()"
+                    f"segmenter {self.name}: its factory returned an object of type "
+                    f"{type(segmenter).__name__}, which has no {call}()"
                 )
         if self.recipe is not None:
             here = _recipe(self.name, self.settings, segmenter)

@@ -104,7 +104,7 @@ def test_a_store_of_another_recipe_is_refused_naming_the_difference(prep_run, pa
         ),
         (
             ("prep", "run", "x", "y", "--split", "test", "--keep-embeddings", "--from-embeddings", "z"),
-            "they lie in the store of --from-embeddings",
+            "the store of --from-embeddings keeps them",
         ),
         (("prep", "run", "worlds:1:64", "y", "--split", "test", "--from-embeddings", "z"), "z: no such store"),
         (("prep", "status", "nowhere"), "no such store"),

@@ -151,5 +151,5 @@ def test_nothing_is_written_into_a_store_but_its_own_images(samdeblur, store, pa
         samdeblur("train", store, "--out", store / "run"),
         prep_run(pairs, store / "x.zarr"),
     ):
-        assert (refused.code, f"in the mask store {store}" in refused.error) == (2, True)
+        assert (refused.code, f"inside the mask store {store}" in refused.error) == (2, True)
     assert sorted(store.rglob("*")) == before

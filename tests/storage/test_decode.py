@@ -133,7 +133,7 @@ def test_the_transparent_grey_of_a_png_is_one_of_its_own_bits(tmp_path, bits):
             {"photometric": "rgb", "extrasamples": [0]},
             "extra channels of unknown meaning",
         ),
-        (np.full((9, 8, 5), 3, np.uint8), {"photometric": "rgb", "extrasamples": [0, 0]}, "channels beside"),
+        (np.full((9, 8, 5), 3, np.uint8), {"photometric": "rgb", "extrasamples": [0, 0]}, "extra channels"),
     ],
     ids=["signed", "four channels", "five channels"],
 )

@@ -60,7 +60,7 @@ def test_other_images_under_the_same_keys_are_refused(before, same):
         assert labels(arrange([results("none", made), results("map", other)])) == ["none", "map"]
     else:
         said = refusal(results("none", made), results("map", other))
-        assert all(part in said for part in (*PLACES, "other images", "0001", "20.00"))
+        assert all(part in said for part in (*PLACES, "different images", "0001", "20.00"))
 
 
 def test_perfect_images_are_the_same_images():
