@@ -166,7 +166,7 @@ def _words(message: ast.expr) -> str:
 
 
 # No errors, or their words are put together elsewhere.
-INSIDE = {"Unreachable", "_Broken", "Stopped"}
+INSIDE = {"Unreachable", "_BrokenConnection", "Stopped"}
 
 
 def test_every_kind_of_error_is_explained():
