@@ -184,4 +184,4 @@ def test_the_guard_is_named_in_results_and_its_findings_with_each_image(
 
 def test_a_guard_that_is_not_known_is_refused(samdeblur, checkpoint, store, tmp_path):
     refused = samdeblur("eval", "run", checkpoint, store, "--guard", "tiled,crop", "--out", tmp_path / "o")
-    assert (refused.code, "'crop' is none of flag, tlc-off, tiled, input" in refused.error) == (2, True)
+    assert (refused.code, "'crop' is not one of flag, tlc-off, tiled, input" in refused.error) == (2, True)
