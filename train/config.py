@@ -83,6 +83,13 @@ class TrainConfig:
         0, "draw crops from tiles of this side, half a side apart; 0: from whole images", low=0
     )
     crops_per_image: int = setting(1, "consecutive samples from one image", low=1)
+    mask_shift: float = setting(
+        0.0,
+        "move each mask of a crop by up to so many pixels, in a direction of its own, so that a network does not learn "
+        "to trust them to the pixel: [which masks](which-masks.md#masks-that-move-in-training)",
+        low=0,
+        below=17,
+    )
     misrotated_masks: bool = setting(
         False, "the bug of the released code: images are transposed where masks are rotated"
     )
@@ -186,6 +193,8 @@ class TrainConfig:
             raise ConfigError(f"subimage_size: {self.subimage_size} is smaller than the crops, {self.crop_size}")
         if self.semantics == "released" and (self.aggregate, self.statistics) != ("sum", "mean"):
             raise ConfigError("aggregate and statistics: semantics released has only sum and mean")
+        if self.mask_shift and self.method == "none":
+            raise ConfigError("mask_shift: method none uses no masks")
         if self.freeze_backbone and self.method == "none":
             raise ConfigError("freeze_backbone: method none has no prior to train alone")
 

@@ -62,7 +62,14 @@ def train(
     """
     keys, val = choose_images(config, store, validation)
     phases = phases_of(config)
-    cutting = Cutting(config.crop_size, config.subimage_size, config.crops_per_image, config.misrotated_masks, phases)
+    cutting = Cutting(
+        config.crop_size,
+        config.subimage_size,
+        config.crops_per_image,
+        config.misrotated_masks,
+        phases,
+        config.mask_shift,
+    )
     with joined(config.device) as ranks, StopRequest() as request, ExitStack() as stack:
         stack.enter_context(kernels(ranks.device, config.precision))
         for size in (config.batch_size, *config.progressive_batches):

@@ -29,6 +29,7 @@ from figures import draw_curves, draw_differences
 from gallery import draw_gallery
 from plan import SIZES, Size, best_masks, cells, crossed_sets, is_crossed, stores, variants
 from quality import mask_quality
+from rivals import write_priors
 from summary import BASELINE, POOLED, pooled, read_scores, summarise, write_summary
 from work import end_with_parent, evaluate_in_practice, prepare, train_and_evaluate
 
@@ -56,10 +57,10 @@ def main(
         raise click.UsageError(f"no row {unknown.pop()!r}, choose from {'; '.join(known)}")
     wanted = [cell for cell in cells(size) if not names or cell.variant.name in (BASELINE, *names)]
     wanted = [cell for cell in wanted if seeds is None or cell.seed < seeds]
-    needed = {cell.variant.masks or size.masks[0] for cell in wanted}
     of_oracles = [cell for cell in wanted if is_crossed(cell.variant, size)]
-    needed |= {store.masks for store in crossed_sets(size)} if of_oracles else set()
-    to_prepare = [store for store in stores(size) if store.masks in needed]
+    needed = {cell.variant.masks or size.masks[0] for cell in wanted}
+    tested = crossed_sets(size) if of_oracles else []
+    to_prepare = [store for store in stores(size) if store.masks in needed or store in tested]
     click.echo(f"{len(to_prepare)} stores: {', '.join(store.place for store in to_prepare)}")
     click.echo(f"{len(wanted)} trainings, up to {size.seeds} seeds of:")
     for variant in dict.fromkeys(cell.variant.name for cell in wanted):
@@ -80,6 +81,8 @@ def report(size: Size, out: Path) -> str:
     found = read_scores(size, out)
     if BASELINE not in found:
         raise click.ClickException(f"{out}: no training of {BASELINE} is done")
+    if size.priors:
+        return write_priors(size, out, found, read_scores(size, out, "in-practice"))
     if size.axes:
         return write_axes(size, out, found, read_scores(size, out, "in-practice"))
     columns = summarise(pooled(found, POOLED))

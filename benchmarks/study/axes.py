@@ -65,9 +65,9 @@ def write_axes(size: Size, out: Path, found: Found, crossed: Found) -> str:
     for title, of_title in courses.items():
         parts.append(f"**{title}: dB over no prior**\n\n" + _table(AXES[title], rows, of_title))
     parts.append("**Other masks: dB over no prior**\n\n" + _others(size, rows))
-    crossed_gains = _crossed_gains(found[BASELINE][name], crossed)
+    gains = crossed_gains(found[BASELINE][name], crossed)
     parts.append("**Trained with one kind of masks (rows), tested with another: dB over no prior**")
-    parts.append(_crossed(size, crossed_gains))
+    parts.append(crossed_table(gains, size.masks))
     if courses:
         draw_axes(courses, out / "axes.png")
     kept = {
@@ -76,8 +76,7 @@ def write_axes(size: Size, out: Path, found: Found, crossed: Found) -> str:
             variant: {**row.over["psnr"]._asdict(), "corrected p": row.p} for variant, row in rows.items() if row.over
         },
         "tested with others": {
-            variant: {masks: gain._asdict() for masks, gain in gains.items()}
-            for variant, gains in crossed_gains.items()
+            variant: {masks: gain._asdict() for masks, gain in of.items()} for variant, of in gains.items()
         },
         "half": {title: {method: half(course) for method, course in of.items()} for title, of in courses.items()},
     }
@@ -112,7 +111,7 @@ def _others(size: Size, rows: Mapping[str, Row]) -> str:
     return markdown(["masks", "map"], [[name, _said(rows.get(f"map, {name}"))] for name in names])
 
 
-def _crossed_gains(base: Scores, crossed: Found) -> dict[str, dict[str, Interval]]:
+def crossed_gains(base: Scores, crossed: Found) -> dict[str, dict[str, Interval]]:
     """Network -> kind of masks it was tested with -> what it is better than the networks without a prior."""
     found: dict[str, dict[str, Interval]] = {}
     for variant, sets in crossed.items():
@@ -122,9 +121,10 @@ def _crossed_gains(base: Scores, crossed: Found) -> dict[str, dict[str, Interval
     return found
 
 
-def _crossed(size: Size, gains: Mapping[str, Mapping[str, Interval]]) -> str:
+def crossed_table(gains: Mapping[str, Mapping[str, Interval]], order: Sequence[str] = ()) -> str:
     """A row per network, a column per kind of masks it was tested with."""
-    columns = [masks for masks in size.masks if any(masks in of for of in gains.values())]
+    tested = dict.fromkeys(masks for of in gains.values() for masks in of)
+    columns = [*(masks for masks in order if masks in tested), *(masks for masks in tested if masks not in order)]
     body = [[variant, *(f"{of[m].mean:+.2f}" if m in of else "-" for m in columns)] for variant, of in gains.items()]
     return markdown(["trained with", *columns], body)
 

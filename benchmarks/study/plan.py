@@ -102,7 +102,7 @@ class Size:
         masks: of MASKS.
         families: of WORLDS and PHOTOGRAPHS, to test on.
         settings: of every training.
-        axes: whether the rows are those of AXES, and not those of Table 1.
+        axes, priors: whether the rows are those of AXES, or those of PRIORS, and not those of Table 1.
     """
 
     train: int
@@ -113,6 +113,7 @@ class Size:
     families: tuple[str, ...]
     settings: dict[str, Any] = field(default_factory=dict)
     axes: bool = False
+    priors: bool = False
 
 
 SMALL: dict[str, Any] = {
@@ -134,6 +135,12 @@ SIZES = {
          "crop_size": 32, "log_every": 1, "val_images": 1}, axes=True,
     ),
     "axes": Size(240, 24, 160, SEEDS, (*AXES_MASKS, "superpixels", "sam"), WORLDS[:1], SMALL, axes=True),
+    "priors-smoke": Size(
+        4, 2, 48, 2, ("true", "true-moved-1", "superpixels"), WORLDS[:1],
+        {"width": 4, "enc_blk_nums": [1, 1], "middle_blk_num": 1, "dec_blk_nums": [1, 1], "steps": 3, "batch_size": 2,
+         "crop_size": 32, "log_every": 1, "val_images": 1}, priors=True,
+    ),
+    "priors": Size(240, 24, 160, FEWER, ("true", "true-moved-1", "sam"), WORLDS[:1], SMALL, priors=True),
     "full": Size(
         2400, 100, 384, SEEDS, USUAL, (*WORLDS, *PHOTOGRAPHS),
         {"enc_blk_nums": [1, 2, 4], "middle_blk_num": 4, "dec_blk_nums": [2, 1, 1], "width": 32, "steps": 50_000,
@@ -150,12 +157,14 @@ class Variant:
         masks: of MASKS; "" where the network looks at none.
         settings: of its training, beside those of the size.
         seeds: at most so many.
+        candidate: of priors.py, in place of MAP; "" for none.
     """
 
     name: str
     masks: str
     settings: dict[str, Any]
     seeds: int
+    candidate: str = ""
 
     @property
     def place(self) -> str:
@@ -183,6 +192,19 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 }
 
 
+# Priors beside the paper's: settings of the training, and a candidate of priors.py.
+PRIORS: dict[str, tuple[dict[str, Any], str]] = {
+    "map": ({}, ""),
+    "map smallest": ({"aggregate": "smallest"}, ""),
+    "soft": ({}, "soft"),
+    "regions": ({}, "regions"),
+    "distilled": ({}, "distilled"),
+    "confident": ({}, "confident"),
+    "map shifted": ({"mask_shift": 3.0}, ""),
+    "map smallest shifted": ({"mask_shift": 3.0, "aggregate": "smallest"}, ""),
+}
+
+
 def best_masks(masks: Sequence[str]) -> str:
     """The best that SAM finds in blurred images."""
     return "sam" if "sam" in masks else masks[0]
@@ -191,6 +213,13 @@ def best_masks(masks: Sequence[str]) -> str:
 def variants(size: Size) -> list[Variant]:
     """All rows of a size: the four of Table 1, CHANGES, ABLATIONS; or MAP with the masks of AXES, and two others."""
     masks, found = size.masks, [Variant("none", "", {"method": "none"}, SEEDS)]
+    if size.priors:
+        return found + [
+            Variant(f"{what}, {name}", name, {"method": "map"} | settings, FEWER, candidate)
+            for name in masks
+            for what, (settings, candidate) in PRIORS.items()
+            if _makes_sense(what, name)
+        ]
     if size.axes:
         found += [Variant(f"map, {name}", name, {"method": "map"}, SEEDS) for name in masks]
         for what, settings in (("map-dropout", DROPOUT), ("map smallest", {"method": "map", "aggregate": "smallest"})):
@@ -204,6 +233,11 @@ def variants(size: Size) -> list[Variant]:
         others = CHANGES | (ABLATIONS if name == masks[-1] else {})
         found += [Variant(f"{what}, {name}", name, settings, FEWER) for what, settings in others.items()]
     return found
+
+
+def _makes_sense(prior: str, masks: str) -> bool:
+    """True masks alone are moved on purpose, and a segmenter alone has doubts about its masks."""
+    return (masks == "true" or not prior.endswith("shifted")) and (prior != "confident" or not is_oracle(masks))
 
 
 @dataclass(frozen=True)
@@ -255,6 +289,9 @@ def test_sets(size: Size, masks: str) -> list[Store]:
 
 def crossed_sets(size: Size) -> list[Store]:
     """What networks trained with masks that know the sharp images are tested on with other masks."""
+    if size.priors:
+        others = dict.fromkeys((*BORDERS, *size.masks))
+        return [Store(size.families[0], masks) for masks in others]
     if size.axes:
         others = [masks for masks in size.masks if masks in BORDERS or not is_oracle(masks)]
         return [Store(size.families[0], masks) for masks in others]
@@ -263,9 +300,12 @@ def crossed_sets(size: Size) -> list[Store]:
 
 def is_crossed(variant: Variant, size: Size) -> bool:
     """Whether a network is tested on `crossed_sets` too."""
+    if size.priors:
+        return variant.masks in ("true", "true-moved-1")
     return is_oracle(variant.masks) and (not size.axes or variant.masks in (*BORDERS, "true-moved-any"))
 
 
 def stores(size: Size) -> list[Store]:
     """Every store there has to be."""
-    return [store for masks in size.masks for store in (Store("train", masks), *test_sets(size, masks))]
+    found = [store for masks in size.masks for store in (Store("train", masks), *test_sets(size, masks))]
+    return list(dict.fromkeys([*found, *crossed_sets(size)]))

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from oracle import prepare_oracle
 from plan import CONTROLS, MASKS, Cell, Size, Store, crossed_sets, test_sets
+from priors import tried
 
 from samdeblur.evaluation.evaluate import Evaluation, evaluate
 from samdeblur.evaluation.ranks import Ranks
@@ -78,7 +79,8 @@ def train_and_evaluate(cell: Cell, size: Size, out: Path) -> None:
     torch.set_num_threads(1)
     config = TrainConfig.of(size.settings | cell.variant.settings | {"seed": cell.seed})
     masks = cell.variant.masks or size.masks[0]
-    train(config, open_store(out / "stores" / Store("train", masks).place), out / "runs" / cell.place)
+    with tried(cell.variant.candidate):
+        train(config, open_store(out / "stores" / Store("train", masks).place), out / "runs" / cell.place)
     stores = [(out / "stores" / store.place, store.images) for store in test_sets(size, cell.variant.masks)]
     images = [Named(path, name) for path, name in stores]
     if cell.variant.masks:
@@ -90,7 +92,8 @@ def evaluate_in_practice(cell: Cell, size: Size, out: Path) -> None:
     """A network that was trained with masks of an oracle, scored with others, which SAM finds in the blurred images."""
     torch.set_num_threads(1)
     tested = [
-        Named(out / "stores" / store.place, store.masks if size.axes else store.images) for store in crossed_sets(size)
+        Named(out / "stores" / store.place, store.masks if size.axes or size.priors else store.images)
+        for store in crossed_sets(size)
     ]
     score(cell, tested, out, "in-practice")
 
@@ -101,5 +104,6 @@ def score(cell: Cell, images: Sequence[StoreSet], out: Path, kind: str) -> None:
     device = pick_device("auto")
     network, sha256 = load_network(weights).to(device), sha256_file(weights).hex()
     task = Evaluation(folder, sha256, Conventions(), shown_images=0)
-    sets = [evaluate(network, given, Inference(), task, Ranks(device)) for given in images]
+    with tried(cell.variant.candidate):
+        sets = [evaluate(network, given, Inference(), task, Ranks(device)) for given in images]
     write_results(Results(cell.variant.name, str(weights), sha256, tuple(sets), task.conventions), folder)

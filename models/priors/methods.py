@@ -12,14 +12,16 @@ METHODS = ("none", "cat", "map", "map-dropout")
 SEMANTICS = ("paper", "released")
 MASK_DROPOUT = 0.5  # the paper gives no rate; the released code uses this one
 
+# The `name` of a prior's config -> its class, which the rest of the config is given to.
+KINDS: dict[str, type[Prior]] = {"cat": CATPrior, "map": MAPUnit, "released-map": ReleasedMAPUnit}
+
 
 def build_prior(config: dict[str, object] | None) -> Prior | None:
     """The prior of a saved `config`; None for networks without one."""
     if config is None:
         return None
     arguments = dict(config)
-    kinds = {"cat": CATPrior, "map": MAPUnit, "released-map": ReleasedMAPUnit}
-    return kinds[arguments.pop("name")](**arguments)  # type: ignore[index]
+    return KINDS[str(arguments.pop("name"))](**arguments)
 
 
 def prior_for(

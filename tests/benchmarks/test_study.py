@@ -12,10 +12,13 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from places import ROOT
 from scipy import stats
+from torch.nn import functional as F
 
+from samdeblur.models import AtomBatch, MAPUnit
 from samdeblur.storage import AtomMap
 
 STUDY = ROOT / "benchmarks" / "study"
@@ -26,7 +29,7 @@ def study():
     """The modules of the study."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(STUDY))
-        names = ("plan", "intervals", "summary", "quality", "degrade", "axes")
+        names = ("plan", "intervals", "summary", "quality", "degrade", "axes", "priors")
         yield SimpleNamespace(**{name: importlib.import_module(name) for name in names})
 
 
@@ -241,6 +244,76 @@ def test_the_axes_end_with_tables_and_a_figure(study, tmp_path):
     assert text.strip() in done.stdout
     assert "| trained with | true | true-displaced | superpixels |" in text
     assert min(cv2.imread(str(tmp_path / "axes.png")).shape[:2]) > 100
+
+
+@pytest.fixture
+def scene(random_masks):
+    """An image, and masks of which some overlap."""
+    masks = random_masks(np.random.default_rng(2), 9, 20, 24)
+    return (
+        torch.rand(1, 3, 20, 24, generator=torch.manual_seed(0)),
+        masks,
+        AtomBatch.collate([AtomMap.from_masks(masks)]),
+    )
+
+
+def test_soft_borders_leave_places_far_from_a_border_as_they_are(study):
+    halves = np.zeros((1, 16, 40), bool)
+    halves[:, :, 20:] = True
+    batch, image = AtomBatch.collate([AtomMap.from_masks(halves)]), torch.rand(1, 3, 16, 40)
+    soft = study.priors.SoftMAP(sigma=1.0)
+    hard = MAPUnit()
+    hard.load_state_dict(soft.state_dict())
+    mine, theirs = soft(image, batch), hard(image, batch)
+    assert torch.allclose(mine[..., :17], theirs[..., :17], atol=1e-5)
+    assert torch.allclose(mine[..., 23:], theirs[..., 23:], atol=1e-5)
+    assert torch.allclose(mine[..., 19] + mine[..., 20], theirs[..., 0] + theirs[..., -1], atol=1e-4)  # half and half
+
+
+def test_attention_in_regions_is_that_of_the_pixels_of_the_smallest_mask(study, scene):
+    image, masks, batch = scene
+    unit = study.priors.RegionAttention(channels=2, keys=3)
+    values, queries, keys = unit.encoder(image)[0].split([2, 3, 3])
+    queries, keys = F.elu(queries) + 1, F.elu(keys) + 1
+    areas = masks.sum(axis=(1, 2))
+    chosen = np.where(masks, areas[:, None, None], np.inf).argmin(axis=0)
+    chosen[~masks.any(axis=0)] = -1
+    expected = torch.empty(2, 20, 24)
+    for row, column in np.ndindex(20, 24):
+        number = chosen[row, column]
+        inside = torch.from_numpy(masks[number] if number >= 0 else ~masks.any(axis=0))
+        shares = queries[:, row, column] @ keys[:, inside]
+        expected[:, row, column] = (values[:, inside] * shares).sum(dim=1) / shares.sum()
+    assert torch.allclose(unit(image, batch)[0], expected, atol=1e-5)
+    found = study.priors.smallest(batch)[batch.atoms[0].long()].numpy()
+    assert (np.where(found == len(masks), -1, found) == chosen).all()
+
+
+def test_equal_confidence_is_the_mean_and_a_doubtful_mask_counts_for_nothing(study, scene):
+    image, masks, batch = scene
+    unit = study.priors.ConfidentMAP()
+    mean = MAPUnit(aggregate="mean")
+    mean.load_state_dict(unit.state_dict())
+    sure = batch._replace(mask_ids=torch.full_like(batch.mask_ids, 500))
+    assert torch.allclose(unit(image, sure), mean(image, batch), atol=1e-6)
+    doubtful = batch._replace(mask_ids=torch.where(torch.arange(len(masks)) == 0, 0, 1000))
+    without = AtomBatch.collate([AtomMap.from_masks(masks[1:])])
+    elsewhere = torch.from_numpy(masks[1:].any(axis=0) | ~masks[0])
+    found, wanted = unit(image, doubtful)[0], mean(image, without)[0]
+    assert (found - wanted)[:, elsewhere & torch.from_numpy(masks.any(axis=0))].abs().max() < 5e-3
+
+
+def test_the_priors_end_with_tables_and_distilled_ones_need_no_masks(study, tmp_path):
+    rows = ("map, true", "soft, true", "distilled, true", "confident, superpixels", "map shifted, true")
+    done = run("--size", "priors-smoke", "--out", tmp_path, "--seeds", 1, *(f"--row={row}" for row in rows))
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "priors.json").read_text())
+    assert set(found["over none"]) == set(rows)
+    assert (tmp_path / "priors.md").read_text().strip() in done.stdout
+    gains = found["tested with others"]["distilled, true"]
+    assert len({gain["mean"] for gain in gains.values()}) == 1
+    assert gains["true"]["mean"] != found["over none"]["map, true"]["mean"]
+    assert len({gain["mean"] for gain in found["tested with others"]["map, true"].values()}) > 1
 
 
 @pytest.fixture(scope="module")

@@ -58,6 +58,7 @@ class Cutting:
             ends; 0: anywhere.
         per_image: samples in a row that are of one image.
         misrotated: transpose images but rotate their masks, as the released code does.
+        shift: most pixels that a mask is moved by, each in a direction of its own.
     """
 
     size: int
@@ -65,6 +66,7 @@ class Cutting:
     per_image: int = 1
     misrotated: bool = False
     phases: Phases | None = None
+    shift: float = 0.0
 
     def size_of(self, sample: int) -> int:
         return self.phases.at_sample(sample).crop_size if self.phases is not None else self.size
@@ -128,6 +130,8 @@ class CropDataset(Dataset[Crop]):
         atoms = None
         if self.with_atoms:
             atoms = self.store.atoms(key, window)
+            if self.cutting.shift:
+                atoms = shifted_masks(atoms, self.cutting.shift, np.random.default_rng((self.seed, 2, sample)))
             atoms = AtomMap(_reflected(atoms.atoms, size), atoms.pairs, atoms.mask_ids)
             atoms = misrotate_atoms(atoms, turn) if self.cutting.misrotated else orient_atoms(atoms, turn)
         return Crop(blurred, sharp, atoms, int(rng.integers(-(1 << 63), (1 << 63) - 1)))
@@ -193,6 +197,26 @@ def misrotate_atoms(atoms: AtomMap, turn: int) -> AtomMap:
     """The mistake of the released code: where images are transposed, masks are rotated by 90 degrees."""
     plane = orient(atoms.atoms, turn & 3)
     return AtomMap(np.rot90(plane) if turn & 4 else plane, atoms.pairs, atoms.mask_ids)
+
+
+def shifted_masks(atoms: AtomMap, most: float, rng: np.random.Generator) -> AtomMap:
+    """Each mask moved by 0 to `most` pixels in a direction of its own; where it left an edge, its edge is repeated.
+
+    Fractions of a pixel are rounded up or down at random, so that the mean is right. Masks that leave the window are
+    left out.
+    """
+    height, width = atoms.shape
+    reach = int(np.ceil(most)) + 1
+    padded = np.pad(atoms.to_masks(), [(0, 0), (reach, reach), (reach, reach)], mode="edge")
+    angles, lengths = rng.uniform(0, 2 * np.pi, len(padded)), rng.uniform(0, most, len(padded))
+    exact = np.stack([np.sin(angles), np.cos(angles)], axis=1) * lengths[:, None]
+    starts = reach - np.floor(exact + rng.random(exact.shape)).astype(int)
+    moved = [
+        mask[top : top + height, left : left + width] for mask, (top, left) in zip(padded, starts.tolist(), strict=True)
+    ]
+    kept = [number for number, mask in enumerate(moved) if mask.any()]
+    found = AtomMap.from_masks([moved[number] for number in kept], atoms.shape)
+    return AtomMap(found.atoms, found.pairs, atoms.mask_ids[kept])
 
 
 def collate(crops: Sequence[Crop], dropout: float = 0.0) -> Batch:

@@ -13,6 +13,7 @@ from samdeblur.train.data.crops import (
     collate,
     orient,
     orient_atoms,
+    shifted_masks,
     tile_starts,
 )
 from samdeblur.train.data.loader import crop_loader
@@ -194,6 +195,49 @@ def test_the_released_mistake_turns_masks_otherwise_only_where_images_are_transp
         assert np.array_equal(mistaken.atoms.atoms, expected)
         assert np.array_equal(mistaken.atoms.pairs, right.atoms.pairs)
     assert seen == {True, False}
+
+
+def test_masks_that_move_do_so_one_by_one_by_the_seed_and_images_stay(store, dataset):
+    moving = Cutting(SIZE, shift=2.0)
+    shifted = CropDataset(store, store.keys, moving, seed=3, with_atoms=True)
+    crops = [(dataset[sample], shifted[sample]) for sample in range(12)]
+    for still, moved in crops:
+        assert np.array_equal(still.blurred, moved.blurred)
+        assert np.array_equal(still.sharp, moved.sharp)
+        assert still.dropout_seed == moved.dropout_seed
+    assert all(still.atoms != moved.atoms for still, moved in crops)
+    again = CropDataset(store, store.keys, moving, seed=3, with_atoms=True)
+    assert all(same(again[sample], moved) for sample, (_, moved) in reversed(list(enumerate(crops))))
+
+
+def test_a_mask_moves_by_what_was_asked_for_at_most_in_every_direction():
+    true = np.zeros((3000, 20, 22), bool)
+    true[:, 8:12, 8:14] = True
+    moved = shifted_masks(AtomMap.from_masks(true), 3.0, np.random.default_rng(0)).to_masks()
+    assert (moved.sum(axis=(1, 2)) == 24).all()
+    steps = np.array([np.argwhere(mask)[0] for mask in moved]) - (8, 8)
+    assert np.abs(steps).max() == 3
+    assert np.abs(steps.mean(axis=0)).max() < 0.1
+    assert np.abs(steps).mean() == pytest.approx(1.5 * 2 / np.pi, abs=0.15)  # the mean of |cos|, and of 0 to 3 pixels
+    assert {tuple(np.sign(step)) for step in steps.tolist()} == {(a, b) for a in (-1, 0, 1) for b in (-1, 0, 1)}
+
+
+def test_masks_at_an_edge_still_reach_it_and_keep_their_numbers_when_others_leave():
+    masks = np.zeros((3, 16, 16), bool)
+    masks[0, :8], masks[1, 0, 0], masks[2] = True, True, True
+    atoms = AtomMap.from_masks(masks)
+    atoms = AtomMap(atoms.atoms, atoms.pairs, np.array([4, 7, 9], np.int32))
+    lost = 0
+    for seed in range(20):
+        moved = shifted_masks(atoms, 4.0, np.random.default_rng(seed))
+        planes = dict(zip(moved.mask_ids.tolist(), moved.to_masks(), strict=True))
+        assert planes[9].all()
+        assert planes[4][0].all()
+        assert not planes[4][-1].any()
+        lost += 7 not in planes
+    assert 0 < lost < 20
+    none = shifted_masks(AtomMap.empty((4, 5)), 2.0, np.random.default_rng(0))
+    assert none == AtomMap.empty((4, 5))
 
 
 def test_dropout_seeds_follow_from_seed_and_sample_and_reach_the_batch(store, dataset):
