@@ -1,6 +1,6 @@
-"""The images of the docs: worlds, families, and the bundled Segment Anything model on photographs.
+"""The images of the docs: worlds, families, and the bundled models on photographs that they have not seen.
 
-python -m benchmarks.bundled.images      # -> worlds.jpg, families.jpg and sam.jpg in docs/images
+python -m benchmarks.bundled.images      # -> worlds.jpg, families.jpg, sam.jpg and strip.jpg in docs/images
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks.bundled.sam import PHOTOGRAPHS, photograph
 from benchmarks.common.figures import IMAGES
-from samdeblur.models import load_sam
+from samdeblur.models import deblur, load_network, load_sam
 from samdeblur.pipeline import BUNDLED_SETTINGS, MaskGenerator, open_source
 from samdeblur.pipeline.sources.sample import FAMILIES
 from samdeblur.pipeline.sources.worlds import WorldSource
@@ -41,6 +41,19 @@ def family(name: str) -> np.ndarray:
     return np.hstack([label, *columns])
 
 
+def strip(generator: MaskGenerator) -> list[np.ndarray]:
+    """The first window of each photograph of the sample's test split: blurred, its masks, deblurred, sharp."""
+    source, network = open_source("sample", "test"), load_network("bundled")
+    first = {key.rsplit("-", 1)[0]: key for key in reversed(source.keys)}
+    rows = []
+    for key in sorted(first.values()):
+        pair = source.read(key)
+        masks, _ = generator.generate(pair.blurred)
+        shown = (pair.blurred, paint_masks(pair.blurred, masks), deblur(network, pair.blurred), pair.sharp)
+        rows.append(np.hstack([image[:240, :300] for image in shown]))
+    return rows
+
+
 def main() -> None:
     """Draw all."""
     source = WorldSource.of("worlds:5:288", "val")
@@ -62,6 +75,7 @@ def main() -> None:
         pair = [image, paint_masks(image, masks)]
         columns.append(np.vstack([cv2.resize(p, (p.shape[1] * 180 // p.shape[0], 180), interpolation=3) for p in pair]))
     save("sam.jpg", [np.hstack(columns)])
+    save("strip.jpg", strip(generator))
 
 
 if __name__ == "__main__":

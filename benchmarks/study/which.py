@@ -2,6 +2,7 @@
 
     python benchmarks/study/which.py                     # -> benchmarks/results/which.json; ten minutes
     python benchmarks/study/which.py true true-moved-1   # of these kinds; the others stay as they are there
+    python benchmarks/study/which.py --figure            # -> docs/images/which-masks.png, of what is there
 
 The scenes are those the study tests on. Gains are of MAP over no prior on the same scenes, from
 benchmarks/results/study.json and study_axes.json.
@@ -14,9 +15,12 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from degrade import degraded
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from plan import AXES_MASKS
 
 from benchmarks.common.figures import RESULTS
@@ -29,6 +33,7 @@ from samdeblur.pipeline.sources.worlds import WorldSource
 from samdeblur.storage import AtomMap
 
 SCENES = "worlds:24:160"
+FIGURE = Path(__file__).parents[2] / "docs/images/which-masks.png"
 SHOWN = ("on_edges", "iou", "recall", "precision", "border_error", "border_surplus")
 
 
@@ -45,7 +50,9 @@ def kinds() -> dict[str, Callable[[str, ImagePair], AtomMap]]:
     def made_worse(kind: str) -> Callable[[str, ImagePair], AtomMap]:
         return lambda key, pair: degraded(true(pair), kind, int(key))
 
+    twelve = MaskGenerator(sam, **(BUNDLED_SETTINGS | {"points_per_side": 12}))
     return {
+        "sam-12": lambda key, pair: twelve.generate(pair.blurred)[0],
         "sam-coarse": lambda key, pair: coarse.generate(pair.blurred)[0],
         "sam": lambda key, pair: fine.generate(pair.blurred)[0],
         "sam-of-sharp": lambda key, pair: fine.generate(pair.sharp)[0],
@@ -65,7 +72,31 @@ def gains() -> dict[str, float]:
     return {name.removeprefix("map, "): gain for name, gain in found.items() if name.startswith("map, ")}
 
 
+def draw(rows: dict[str, Any]) -> None:
+    """The gain with each kind of masks over two figures of `samdeblur-prep quality`."""
+    known = {name: row for name, row in rows.items() if row["gain"] is not None}
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = {
+        "border_surplus": "px from a border of these to the reference",
+        "on_edges": "places near a border that change less",
+    }
+    for axis, (column, label) in zip(figure.subplots(1, 2, sharey=True), panels.items(), strict=True):
+        axis.axhline(0, color="black", linewidth=0.8)
+        for name, row in known.items():
+            at = row["quality"][column]
+            axis.plot(at, row["gain"], "o", color="tab:blue" if name.startswith("true") else "tab:orange", markersize=5)
+            axis.annotate(name.removeprefix("true-"), (at, row["gain"]), (4, 3), textcoords="offset points", fontsize=7)
+        axis.set(xlabel=label)
+        axis.grid(alpha=0.3)
+    figure.axes[0].set_ylabel("PSNR of MAP over no prior (dB)")
+    figure.savefig(FIGURE, dpi=100)
+
+
 def main(*names: str) -> None:
+    if names == ("--figure",):
+        draw(json.loads((RESULTS / "which.json").read_text()))
+        return
     source, path, known = WorldSource.of(SCENES, "test"), RESULTS / "which.json", gains()
     before = json.loads(path.read_text())
     found: dict[str, Quality] = {}
