@@ -12,7 +12,8 @@ from typing import Any, get_args
 import yaml
 
 from samdeblur.models import METHODS, SEMANTICS
-from samdeblur.models.priors.pooling import Aggregate, Statistics
+from samdeblur.models.priors.map_unit import UnitAggregate
+from samdeblur.models.priors.pooling import Statistics
 from samdeblur.storage.documents import yaml_lines, yaml_problem
 from samdeblur.storage.files import decode_text
 from samdeblur.train.losses import LOSSES
@@ -41,12 +42,12 @@ class TrainConfig:
     mask_dropout: float = setting(
         0.5, "of `map-dropout`: fraction of the masks of a crop that is dropped", low=0, below=1
     )
-    aggregate: Aggregate = setting(
+    aggregate: UnitAggregate = setting(
         "sum",
         "what a pixel under several masks gets: the `sum` of their averages, as in the paper; ours: their `mean`, or "
         "that of the `smallest`, which was better with true masks and no different with found ones "
         "([the study](study.md))",
-        choices=get_args(Aggregate),
+        choices=get_args(UnitAggregate),
     )
     statistics: Statistics = setting(
         "mean",
@@ -191,6 +192,8 @@ class TrainConfig:
             raise ConfigError(f"betas: two numbers, got {len(self.betas)}")
         if self.subimage_size and self.subimage_size < max(self.crop_size, *self.progressive_crops, 0):
             raise ConfigError(f"subimage_size: {self.subimage_size} is smaller than the crops, {self.crop_size}")
+        if self.aggregate == "attention" and self.statistics != "mean":
+            raise ConfigError("statistics: aggregate attention has mean alone")
         if self.semantics == "released" and (self.aggregate, self.statistics) != ("sum", "mean"):
             raise ConfigError("aggregate and statistics: semantics released has only sum and mean")
         if self.mask_shift and self.method == "none":

@@ -199,7 +199,7 @@ PRIORS: dict[str, tuple[dict[str, Any], str]] = {
     "map": ({}, ""),
     "map smallest": ({"aggregate": "smallest"}, ""),
     "soft": ({}, "soft"),
-    "regions": ({}, "regions"),
+    "map attention": ({"aggregate": "attention"}, ""),
     "distilled": ({}, "distilled"),
     "confident": ({}, "confident"),
     "map shifted": ({"mask_shift": 3.0}, ""),

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from samdeblur.models import MAPUnit, Prior
 from samdeblur.models.priors import methods
-from samdeblur.models.priors.pooling import AtomBatch, _Maps, mask_average_pool
+from samdeblur.models.priors.pooling import AtomBatch, _Maps
 from samdeblur.storage import AtomMap, MaskStore
 from samdeblur.train import TrainConfig, loop, running, start
 
@@ -44,34 +44,6 @@ class SoftMAP(MAPUnit):
         padded = F.pad(pooled, [reach] * 4, mode="replicate")
         row = self.row.to(pooled).expand(channels, 1, 1, -1)
         return F.conv2d(F.conv2d(padded, row, groups=channels), row.transpose(2, 3), groups=channels)
-
-
-class RegionAttention(Prior):
-    """Every pixel attends to the pixels of the smallest mask over it (regions as in arXiv 2407.09268).
-
-    Attention is linear, with elu(x) + 1 of queries and keys (arXiv 2006.16236), so that what a region says to all its
-    pixels are means over it: Algorithm 1 with the smallest mask.
-
-    Args:
-        channels: S, of the values. keys: of queries and keys.
-    """
-
-    def __init__(self, channels: int = 2, keys: int = 4) -> None:
-        super().__init__()
-        self.channels, self.keys = channels, keys
-        self.config = {"name": "regions", "channels": channels, "keys": keys}
-        width = channels + 2 * keys
-        self.encoder = nn.Sequential(nn.Conv2d(3, width, 3, padding=1), nn.Conv2d(width, width, 1))
-
-    def forward(self, image: Tensor, batch: AtomBatch) -> Tensor:
-        values, queries, keys = self.encoder(image).split([self.channels, self.keys, self.keys], dim=1)
-        queries, keys = F.elu(queries) + 1, F.elu(keys) + 1
-        products = (keys[:, :, None] * values[:, None]).flatten(1, 2)
-        means = mask_average_pool(torch.cat([products, keys], dim=1), batch, "smallest")
-        products = means[:, : -self.keys].unflatten(1, (self.keys, self.channels))
-        answers = (queries[:, :, None] * products).sum(dim=1)
-        result: Tensor = answers / (queries * means[:, -self.keys :]).sum(dim=1, keepdim=True).clamp(min=1e-6)
-        return result
 
 
 class ConfidentMAP(MAPUnit):
@@ -167,7 +139,6 @@ def smallest(batch: AtomBatch) -> Tensor:
 
 CANDIDATES: dict[str, type[Prior]] = {
     "soft": SoftMAP,
-    "regions": RegionAttention,
     "confident": ConfidentMAP,
     "distilled": Distilled,
 }

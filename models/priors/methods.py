@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from samdeblur.models.priors.base import Prior
 from samdeblur.models.priors.cat import CATPrior
-from samdeblur.models.priors.map_unit import MAPUnit
-from samdeblur.models.priors.pooling import Aggregate, Statistics
+from samdeblur.models.priors.map_unit import MAPUnit, UnitAggregate
+from samdeblur.models.priors.pooling import Statistics
 from samdeblur.models.priors.released import ReleasedMAPUnit
 
 METHODS = ("none", "cat", "map", "map-dropout")
@@ -30,7 +30,7 @@ def prior_for(
     mask_dropout: float = MASK_DROPOUT,
     semantics: str = "paper",
     multiple: int = 16,
-    aggregate: Aggregate = "sum",
+    aggregate: UnitAggregate = "sum",
     statistics: Statistics = "mean",
 ) -> Prior | None:
     """The prior of a row of Table 1: `none`, `cat`, `map` or `map-dropout`.
@@ -40,7 +40,7 @@ def prior_for(
         mask_dropout: share of the masks that map-dropout drops in training mode.
         semantics: "paper", or "released" for what the released code computes; they differ for MAP only.
         multiple: what the network pads the sides of images to, which released MAP depends on: `NAFNet.multiple`.
-        aggregate: of MAP in the paper's semantics; see `mask_average_pool`.
+        aggregate: of MAP in the paper's semantics; see `MAPUnit`.
         statistics: likewise.
     """
     if method not in METHODS:

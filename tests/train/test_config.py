@@ -110,6 +110,7 @@ def test_values_of_another_type_are_refused_by_name(name, value):
         {"accumulate": 0},
         {"subimage_size": 100},
         {"freeze_backbone": 5},
+        {"statistics": "mean+std", "aggregate": "attention"},
         {"mask_shift": -1, "method": "map"},
         {"mask_shift": 17, "method": "map"},
         {"mask_shift": 2},

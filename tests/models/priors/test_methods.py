@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from samdeblur.models import METHODS, AtomBatch, CATPrior, MAPUnit, mask_average_pool, prior_for
+from samdeblur.models import METHODS, AtomBatch, CATPrior, MAPUnit, drop_masks, mask_average_pool, prior_for
 from samdeblur.models.priors.methods import build_prior
 from samdeblur.storage import AtomMap
 
@@ -151,3 +151,45 @@ def test_aggregates_and_statistics_of_ours_are_kept_in_the_config_and_old_config
     for wrong in ({"aggregate": "max"}, {"statistics": "median"}):
         with pytest.raises(ValueError, match=f"unknown {next(iter(wrong))} '{next(iter(wrong.values()))}'"):
             MAPUnit(**wrong)
+
+
+@pytest.mark.parametrize("count", [0, 1, 9])
+def test_attention_is_that_of_every_pixel_to_those_of_the_smallest_mask_over_it(random_masks, count):
+    masks = random_masks(np.random.default_rng(2), 20, 12, 14)
+    masks = masks[np.unique(masks.sum(axis=(1, 2)), return_index=True)[1]]  # one of each area
+    masks = masks[masks.any(axis=(1, 2))][:count]
+    assert len(masks) == count
+    image, batch = _image(1, 12, 14).double(), AtomBatch.collate([AtomMap.from_masks(masks, (12, 14))])
+    unit = MAPUnit(3, aggregate="attention").double().eval()
+    values, queries, keys = unit.encoder(image)[0].split([3, 4, 4])
+    queries, keys = F.elu(queries) + 1, F.elu(keys) + 1
+    areas = masks.sum(axis=(1, 2))
+    expected = torch.empty(3, 12, 14, dtype=torch.float64)
+    for row, column in np.ndindex(12, 14):
+        over = np.flatnonzero(masks[:, row, column]) if count else []
+        inside = masks[over[np.argmin(areas[over])]] if len(over) else ~masks.any(axis=0)
+        inside = torch.from_numpy(np.broadcast_to(inside, (12, 14)).copy())
+        weights = queries[:, row, column] @ keys[:, inside]
+        expected[:, row, column] = (values[:, inside] * weights).sum(dim=1) / weights.sum()
+    found = unit(image, batch)
+    assert (found[0] - expected).abs().max() < 1e-9
+    assert (found.amax((2, 3)) <= values.amax((1, 2)) + 1e-9).all()  # means of values
+    again = build_prior(unit.config).double()
+    again.load_state_dict(unit.state_dict())
+    assert torch.equal(again(image, batch), found)
+    assert unit.channels == found.shape[1] == 3
+
+
+def test_attention_learns_drops_masks_in_training_and_has_means_alone(random_masks):
+    batch = AtomBatch.collate([AtomMap.from_masks(random_masks(np.random.default_rng(4), 6, 12, 14))], [7])
+    image = _image(1, 12, 14)
+    unit = MAPUnit(2, 0.5, aggregate="attention")
+    dropped = unit.train()(image, batch)
+    assert torch.equal(unit.eval()(image, drop_masks(batch, 0.5)), dropped)
+    assert not torch.equal(unit(image, batch), dropped)
+    unit(image, batch).square().sum().backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in unit.parameters())
+    with pytest.raises(ValueError, match="aggregate attention has no statistics"):
+        MAPUnit(aggregate="attention", statistics="mean+std")
+    with pytest.raises(ValueError, match="unknown aggregate 'max', choose from sum, mean, smallest, attention"):
+        MAPUnit(aggregate="max")
