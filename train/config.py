@@ -44,9 +44,9 @@ class TrainConfig:
     )
     aggregate: UnitAggregate = setting(
         "sum",
-        "what a pixel under several masks gets: the `sum` of their averages, as in the paper; ours: their `mean`, or "
-        "that of the `smallest`, which was better with true masks and no different with found ones "
-        "([the study](study.md))",
+        "what a pixel under several masks gets: the `sum` of their averages, as in the paper; ours: their `mean`, that "
+        "of the `smallest`, or its `attention` to the pixels of the smallest. With true masks each was better than the "
+        "one before ([the study](study.md#priors-beside-map))",
         choices=get_args(UnitAggregate),
     )
     statistics: Statistics = setting(
