@@ -60,7 +60,8 @@ class MAPUnit(Prior):
             batch = drop_masks(batch, self.dropout)
         encoding = self.encoder(image)
         if self.aggregate == "attention":
-            return attend(*encoding.split([self.channels, KEYS, KEYS], dim=1), batch)
+            values, queries, keys = encoding.split([self.channels, KEYS, KEYS], dim=1)
+            return attend(values, queries, keys, batch)
         return mask_average_pool(encoding, batch, self.aggregate, self.statistics)
 
 
