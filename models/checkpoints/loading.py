@@ -26,7 +26,7 @@ from samdeblur.models.checkpoints.finding import (
     require_numbers,
 )
 from samdeblur.models.checkpoints.others import network_of, prefixes_of_others
-from samdeblur.models.checkpoints.public import BUNDLED_NETWORK, BUNDLED_SAM
+from samdeblur.models.checkpoints.public import BUNDLED_NETWORK, BUNDLED_SAM, no_such_checkpoint
 from samdeblur.models.networks.nafnet import infer_config
 from samdeblur.models.networks.named import OWN, build_network, name_of, rebuild_network
 from samdeblur.models.networks.sam import METADATA_KEY, SamConfig, build_sam, build_small_sam
@@ -191,7 +191,7 @@ def resolve_checkpoint(path: Path, bundled: Path) -> Path:
         return bundled
     if split_part(path)[1]:
         if not split_part(path)[0].is_file():
-            raise FileNotFoundError(f"{split_part(path)[0]}: no such checkpoint")
+            raise no_such_checkpoint(split_part(path)[0])
         return path
     if path.is_dir():
         if not (path / BEST_WEIGHTS).exists() and (path / LAST_WEIGHTS).exists():
@@ -201,7 +201,7 @@ def resolve_checkpoint(path: Path, bundled: Path) -> Path:
             )
         path = path / BEST_WEIGHTS
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such checkpoint")
+        raise no_such_checkpoint(path)
     return path
 
 

@@ -148,6 +148,17 @@ def known_path(name_or_path: str) -> str | None:
     return str(path)
 
 
+def no_such_checkpoint(path: str | Path) -> FileNotFoundError:
+    """The error for a file that is not there; for a file of `WEIGHTS` it says where that comes from."""
+    weight = next((weight for weight in _KNOWN if weight.file == Path(path).name), None)
+    if weight is None:
+        return FileNotFoundError(f"{path}: no such checkpoint")
+    if (weights_folder() / weight.file).is_file():
+        return FileNotFoundError(f"{path}: no such checkpoint; it is fetched already: name it {weight.name}")
+    does = "fetches it" if weight.address else "says where to get it"
+    return FileNotFoundError(f"{path}: no such checkpoint; samdeblur-prep weights fetch {weight.name} {does}")
+
+
 def fetch(
     weight: Weight, folder: Path, mirror: str | None = None, progress: Callable[[int], None] = lambda n: None
 ) -> Path:

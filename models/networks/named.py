@@ -138,7 +138,7 @@ def spandrel_class(name: str) -> Callable[..., nn.Module]:
             if inspect.isclass(kind) and issubclass(kind, nn.Module) and thing.lower() == name.lower():
                 return kind
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
-    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(known))}"
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(known))}."
     more = (
         "" if LIBRARIES[1] in there else " Restormer and others: pip install spandrel-extra-arches, mind their licences"
     )

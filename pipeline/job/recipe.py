@@ -12,7 +12,7 @@ import torch
 from samdeblur.models import CheckpointError, Deblurrer, load_network, local_pooling, pick_device
 from samdeblur.models.checkpoints.hub import hub_folder, is_hub_name
 from samdeblur.models.checkpoints.loading import BEST_WEIGHTS, checkpoint_digest, resolve_checkpoint, split_part
-from samdeblur.models.checkpoints.public import BUNDLED_NETWORK, BUNDLED_SAM, known_path
+from samdeblur.models.checkpoints.public import BUNDLED_NETWORK, BUNDLED_SAM, known_path, no_such_checkpoint
 from samdeblur.pipeline.segmenters.base import Segmenter, TrueMasks
 from samdeblur.pipeline.segmenters.families.recognise import DEFAULTS, digest_of, family_of
 from samdeblur.pipeline.segmenters.mask_generator import SAM_SETTINGS
@@ -71,7 +71,7 @@ class Weights:
         """The path; raises CheckpointError when the file has changed since the job was planned."""
         path = Path(self.path)
         if not path.is_dir() and not split_part(path)[0].is_file():
-            raise FileNotFoundError(f"{path}: no such checkpoint")
+            raise no_such_checkpoint(path)
         if digest_of(path) != self.sha256:
             raise CheckpointError(f"{path}: the file changed since the job was planned")
         return path

@@ -141,10 +141,10 @@ def _factory(name: str) -> Any:
     else:
         known = [*OURS, *sorted(points)]
         near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]}" if near else f"there are {', '.join(known)}"
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}."
         raise SegmenterMissing(
-            f"segmenter {name}: no installed package on {platform.node()} provides it; {hint}, or "
-            "package.module:factory for any function"
+            f"no segmenter {name!r} in the packages on {platform.node()}; {hint} Or name a function as "
+            "package.module:factory"
         )
     try:
         return point.load()

@@ -118,8 +118,11 @@ def _list_pairs(folder: Path, split: str) -> Pairs:
 
 
 def _gopro_splits(root: Path) -> dict[str, Path]:
+    def is_sequence(folder: Path) -> bool:
+        return (folder / "sharp").is_dir() and (folder.name.startswith("GOPR") or (folder / "blur").is_dir())
+
     def holds_sequences(folder: Path) -> bool:
-        return any((inner / "sharp").is_dir() for inner in _folders(folder))
+        return any(is_sequence(inner) for inner in _folders(folder))
 
     return {name: folder for name, folder in _split_folders(root).items() if holds_sequences(folder)}
 
@@ -137,16 +140,29 @@ def _list_gopro(folder: Path, split: str) -> Pairs:
 # RealBlur-J: RealBlur-J_ECC_.../scene001/{gt/gt_1.png,blur/blur_1.png}, and a list of pairs for each split.
 
 
-def _realblur_scenes(root: Path) -> Path | None:
-    """The folder of the scenes: this one, one in it, or one in a folder in it."""
+def _realblur_scenes(root: Path, holds: Callable[[Path], bool]) -> Path | None:
+    """The folder of the scenes: this one, one in it, or one in a folder in it, by its name or by what it holds."""
 
-    def holds_scenes(folder: Path) -> bool:
-        scenes = (inner for inner in _folders(folder) if inner.name.startswith("scene"))
-        return folder.name.startswith("RealBlur-J_ECC") or any((scene / "gt").is_dir() for scene in scenes)
+    def is_it(folder: Path) -> bool:
+        return folder.name.startswith("RealBlur-J_ECC") or any(holds(scene) for scene in _folders(folder))
 
     inner = _folders(root)
     nested = (found for folder in inner for found in _folders(folder) if found.name.startswith("RealBlur-J_ECC"))
-    return next((folder for folder in (root, *inner) if holds_scenes(folder)), None) or next(nested, None)
+    return next((folder for folder in (root, *inner) if is_it(folder)), None) or next(nested, None)
+
+
+def _may_be_scene(folder: Path) -> bool:
+    return folder.name.startswith("scene") and (folder / "gt").is_dir()
+
+
+def _is_scene(folder: Path) -> bool:
+    """A scene of RealBlur-J and no other: blur/blur_N beside gt/gt_N."""
+
+    def holds(side: str) -> bool:
+        inner = folder / side
+        return inner.is_dir() and any(re.match(rf"{side}_\d+\.", name) for name in os.listdir(inner) if is_image(name))
+
+    return folder.name.startswith("scene") and holds("gt") and holds("blur")
 
 
 def _realblur_list(root: Path, scenes: Path | None, split: str) -> Path | None:
@@ -157,11 +173,12 @@ def _realblur_list(root: Path, scenes: Path | None, split: str) -> Path | None:
 
 def _realblur_splits(root: Path) -> dict[str, Path]:
     splits = {"train": root, "test": root}
-    return splits if _realblur_scenes(root) or any(_realblur_list(root, None, split) for split in splits) else {}
+    scenes, near = _realblur_scenes(root, _is_scene), _realblur_scenes(root, _may_be_scene)
+    return splits if scenes or any(_realblur_list(root, near, split) for split in splits) else {}
 
 
 def _list_realblur(root: Path, split: str) -> Pairs:
-    scenes = _realblur_scenes(root)
+    scenes = _realblur_scenes(root, _is_scene) or _realblur_scenes(root, _may_be_scene)
     if scenes is None:
         raise SourceError(f"{root}: no folder RealBlur-J_ECC_... of images there; put it beside the lists")
     table = _realblur_list(root, scenes, split)

@@ -66,12 +66,14 @@ def open_source(
         raise SourceError(f"{location}: an empty folder; mount the disk of the dataset there, or name another folder")
     if layout == "auto":
         layout = detect_layout(root, split)
-    elif layout not in LAYOUTS:
+        try:
+            files, left_out = _files(location, root, split, layout, skip_unpaired)
+        except SourceError as error:
+            raise SourceError(f"{error} (taken for {layout}; --layout names another, see docs/datasets.md)") from error
+    elif layout in LAYOUTS:
+        files, left_out = _files(location, root, split, layout, skip_unpaired)
+    else:
         raise SourceError(f"unknown layout {layout!r}, choose from {', '.join(['auto', *EMBEDDED, *LAYOUTS])}")
-    pairs = list_split(root, split, layout)
-    if not pairs:
-        raise SourceError(f"{location}: no images ({', '.join(sorted(SUFFIXES))}) in the {layout} layout")
-    files, left_out = complete_pairs(pairs, root, skip_unpaired)
     name = nfc(in_unicode(dataset or LAYOUTS[layout].dataset or root.resolve().name))
     notes = [f"{name} {split}: {line}" for line in left_out]
     published = LAYOUTS[layout].published.get(split, len(files))
@@ -79,3 +81,13 @@ def open_source(
         notes.append(f"{name} {split}: {len(files):,} pairs found, the published split has {published:,}")
     lossy = any(blurred.suffix.lower() in LOSSY_SUFFIXES for blurred, _ in files.values())
     return FolderSource(name, in_unicode(split), files, "file" if lossy else "pixels", root, tuple(notes))
+
+
+def _files(
+    location: str, root: Path, split: str, layout: str, skip_unpaired: bool
+) -> tuple[dict[str, tuple[Path, Path]], list[str]]:
+    """The complete pairs of a split by key, and lines on those left out. Raises SourceError."""
+    pairs = list_split(root, split, layout)
+    if not pairs:
+        raise SourceError(f"{location}: no images ({', '.join(sorted(SUFFIXES))}) in the {layout} layout")
+    return complete_pairs(pairs, root, skip_unpaired)

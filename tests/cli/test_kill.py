@@ -120,4 +120,4 @@ def test_a_worker_without_the_plugin_says_so(installed_plugin, prep_run, pairs, 
         failed = prep_run(pairs, tmp_path / "s.zarr", *options)
     assert failed.code == 1
     assert "no worker is left" in failed.err
-    assert "segmenter regions: no installed package on" in failed.err
+    assert "no segmenter 'regions' in the packages on" in failed.err

@@ -21,6 +21,7 @@ import pytest
 import servers
 
 from samdeblur.models.checkpoints import public as weights
+from samdeblur.models.checkpoints.loading import resolve_checkpoint
 from samdeblur.models.checkpoints.public import (
     WEIGHTS,
     Weight,
@@ -362,3 +363,18 @@ def test_the_table_is_consistent():
     for name, weight in WEIGHTS.items():
         assert (weight.name, len(bytes.fromhex(weight.sha256))) == (name, 32)
         assert weight.address is None or weight.address.endswith(f"/{weight.file}")
+
+
+def test_a_public_file_that_is_not_there_says_where_it_comes_from(tmp_path, monkeypatch):
+    monkeypatch.setenv("SAMDEBLUR_WEIGHTS", str(tmp_path))
+    for file, end in (
+        ("sam_vit_h_4b8939.pth", "; samdeblur-prep weights fetch sam_vit_h fetches it"),
+        ("NAFNet-GoPro-width32.pth", "; samdeblur-prep weights fetch nafnet_gopro_width32 says where to get it"),
+        ("nowhere.pth", ""),
+    ):
+        with pytest.raises(FileNotFoundError) as caught:
+            resolve_checkpoint(Path("here") / file, Path("bundled"))
+        assert str(caught.value) == f"here/{file}: no such checkpoint{end}"
+    (tmp_path / "mobile_sam.pt").touch()
+    with pytest.raises(FileNotFoundError, match=r"it is fetched already: name it mobile_sam$"):
+        resolve_checkpoint(Path("here/mobile_sam.pt"), Path("bundled"))

@@ -77,12 +77,12 @@ def test_superpixels_take_settings():
 @pytest.mark.parametrize(
     ("name", "settings", "kind", "words"),
     [
-        ("superpixel", {}, SegmenterMissing, "did you mean superpixels"),
+        ("superpixel", {}, SegmenterMissing, "no segmenter 'superpixel' .*; did you mean superpixels\\? Or name a"),
         (
             "regions-of-nobody",
             {},
             SegmenterMissing,
-            "no installed package on .* provides it; there are sam, superpixels",
+            "in the packages on .*; there are sam, superpixels.*\\. Or name a function as package.module:factory",
         ),
         ("no_such_package.masks:make", {}, SegmenterMissing, "No module named 'no_such_package'; install"),
         ("some_plugin:nothing", {}, SegmenterMissing, "no attribute 'nothing'"),

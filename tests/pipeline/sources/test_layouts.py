@@ -168,6 +168,10 @@ def refusal(root, split, layout="auto"):
     return message
 
 
+def guessed(layout):
+    return f" (taken for {layout}; --layout names another, see docs/datasets.md)"
+
+
 @every_layout
 @pytest.mark.parametrize("named", [True, False], ids=["by name", "auto"])
 def test_a_split_is_listed_under_its_keys_and_pairs_belong_together(tree, random_image, layout, named):
@@ -294,9 +298,8 @@ def test_a_split_that_is_not_there_is_refused_naming_those_that_are(tree, layout
     root, there = tree(layout), TREES[layout].split
     message = refusal(root, "tests", layout if named else "auto")
     assert "no split 'tests' there" in message
-    assert message.endswith(
-        f"; name one that is, --split {'test or --split train' if layout == 'realblur-j' else there}"
-    )
+    there = "test or --split train" if layout == "realblur-j" else there
+    assert message.endswith(f"; name one that is, --split {there}" + ("" if named else guessed(layout)))
 
 
 @every_layout
@@ -420,6 +423,29 @@ def test_a_missing_list_or_folder_of_realblur_is_named(tree):
     assert "no folder RealBlur-J_ECC_... of images there; put it beside the lists" in refusal(root, "train")
 
 
+@pytest.mark.parametrize(
+    ("blurred", "sharp"),
+    [
+        ("scene_001/blur_001.png", "scene_001/gt/001.png"),
+        ("scene001/blur/1.png", "scene001/gt/1.png"),
+        ("scene001/input/blur_1.png", "scene001/gt/gt_1.png"),
+        ("train/scene1/blurred/1.png", "train/scene1/sharp/1.png"),
+    ],
+)
+def test_scenes_of_another_dataset_are_not_taken_for_one_of_these(tmp_path, save, random_image, blurred, sharp):
+    for name in (blurred, sharp):
+        save(tmp_path / name, random_image(92, 9, 8))
+    message = refusal(tmp_path, "train")
+    assert "no known layout" in message or message.endswith(guessed("pairs"))
+
+
+def test_scenes_of_realblur_without_their_list_are_refused_as_what_they_were_taken_for(tree):
+    root = tree("realblur-j", lambda name: name.replace(INNER, "images"))
+    (root / "RealBlur_J_train_list.txt").unlink()
+    assert refusal(root, "train").endswith("put it beside images" + guessed("realblur-j"))
+    assert refusal(root, "train", "realblur-j").endswith("put it beside images")
+
+
 # REDS, and what is found where several layouts lie together.
 
 
@@ -484,7 +510,8 @@ def test_a_misspelt_split_is_refused_where_there_are_folders_of_splits(tree, lay
     message = refusal(root, "tets", layout)
     assert "no split 'tets' there" in message
     there = sorted({"test", beside.rstrip("/")} - {""})
-    assert message.endswith("; name one that is, " + " or ".join(f"--split {name}" for name in there))
+    named = " or ".join(f"--split {name}" for name in there)
+    assert message.endswith(f"; name one that is, {named}" + ("" if layout == "pairs" else guessed("pairs")))
     tree("pairs", lambda name: name.removeprefix("test/"))  # in the root too: it might be meant, or not
     assert "no split 'tets' there" in refusal(root, "tets", layout)
 
