@@ -126,6 +126,10 @@ class _PrintableStream:
         return getattr(self._stream, name)
 
 
+class NothingWritten(str):
+    """The message of an interruption that came before anything was written: the whole of it."""
+
+
 def _run(command: click.Command, interrupted: str, signalled_code: int) -> int:
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
@@ -142,7 +146,9 @@ def _run(command: click.Command, interrupted: str, signalled_code: int) -> int:
             _print_line(f"error: {message}", code)
         else:
             by = signalled_code if isinstance(stopped.__cause__ or stopped, SignalledToEnd) else INTERRUPTED
-            code = _print_line(f"interrupted{stopped.__cause__ or stopped}{interrupted}", by)
+            said = stopped.__cause__ or stopped
+            more = "" if any(isinstance(part, NothingWritten) for part in said.args) else interrupted
+            code = _print_line(f"interrupted{said}{more}", by)
     except BrokenPipeError:  # who read it, such as head, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = FAILED

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -231,6 +231,14 @@ class _ProgressText:
         texts = [self.texts[name] for name in ("loss", "val", "speed", "waiting") if name in self.texts]
         self.bar.set_postfix_str(self._fitting([*validated, *texts]), refresh=False)  # the last give way
         self.bar.update(step - self.bar.n)
+
+    def stopping(self, step: int) -> None:
+        """Say what a signal leads to; called by its handler, which may have interrupted a write to stderr."""
+        from samdeblur.evaluation.ranks import is_first
+
+        if is_first():
+            with suppress(OSError, RuntimeError):
+                self.bar.write(f"finishing step {step}, then saving", file=sys.stderr)
 
     def _fitting(self, parts: list[str]) -> str:
         """As many of the parts as fit into a line behind steps and times, however long those get."""

@@ -291,8 +291,8 @@ class MaskStore:
         """Raise StoreError when the store holds masks alone."""
         if not self.header.images and self._external is None:
             raise StoreError(
-                f"{self.path}: holds masks without images; add them with samdeblur-prep add-images, or train and "
-                "evaluate with --images FOLDER, the dataset's"
+                f"{self.path}: holds masks without images; add them with samdeblur-prep add-images FOLDER, the "
+                "dataset's, or give --images FOLDER to training and evaluation"
             )
 
     def _ready(self, key: str) -> int:

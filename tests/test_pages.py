@@ -162,7 +162,7 @@ def shell_steps(page: str, first: int, text: str) -> Iterator[Step]:
     for line in whole.splitlines():
         code = re.sub(r"(^|\s+)#.*", "", line.replace("\0", " "))
         script += [code] if code.strip() else []
-        if script and not code.startswith(" ") and (len(script) == 1 or code == "done") and not code.startswith("for "):
+        if script and not code.startswith(" ") and (len(script) == 1 or code == "done") and not code.endswith("; do"):
             kind = "command" if code.startswith("samdeblur-") else "shell"
             yield Step(page, number, kind, "\n".join(script))
             script = []
@@ -223,6 +223,7 @@ def things(tmp_path_factory: pytest.TempPathFactory, random_sam: Callable[[], to
     for split in ("train", "test"):
         lines = [f"{sharp} {blurred}" for blurred, sharp in PAIRS["RealBlur"]]
         (root / f"RealBlur/RealBlur_J_{split}_list.txt").write_text("\n".join(lines))
+    (root / "pairs.csv").write_text("".join(f"raw/{blurred},raw/{sharp}\n" for blurred, sharp in PAIRS["raw"]))
     shutil.copytree(root / "GOPRO_Large/test/GOPR0384_11_00/blur", root / "holiday")
     for suffix in ("png", "jpg"):
         cv2.imwrite(str(root / f"photo.{suffix}"), cv2.imread(str(root / "holiday/000047.png")))
@@ -257,6 +258,7 @@ def things(tmp_path_factory: pytest.TempPathFactory, random_sam: Callable[[], to
 
 SOURCES = [
     *PAIRS,
+    "pairs.csv",
     "holiday",
     "photo.png",
     "photo.jpg",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -22,10 +23,14 @@ class StopRequest:
     """While open, the first of SIGTERM, SIGUSR1, SIGHUP and SIGINT is noted in `by`. A second SIGINT stops at once.
 
     In a thread other than the main one nothing is noted: Python gives signals to the main thread.
+
+    Args:
+        told: called within the handler of the first of them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, told: Callable[[], None] = lambda: None) -> None:
         self.by: int = 0
+        self.told = told
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -43,4 +48,6 @@ class StopRequest:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.by == signal.SIGINT:
             raise KeyboardInterrupt
-        self.by = self.by or number
+        if not self.by:
+            self.by = number
+            self.told()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from samdeblur.cli.messages import QUARANTINED
+from samdeblur.cli.messages import QUARANTINED, NothingWritten
 from samdeblur.cli.support.choices import BUNDLED_SETTINGS, PATIENCE, PRECISIONS, SAM2_SETTINGS, SAM_SETTINGS
 from samdeblur.cli.support.commands import Command
 from samdeblur.cli.support.inference import Precision
@@ -309,8 +309,11 @@ def _run(job: Job, workers: Workers, options: Mapping[str, Any]) -> int:
             )
         except KeyboardInterrupt as stop:
             found = status(job.store) if not is_vacant(job.store) else None
-            done = f"; {len(found.store) - found.pending} of {counted(total, 'image')} done" if found else ""
-            raise type(stop)(done) from None
+            done = len(found.store) - found.pending if found else 0
+            if not done:
+                nothing = f"; nothing was written to {job.store} yet, run the same command again"
+                raise type(stop)(NothingWritten(nothing)) from None
+            raise type(stop)(f"; {done} of {counted(total, 'image')} done") from None
         found = status(job.store)
         progress.event(
             "end",

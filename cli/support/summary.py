@@ -108,6 +108,8 @@ def report_status(path: str | Path) -> int:
         f"{len(found.quarantined)} quarantined; {size}{counted(round(masks), 'mask')} in "
         f"{counted(round(atoms), 'atom')} per image"
     )
+    if found.done and not masks:
+        click.echo(f"note: no masks were found in {counted(found.done, 'image')}; try lower thresholds or more points")
     for key, reason in found.quarantined.items():
         click.echo(f"  quarantined {key}: {reason}")
     if found.quarantined:

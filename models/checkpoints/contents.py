@@ -116,7 +116,8 @@ def read_torch(path: Path, head: bytes = b"", place: str = "cpu") -> Any:
             with torch.serialization.safe_globals([(Unread, name) for name in _unknown_classes(path)]):
                 return torch.load(path, map_location=place, weights_only=True)
     except Exception as error:  # torch raises whatever its unpickler stumbles over
-        what = next((f": it is {what}" for begin, what in _BEGINNINGS.items() if head.startswith(begin)), "")
+        known = (f": it is {what}" for begin, what in _BEGINNINGS.items() if head.startswith(begin))
+        what = next(known, "; download it again")
         if _is_torchscript(path):
             what = ": it is a TorchScript archive; save the state_dict() of the network"
         raise CheckpointError(

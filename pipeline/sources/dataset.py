@@ -78,7 +78,11 @@ def keys_in_both(store: MaskStore, source: Source, keys: Sequence[str]) -> dict[
     names = Names(source.keys)
     found = {key: name for key in keys if (name := names.find(key)) is not None}
     if not found:
-        raise StoreError(f"{source.dataset} has no image of {store.path}, such as {keys[0]}")
+        there = f"; the folder's are such as {source.keys[0]}" if source.keys else ""
+        raise StoreError(
+            f"{source.dataset} has no image of {store.path}, such as {keys[0]}{there}: name the folder, and list it "
+            "with the layout, that the masks were made with"
+        )
     return found
 
 

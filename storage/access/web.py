@@ -44,7 +44,10 @@ AUTHORITIES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 SENT = re.compile(r"bytes (\d+)-(\d+)/")
 PLAIN = re.compile(r"[A-Za-z0-9._/-]*")
 PAGE = "the server sends a web page in place of this file; it is not there, or asks for a login"
-NO_PARTS = "the server does not send parts of files (HTTP Range); serve the store with one that does, or download it"
+NO_PARTS = (
+    "the server does not send parts of files (HTTP Range); serve the store with one that does, such as nginx, caddy or "
+    "rclone serve, or download it"
+)
 
 
 @dataclass(frozen=True)

@@ -245,6 +245,7 @@ def test_who_interrupts_is_told_how_to_go_on(samdeblur, pairs, store, tiny, tmp_
     (line,) = stopped.err.split("\n")[1:-1]  # below the ^C
     assert line.startswith("interrupted; ")
     assert "run the same command again" in line
+    assert ("nothing was written to" in line, "what was committed" in line) == (program == "prep", False)
 
 
 def test_what_nobody_foresaw_is_one_line_with_the_way_to_the_traceback(samdeblur, pairs, tmp_path, monkeypatch):

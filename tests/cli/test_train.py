@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +16,7 @@ import yaml
 from samdeblur.cli import prep
 from samdeblur.models import NAFNet
 from samdeblur.pipeline.job import coordinator
-from samdeblur.train import state
+from samdeblur.train import running, state
 from samdeblur.train.config import parse_assignment
 
 
@@ -319,3 +320,16 @@ def test_a_store_that_is_gone_is_refused_when_a_run_is_to_go_on(train, store, tm
     shutil.move(store, tmp_path / "elsewhere.zarr")
     result = train()
     assert (result.code, "no such store" in result.error) == (2, True)
+
+
+def test_who_stops_a_run_is_told_at_once_what_it_finishes_first(train, monkeypatch):
+    take_step = running.Run.take_step
+
+    def interrupted(run, number, batches):
+        take_step(run, number, batches)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(running.Run, "take_step", interrupted)
+    stopped = train()
+    assert stopped.code == 130
+    assert stopped.err.index("finishing step 1, then saving\n") < stopped.err.index("stopped after step 1 of 2")

@@ -259,12 +259,14 @@ def test_the_handlers_of_before_are_put_back(store, small, tmp_path, handlers, e
 
 
 def test_only_the_first_signal_counts():
-    with StopRequest() as request:
+    told = []
+    with StopRequest(lambda: told.append(request.by)) as request:
         assert request.by == 0
         signal.raise_signal(signal.SIGUSR1)
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGTERM)
         assert request.by == signal.SIGUSR1
+    assert told == [signal.SIGUSR1]
 
 
 def test_a_run_in_a_thread_leaves_signals_alone(store, small, tmp_path, handlers):

@@ -198,7 +198,9 @@ def test_images_that_the_dataset_lacks_are_not_ready(folder, make_store):
 def test_a_dataset_without_any_image_of_the_store_is_refused(folder, make_store, tmp_path, write_pairs):
     masks = make_store(open_source(str(folder), "test"))
     other = open_source(str(write_pairs(tmp_path / "other", {"night": (24, 32)})), "test")
-    with pytest.raises(StoreError, match=r"other has no image of .*pixels\.zarr, such as day$"):
+    with pytest.raises(
+        StoreError, match=r"of .*pixels\.zarr, such as day; the folder's are such as night: name the folder, and list"
+    ):
         with_dataset(masks, other, "other")
 
 
