@@ -45,8 +45,8 @@ class TrainConfig:
     aggregate: UnitAggregate = setting(
         "sum",
         "what a pixel under several masks gets: the `sum` of their averages, as in the paper; ours: their `mean`, that "
-        "of the `smallest`, or its `attention` to the pixels of the smallest. With true masks each was better than the "
-        "one before ([the study](study.md#priors-beside-map))",
+        "of the `smallest`, or its `attention` to the pixels of the smallest. With true masks the last two were best "
+        "([the study](study.md#priors-beside-map))",
         choices=get_args(UnitAggregate),
     )
     statistics: Statistics = setting(
