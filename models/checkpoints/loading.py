@@ -28,7 +28,7 @@ from samdeblur.models.checkpoints.finding import (
 from samdeblur.models.checkpoints.others import network_of, prefixes_of_others
 from samdeblur.models.checkpoints.public import BUNDLED_NETWORK, BUNDLED_SAM, no_such_checkpoint
 from samdeblur.models.networks.nafnet import infer_config
-from samdeblur.models.networks.named import OWN, build_network, name_of, rebuild_network
+from samdeblur.models.networks.named import OWN, NetworkError, build_network, name_of, rebuild_network
 from samdeblur.models.networks.sam import METADATA_KEY, SamConfig, build_sam, build_small_sam
 from samdeblur.models.priors.attach import Deblurrer, with_prior
 from samdeblur.models.priors.methods import MASK_DROPOUT, build_prior
@@ -393,6 +393,8 @@ def _misfits_explained(path: Path, found: FoundState, expected: str) -> Iterator
     """Weights that do not fit the network they seem to be of raise all kinds of errors; here they become one."""
     try:
         yield
+    except NetworkError as error:  # the file is whole, and names a network that is not there or not trusted
+        raise CheckpointError(f"{path}: {error}") from error
     except (KeyError, TypeError, AttributeError, IndexError, ValueError, AssertionError, RuntimeError) as error:
         detail = f"no {error}" if isinstance(error, KeyError) else str(error)
         detail = " ".join(detail.split())

@@ -62,8 +62,8 @@ def test_presets_of_other_networks_train_load_evaluate_and_restore(name, store, 
     network = load_network(tmp_path / "run/last.safetensors")
     assert network.recognised.startswith("a network of samdeblur: ")
     assert (named.name_of(network.network), network.prior.config["name"]) == (config.network, "map")
-    image = store.image("blurred", store.keys[0])
-    assert deblur(network, image, store.atoms(store.keys[0])).shape == image.shape
+    blurred = store.image("blurred", store.keys[0])
+    assert deblur(network, blurred, store.atoms(store.keys[0])).shape == blurred.shape
 
     # tiles, local means, evaluation and restoration take it as they take NAFNet
     image = torch.rand(1, 3, 150, 100)
@@ -75,12 +75,12 @@ def test_presets_of_other_networks_train_load_evaluate_and_restore(name, store, 
         assert local_pooling(network, 32)(torch.rand(1, 3, 40, 40)).shape == (1, 3, 40, 40)
     done = samdeblur("eval", "run", tmp_path / "run", store.path, "--out", tmp_path / "e", "--device", "cpu")
     assert done.code == 0, done.err
-    cv2.imwrite(str(tmp_path / "p.png"), image[..., ::-1])
+    cv2.imwrite(str(tmp_path / "p.png"), blurred[..., ::-1])
     done = samdeblur(
         "eval", "restore", tmp_path / "run", tmp_path / "p.png", "--out", tmp_path / "o", "--device", "cpu"
     )
     assert done.code == 0, done.err
-    assert cv2.imread(str(tmp_path / "o/p.png")).shape == image.shape
+    assert cv2.imread(str(tmp_path / "o/p.png")).shape == blurred.shape
 
     # a network trained without a prior gets one, and its output stays; it trains on from its file
     plain = replace(config, method="none", steps=5)
@@ -158,7 +158,9 @@ def test_a_factory_of_ones_own_trains_and_its_file_asks_before_it_is_run(store, 
     assert loaded.network.multiple == 12
     assert loaded(torch.rand(1, 3, 41, 50), None).shape == (1, 3, 41, 50) if loaded.prior is None else True
     monkeypatch.setattr(named, "_asked", set())  # as in another process
-    with pytest.raises(CheckpointError, match=f"code outside this package.*{named.ALLOWED}={name}"):
+    with pytest.raises(
+        CheckpointError, match=f"last.safetensors: asks for the network {name}, .*{named.ALLOWED}={name}$"
+    ):
         load_network(weights)
     monkeypatch.setenv(named.ALLOWED, f"other:x,{name}")
     assert load_network(weights).recognised.startswith(f"a network of samdeblur: {name} (channels 5)")
