@@ -55,12 +55,12 @@ def sam(weights: Path, scenes: int, points: int, out: Path) -> None:
     fitted = [
         Candidates(np.float32(slope) * c.predicted + np.float32(level), c.ious, c.boxes, c.stability) for c in found
     ]
-    click.echo("pred_iou  stability  found  recall 0.5  recall 0.75  precision 0.5")
-    for pred_iou, stable in product((0.4, 0.5, 0.6, 0.7, 0.8, 0.88), (0.7, 0.8, 0.85, 0.9, 0.95)):
-        rows = [c.generated(pred_iou, stable, factor) for c in fitted]
+    click.echo("box_nms  pred_iou  stability  found  recall 0.5  recall 0.75  precision 0.5")
+    for nms, pred_iou, stable in product((0.7, 0.5), (0.4, 0.5, 0.6, 0.7, 0.8, 0.88), (0.7, 0.8, 0.85, 0.9, 0.95)):
+        rows = [c.generated(pred_iou, stable, factor, nms) for c in fitted]
         true_, found_, at_50, at_75 = (sum(getattr(r, n) for r in rows) for n in ("true", "found", "at_50", "at_75"))
         click.echo(
-            f"{pred_iou:8}  {stable:9}  {found_:5}  {at_50 / true_:10.3f}  {at_75 / true_:11.3f}  "
+            f"{nms:7}  {pred_iou:8}  {stable:9}  {found_:5}  {at_50 / true_:10.3f}  {at_75 / true_:11.3f}  "
             f"{at_50 / max(found_, 1):13.3f}"
         )
     with safe_open(weights, "pt") as file:
