@@ -263,3 +263,10 @@ def test_what_to_prepare_must_be_said(samdeblur, given, missing):
     result = samdeblur("prep", "run", *given)
     said = f"error: {missing} missing: give SOURCE, STORE and --split, or --job FILE"
     assert (result.code, result.error.startswith(said)) == (2, True), result.error
+
+
+def test_a_run_that_finds_no_masks_at_all_says_so(samdeblur, tmp_path):
+    strict = ("--sam", "bundled", "--points-per-side", 1, "--pred-iou-thresh", 1, "--workers", 1)
+    done = samdeblur("prep", "run", "worlds:1:64", tmp_path / "s.zarr", "--split", "test", *strict)
+    assert done.code == 0
+    assert "note: no masks were found in 1 image;" in done.out
