@@ -73,15 +73,16 @@ def gains() -> dict[str, float]:
 
 
 def draw(rows: dict[str, Any]) -> None:
-    """The gain with each kind of masks over two figures of `samdeblur-prep quality`."""
+    """The gain with each kind of masks over three figures of `samdeblur-prep quality`."""
     known = {name: row for name, row in rows.items() if row["gain"] is not None}
-    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    figure = Figure(figsize=(15, 4.6), layout="constrained")
     FigureCanvasAgg(figure)
     panels = {
+        "border_error": "px from a border of the reference to these",
         "border_surplus": "px from a border of these to the reference",
         "on_edges": "places near a border that change less",
     }
-    for axis, (column, label) in zip(figure.subplots(1, 2, sharey=True), panels.items(), strict=True):
+    for axis, (column, label) in zip(figure.subplots(1, 3, sharey=True), panels.items(), strict=True):
         axis.axhline(0, color="black", linewidth=0.8)
         for name, row in known.items():
             at = row["quality"][column]
