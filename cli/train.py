@@ -232,13 +232,13 @@ class _ProgressText:
         self.bar.set_postfix_str(self._fitting([*validated, *texts]), refresh=False)  # the last give way
         self.bar.update(step - self.bar.n)
 
-    def stopping(self, step: int) -> None:
+    def stopping(self) -> None:
         """Say what a signal leads to; called by its handler, which may have interrupted a write to stderr."""
         from samdeblur.evaluation.ranks import is_first
 
         if is_first():
             with suppress(OSError, RuntimeError):
-                self.bar.write(f"finishing step {step}, then saving", file=sys.stderr)
+                self.bar.write("finishing the step under way, then saving", file=sys.stderr)
 
     def _fitting(self, parts: list[str]) -> str:
         """As many of the parts as fit into a line behind steps and times, however long those get."""

@@ -46,7 +46,7 @@ def train(
     Args:
         validation: store to validate on; by default training images are held out.
         progress: called after each step with its number, and with each row of the log once it is complete; its method
-            `stopping`, where it has one, with the number of the step once a signal asks to stop, within the handler.
+            `stopping`, where it has one, once a signal asks to stop, within the handler.
         extend: go on with a run to more steps than it was asked for.
         mixed: stores that are trained on beside the first, with their shares of the samples; `share` is that of the
             first, whose images alone are held out where there is no validation store.
@@ -105,7 +105,7 @@ def train(
         run = Run(config, network, val, folder, ranks, request, progress, alone)
         state = read_run(folder, config, facts, extend)
         if stopping := getattr(progress, "stopping", None):
-            request.told = lambda: stopping(run.step)
+            request.told = stopping
         run.facts = what_was_run(config, facts) | {"extended": (state or {}).get("extended", [])}
         if ranks.first:
             write_facts(folder, config, facts | {"extended": run.facts["extended"]})

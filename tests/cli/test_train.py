@@ -332,4 +332,6 @@ def test_who_stops_a_run_is_told_at_once_what_it_finishes_first(train, monkeypat
     monkeypatch.setattr(running.Run, "take_step", interrupted)
     stopped = train()
     assert stopped.code == 130
-    assert stopped.err.index("finishing step 1, then saving\n") < stopped.err.index("stopped after step 1 of 2")
+    assert stopped.err.index("finishing the step under way, then saving\n") < stopped.err.index(
+        "stopped after step 1 of 2"
+    )

@@ -37,5 +37,5 @@ def test_presets_are_named():
 
 
 def test_what_may_change_is_named():
-    (sentence,) = re.findall(r"A run may be resumed with another (.*?);", TEXT, re.DOTALL)
+    (sentence,) = re.findall(r"You may resume a run with another (.*?);", TEXT, re.DOTALL)
     assert set(re.findall(r"`(\w+)`", sentence)) == FREE
