@@ -71,7 +71,8 @@ def train(
         phases,
         config.mask_shift,
     )
-    with joined(config.device) as ranks, StopRequest() as request, ExitStack() as stack:
+    stopping = getattr(progress, "stopping", lambda: None)
+    with joined(config.device) as ranks, StopRequest(stopping) as request, ExitStack() as stack:
         stack.enter_context(kernels(ranks.device, config.precision))
         for size in (config.batch_size, *config.progressive_batches):
             if size % (ranks.world * config.accumulate):
@@ -104,8 +105,6 @@ def train(
         alone = stack.enter_context(_hold_folder(folder, ranks))
         run = Run(config, network, val, folder, ranks, request, progress, alone)
         state = read_run(folder, config, facts, extend)
-        if stopping := getattr(progress, "stopping", None):
-            request.told = stopping
         run.facts = what_was_run(config, facts) | {"extended": (state or {}).get("extended", [])}
         if ranks.first:
             write_facts(folder, config, facts | {"extended": run.facts["extended"]})

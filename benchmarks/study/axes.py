@@ -90,7 +90,7 @@ def _table(axis: Axis, rows: Mapping[str, Row], courses: Mapping[str, Sequence[P
     methods = [method for method in METHODS if len(courses[method]) > 1]
     body = []
     for masks, level in axis.levels.items():
-        cells = [_said(rows.get(f"{method}, {masks}")) for method in methods]
+        cells = [cell_of(rows.get(f"{method}, {masks}")) for method in methods]
         body.append([f"{level}", *cells])
     halves = {method: half(courses[method]) for method in methods}
     if any(halves.values()):
@@ -98,7 +98,7 @@ def _table(axis: Axis, rows: Mapping[str, Row], courses: Mapping[str, Sequence[P
     return markdown([axis.label, *methods], body)
 
 
-def _said(row: Row | None) -> str:
+def cell_of(row: Row | None) -> str:
     if row is None or not row.over:
         return "-"
     text = signed(row.over["psnr"])
@@ -108,7 +108,7 @@ def _said(row: Row | None) -> str:
 def _others(size: Size, rows: Mapping[str, Row]) -> str:
     on_axes = {masks for axis in AXES.values() for masks in axis.levels}
     names = [masks for masks in size.masks if masks not in on_axes]
-    return markdown(["masks", "map"], [[name, _said(rows.get(f"map, {name}"))] for name in names])
+    return markdown(["masks", "map"], [[name, cell_of(rows.get(f"map, {name}"))] for name in names])
 
 
 def crossed_gains(base: Scores, crossed: Found) -> dict[str, dict[str, Interval]]:

@@ -124,23 +124,25 @@ SMALL: dict[str, Any] = {
     "grad_clip": 1.0, "log_every": 20, "val_every": 200, "val_images": 6,
 }  # fmt: skip
 
+SMOKE: dict[str, Any] = {
+    "width": 4, "enc_blk_nums": [1, 1], "middle_blk_num": 1, "dec_blk_nums": [1, 1], "steps": 3, "batch_size": 2,
+    "crop_size": 32, "log_every": 1, "val_images": 1,
+}  # fmt: skip
+
 SIZES = {
     "smoke": Size(
         4, 2, 48, 2, ("superpixels", "true"), (WORLDS[0], PHOTOGRAPHS[0]),
-        {"width": 4, "enc_blk_nums": [1, 1], "middle_blk_num": 1, "dec_blk_nums": [1, 1], "steps": 3, "batch_size": 2,
-         "crop_size": 32, "log_every": 1, "val_images": 1},
+        SMOKE,
     ),
     "small": Size(240, 24, 160, SEEDS, USUAL, (*WORLDS, *PHOTOGRAPHS), SMALL),
     "axes-smoke": Size(
         4, 2, 48, 2, ("true", "true-displaced", "superpixels"), WORLDS[:1],
-        {"width": 4, "enc_blk_nums": [1, 1], "middle_blk_num": 1, "dec_blk_nums": [1, 1], "steps": 3, "batch_size": 2,
-         "crop_size": 32, "log_every": 1, "val_images": 1}, axes=True,
+        SMOKE, axes=True,
     ),
     "axes": Size(240, 24, 160, SEEDS, (*AXES_MASKS, "superpixels", "sam-12"), WORLDS[:1], SMALL, axes=True),
     "priors-smoke": Size(
         4, 2, 48, 2, ("true", "true-moved-1", "superpixels"), WORLDS[:1],
-        {"width": 4, "enc_blk_nums": [1, 1], "middle_blk_num": 1, "dec_blk_nums": [1, 1], "steps": 3, "batch_size": 2,
-         "crop_size": 32, "log_every": 1, "val_images": 1}, priors=True,
+        SMOKE, priors=True,
     ),
     "priors": Size(240, 24, 160, FEWER, ("true", "true-moved-1", "sam-12"), WORLDS[:1], SMALL, priors=True),
     "full": Size(

@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from axes import crossed_gains, crossed_table
+from axes import cell_of, crossed_gains, crossed_table
 from intervals import holm
 from plan import PRIORS, Size
-from summary import BASELINE, Found, Row, markdown, signed, summarise
+from summary import BASELINE, Found, Row, markdown, summarise
 
 PAPER = "map"
 
@@ -60,15 +60,8 @@ def _table(size: Size, rows: Mapping[str, Row]) -> str:
     for prior in PRIORS:
         row = [rows.get(f"{prior}, {masks}") for masks in size.masks]
         if any(row):
-            body.append([prior, *(_cell(one) for one in row)])
+            body.append([prior, *(cell_of(one) for one in row)])
     return markdown(["", *size.masks], body)
-
-
-def _cell(row: Row | None) -> str:
-    if row is None:
-        return "-"
-    text = signed(row.over["psnr"])
-    return f"**{text}**" if row.p < 0.05 else text
 
 
 def _plain(row: Row) -> dict[str, float]:

@@ -23,7 +23,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from plan import AXES_MASKS
 
-from benchmarks.common.figures import RESULTS
+from benchmarks.common.figures import IMAGES, RESULTS
 from samdeblur.evaluation.masks.quality import Quality, mean, quality_of
 from samdeblur.models import load_sam
 from samdeblur.pipeline import BUNDLED_SETTINGS, MaskGenerator
@@ -33,7 +33,6 @@ from samdeblur.pipeline.sources.worlds import WorldSource
 from samdeblur.storage import AtomMap
 
 SCENES = "worlds:24:160"
-FIGURE = Path(__file__).parents[2] / "docs/images/which-masks.png"
 SHOWN = ("on_edges", "iou", "recall", "precision", "border_error", "border_surplus")
 
 
@@ -91,7 +90,7 @@ def draw(rows: dict[str, Any]) -> None:
         axis.set(xlabel=label)
         axis.grid(alpha=0.3)
     figure.axes[0].set_ylabel("PSNR of MAP over no prior (dB)")
-    figure.savefig(FIGURE, dpi=100)
+    figure.savefig(IMAGES / "which-masks.png", dpi=100)
 
 
 def main(*names: str) -> None:

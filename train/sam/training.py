@@ -66,7 +66,7 @@ class Phase:
 
 PHASES = (
     Phase(tokens=24, steps=300, batch=8, prompts=0, lr=1.5e-3, lr_end=1.5e-3, auxiliary=1.0),
-    Phase(tokens=24, steps=16000, batch=6, prompts=12, lr=8e-4, lr_end=5e-4, auxiliary=0.5, ranked=0.3),
+    Phase(tokens=24, steps=16000, batch=6, prompts=12, lr=8e-4, lr_end=5e-4, auxiliary=0.5, ranked=0.3, scored=4.0),
     Phase(
         tokens=48,
         steps=12000,
@@ -76,6 +76,7 @@ PHASES = (
         lr_end=4e-6,
         auxiliary=0.1,
         ranked=0.2,
+        scored=4.0,
         sample=320,
         second_round=0.1,
     ),
