@@ -74,13 +74,3 @@ def candidates(
         ]
         rows.append((predicted.flatten(), ious, batched_mask_to_box(masks).float(), torch.stack(stable, dim=1)))
     return Candidates(*(torch.cat(part).numpy() for part in zip(*rows, strict=True)))
-
-
-def rescale(model: Sam, slope: float, level: float, factor: float) -> None:
-    """Make predicted IoU `slope` x + `level`, and logits `factor` times what they were, by the last layers' weights."""
-    head = model.mask_decoder.iou_prediction_head.layers[-1]
-    head.weight.data *= slope
-    head.bias.data = head.bias.data * slope + level
-    for mlp in model.mask_decoder.output_hypernetworks_mlps:
-        mlp.layers[-1].weight.data *= factor
-        mlp.layers[-1].bias.data *= factor

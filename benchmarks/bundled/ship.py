@@ -14,10 +14,10 @@ import click
 import numpy as np
 from safetensors import safe_open
 
-from benchmarks.bundled.candidates import Candidates, candidates, rescale
+from benchmarks.bundled.candidates import Candidates, candidates
 from samdeblur.models import load_network, load_sam
 from samdeblur.models.checkpoints.loading import BUNDLED_NETWORK, BUNDLED_SAM, encode_network
-from samdeblur.models.networks.sam import METADATA_KEY, SamConfig, encode_sam
+from samdeblur.models.networks.sam import METADATA_KEY, Calibration, SamConfig, encode_sam
 from samdeblur.pipeline.sources.worlds import WorldSource
 from samdeblur.storage.files import write_durably
 
@@ -37,7 +37,7 @@ def cli() -> None:
 @click.option("--out", default=BUNDLED_SAM, type=click.Path(path_type=Path))
 def sam(weights: Path, scenes: int, points: int, out: Path) -> None:
     """Calibrate a Segment Anything model, print what thresholds give, and write it with weights of half precision."""
-    model = load_sam(weights)
+    model = load_sam(weights, calibrated=False)
     source = WorldSource.of(f"worlds:{scenes}", "val")
     found = []
     for number, key in enumerate(source.keys):
@@ -51,7 +51,8 @@ def sam(weights: Path, scenes: int, points: int, out: Path) -> None:
     factor = int(np.flatnonzero(good >= STABLE)[0]) if (good >= STABLE).any() else len(FACTORS) - 1
     click.echo(f"predicted IoU: {slope:.3f} x + {level:.3f}; logits x {FACTORS[factor]}")
     click.echo(f"median stability of masks of IoU >= 0.75, by factor: {dict(zip(FACTORS, good.round(3), strict=True))}")
-    rescale(model, slope, level, FACTORS[factor])
+    calibration = Calibration(float(slope), float(level), FACTORS[factor])
+    calibration.apply(model)
     fitted = [
         Candidates(np.float32(slope) * c.predicted + np.float32(level), c.ious, c.boxes, c.stability) for c in found
     ]
@@ -65,7 +66,7 @@ def sam(weights: Path, scenes: int, points: int, out: Path) -> None:
         )
     with safe_open(weights, "pt") as file:
         config = SamConfig(**json.loads(file.metadata()[METADATA_KEY])["sam"])
-    write_durably(out, encode_sam(model.half(), config))
+    write_durably(out, encode_sam(model.half(), config, calibration))
     click.echo(out)
 
 

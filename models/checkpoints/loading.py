@@ -29,7 +29,7 @@ from samdeblur.models.checkpoints.others import network_of, prefixes_of_others
 from samdeblur.models.checkpoints.public import BUNDLED_NETWORK, BUNDLED_SAM, no_such_checkpoint
 from samdeblur.models.networks.nafnet import infer_config
 from samdeblur.models.networks.named import OWN, NetworkError, build_network, name_of, rebuild_network
-from samdeblur.models.networks.sam import METADATA_KEY, SamConfig, build_sam, build_small_sam
+from samdeblur.models.networks.sam import METADATA_KEY, Calibration, SamConfig, build_sam, build_small_sam
 from samdeblur.models.priors.attach import Deblurrer, with_prior
 from samdeblur.models.priors.methods import MASK_DROPOUT, build_prior
 from samdeblur.storage.files import in_utf8, sha256_file
@@ -136,10 +136,13 @@ def describe_checkpoint(path: str | Path) -> str:
         return _recognise(found, config).what
 
 
-def load_sam(path: str | Path) -> Sam:
+def load_sam(path: str | Path, calibrated: bool = True) -> Sam:
     """A segment_anything Sam in evaluation mode; its architecture is inferred from the checkpoint.
 
     "bundled" is the small Sam this package carries; `BUNDLED_SETTINGS` of samdeblur.pipeline suit it.
+
+    Args:
+        calibrated: False gives a model of this package as its training left it, to train it on.
 
     Raises:
         FileNotFoundError: no such file.
@@ -153,6 +156,8 @@ def load_sam(path: str | Path) -> Sam:
             if name in state:
                 getattr(sam, name).copy_(state.pop(name).reshape(3, 1, 1))
         sam.load_state_dict(state)
+        if config is not None and not calibrated:
+            Calibration(**config.get("calibration", {})).inverse.apply(sam)
         return sam.eval()
 
     return build_sam_from(path, build)

@@ -70,10 +70,34 @@ def build_small_sam(config: SamConfig) -> Sam:
     return sam
 
 
-def encode_sam(sam: Sam, config: SamConfig) -> bytes:
-    """A small Sam with its sizes as the bytes of a safetensors file, which `load_sam` reads."""
+@dataclass(frozen=True)
+class Calibration:
+    """What the last layers' weights were changed by after training: predicted IoU became `slope` x + `level`, logits
+    `factor` times what they were. Masks stay what they are."""
+
+    slope: float = 1.0
+    level: float = 0.0
+    factor: float = 1.0
+
+    @property
+    def inverse(self) -> Calibration:
+        return Calibration(1 / self.slope, -self.level / self.slope, 1 / self.factor)
+
+    def apply(self, sam: Sam) -> None:
+        """Change a model in place."""
+        head = sam.mask_decoder.iou_prediction_head.layers[-1]
+        head.weight.data *= self.slope
+        head.bias.data = head.bias.data * self.slope + self.level
+        for mlp in sam.mask_decoder.output_hypernetworks_mlps:
+            mlp.layers[-1].weight.data *= self.factor
+            mlp.layers[-1].bias.data *= self.factor
+
+
+def encode_sam(sam: Sam, config: SamConfig, calibration: Calibration | None = None) -> bytes:
+    """A small Sam with its sizes, and how it was calibrated, as bytes of a safetensors file; `load_sam` reads it."""
     state = {key: tensor.detach().cpu().contiguous() for key, tensor in sam.state_dict().items()}
-    return save(state, {METADATA_KEY: json.dumps({"sam": asdict(config)}, sort_keys=True)})
+    described = {"sam": asdict(config)} | ({"calibration": asdict(calibration)} if calibration else {})
+    return save(state, {METADATA_KEY: json.dumps(described, sort_keys=True)})
 
 
 def build_sam(state: Mapping[str, Tensor]) -> Sam:

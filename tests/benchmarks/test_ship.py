@@ -11,7 +11,7 @@ import torch
 from places import ROOT
 
 from samdeblur.evaluation.masks.matching import mask_iou, match
-from samdeblur.models.networks.sam import SamConfig, build_small_sam
+from samdeblur.models.networks.sam import Calibration, SamConfig, build_small_sam
 from samdeblur.pipeline import MaskGenerator
 from samdeblur.pipeline.sources.worlds import WorldSource
 
@@ -56,7 +56,7 @@ def test_candidates_are_those_of_automatic_generation(bundled, sam, pair, pred_i
 
 def test_calibration_changes_scores_and_no_mask(bundled, sam, pair):
     before = bundled.candidates(sam, pair.sharp, pair.masks, 5, (1.0, 3.0))
-    bundled.rescale(sam, 0.5, 0.1, 3.0)
+    Calibration(0.5, 0.1, 3.0).apply(sam)
     after = bundled.candidates(sam, pair.sharp, pair.masks, 5)
     assert after.predicted == pytest.approx(0.5 * before.predicted + 0.1, abs=1e-4)
     assert after.stability[:, 0] == pytest.approx(before.stability[:, 1], abs=1e-3)

@@ -15,7 +15,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,14 @@ PHASES = (
         second_round=0.1,
     ),
 )
+
+
+def scaled(phases: Sequence[Phase], steps: int | None, trained: bool = False) -> tuple[Phase, ...]:
+    """The same schedule in so many steps; for a model that is `trained` without the phases of the encoder alone."""
+    phases = [phase for phase in phases if phase.prompts or not trained] or list(phases)
+    total = sum(phase.steps for phase in phases)
+    ends = np.cumsum([0, *(phase.steps for phase in phases)]) * (steps or total) // total
+    return tuple(replace(phase, steps=int(count)) for phase, count in zip(phases, np.diff(ends), strict=True))
 
 
 def train_sam(

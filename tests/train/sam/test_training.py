@@ -8,9 +8,10 @@ from safetensors.torch import load_file
 
 from samdeblur.cli.train_sam import cli
 from samdeblur.models import load_sam
-from samdeblur.models.networks.sam import SamConfig, build_small_sam
+from samdeblur.models.networks.sam import Calibration, SamConfig, build_small_sam, encode_sam
 from samdeblur.pipeline import MaskGenerator
-from samdeblur.train.sam.training import Phase, train_sam
+from samdeblur.train.sam.training import PHASES as SCHEDULE
+from samdeblur.train.sam.training import Phase, scaled, train_sam
 
 PHASES = (
     Phase(tokens=4, steps=2, batch=2, prompts=0, lr=1e-3, lr_end=1e-3, auxiliary=1.0),
@@ -83,3 +84,34 @@ def test_the_command_trains_on_several_stores(worlds, tiny, tmp_path, monkeypatc
     done = CliRunner().invoke(cli, arguments, catch_exceptions=False)
     assert done.exit_code == 0
     assert load_file(tmp_path / "one" / "sam.safetensors")
+
+
+def test_a_schedule_in_fewer_steps_keeps_its_proportions():
+    assert scaled(SCHEDULE, None) == SCHEDULE
+    shorter = scaled(SCHEDULE, 283)
+    assert [phase.steps for phase in shorter] == [3, 160, 120]
+    assert [phase.lr for phase in shorter] == [phase.lr for phase in SCHEDULE]
+    assert [phase.steps for phase in scaled(SCHEDULE, 280, trained=True)] == [160, 120]
+
+
+def test_the_command_trains_on_what_was_calibrated_as_it_was_before(worlds, tiny, tmp_path, monkeypatch):
+    model = build_small_sam(tiny)
+    plain = tmp_path / "plain.safetensors"
+    plain.write_bytes(encode_sam(model, tiny))
+    done = Calibration(0.5, 0.25, 4.0)
+    done.apply(model)
+    calibrated = tmp_path / "calibrated.safetensors"
+    calibrated.write_bytes(encode_sam(model, tiny, done))
+    before, after = load_sam(plain).state_dict(), load_sam(calibrated, calibrated=False).state_dict()
+    assert not torch.equal(before[last := "mask_decoder.iou_prediction_head.layers.2.bias"], model.state_dict()[last])
+    for name, tensor in before.items():
+        torch.testing.assert_close(after[name], tensor)
+
+    monkeypatch.setattr("samdeblur.cli.train_sam.PHASES", PHASES)
+    monkeypatch.setattr("samdeblur.train.sam.training.MODEL", tiny)
+    options = ["--weights", str(calibrated), "--steps", "1", "--out", str(tmp_path / "run")]
+    ended = CliRunner().invoke(cli, [str(worlds.path), *options], catch_exceptions=False)
+    assert ended.exit_code == 0, ended.output
+    trained = load_file(tmp_path / "run" / "sam.safetensors")
+    # One step at a low rate moves no weight far from where the first training left it.
+    assert all(torch.allclose(trained[name], before[name], atol=0.01) for name in trained)
