@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +44,28 @@ from samdeblur.evaluation.results import RESULTS
               help="Trainings at a time.  [default: one on a GPU, else one per core]")  # fmt: skip
 @click.option("--row", "names", multiple=True, help="These variants, and none. May be repeated; all by default.")
 @click.option("--seeds", type=click.IntRange(1), help="At most so many of each row.")
+@click.option(
+    "--checkpoint",
+    "checkpoints",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False, resolve_path=True, path_type=Path),
+    help="Test networks with true masks on those of this Segment Anything model too; with --size priors.",
+)
 @click.option("--plan", "only_plan", is_flag=True, help="Say what there is to do and end.")
 @click.option("--summary", "only_summary", is_flag=True, help="Sum up what is there and end.")
 def main(
-    name: str, out: Path, processes: int, names: tuple[str, ...], seeds: int | None, only_plan: bool, only_summary: bool
+    name: str,
+    out: Path,
+    processes: int,
+    names: tuple[str, ...],
+    seeds: int | None,
+    checkpoints: tuple[Path, ...],
+    only_plan: bool,
+    only_summary: bool,
 ) -> None:
-    size = SIZES[name]
+    size = replace(SIZES[name], checkpoints=checkpoints)
+    if checkpoints and not size.priors:
+        raise click.UsageError("--checkpoint goes with --size priors")
     if only_summary:
         click.echo(report(size, out))
         return

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+from samdeblur.pipeline import BUNDLED_SETTINGS
 
 SEEDS, FEWER = 5, 3  # of the rows of Table 1, and of the others
 
@@ -77,7 +80,9 @@ BORDERS = AXES["borders moved"].levels
 AXES_MASKS = (*dict.fromkeys(kind for axis in AXES.values() for kind in axis.levels), "true-moved-any")
 MASKS |= dict.fromkeys(AXES_MASKS)
 # Images of 160 px have no need of 24 x 24 points, which take four times as long.
-MASKS["sam-12"] = ("--sam", "bundled", "--points-per-side", "12")
+POINTS = ("--points-per-side", "12")
+MASKS["sam-12"] = ("--sam", "bundled", *POINTS)
+MASKS["sam-12-refined"] = ("--sam", "bundled", *POINTS, "--refine", "3")
 MASKS["true"] = ("--segmenter", "true-masks")
 
 
@@ -105,6 +110,7 @@ class Size:
         families: of WORLDS and PHOTOGRAPHS, to test on.
         settings: of every training.
         axes, priors: whether the rows are those of AXES, or those of PRIORS, and not those of Table 1.
+        checkpoints: other Segment Anything models of the kind of the bundled one, whose masks networks meet in tests.
     """
 
     train: int
@@ -116,6 +122,15 @@ class Size:
     settings: dict[str, Any] = field(default_factory=dict)
     axes: bool = False
     priors: bool = False
+    checkpoints: tuple[Path, ...] = ()
+
+    def options(self, masks: str) -> tuple[str, ...] | None:
+        """Of samdeblur-prep run, as in MASKS."""
+        of_checkpoints = {f"sam-12-of-{path.stem}": path for path in self.checkpoints}
+        if masks not in of_checkpoints:
+            return MASKS[masks]
+        settings = (f"--{name.replace('_', '-')}={value}" for name, value in BUNDLED_SETTINGS.items())
+        return ("--sam", str(of_checkpoints[masks]), *settings, *POINTS)
 
 
 SMALL: dict[str, Any] = {
@@ -144,7 +159,10 @@ SIZES = {
         4, 2, 48, 2, ("true", "true-moved-1", "superpixels"), WORLDS[:1],
         SMOKE, priors=True,
     ),
-    "priors": Size(240, 24, 160, FEWER, ("true", "true-moved-1", "sam-12"), WORLDS[:1], SMALL, priors=True),
+    "priors": Size(
+        240, 24, 160, FEWER, ("true", "true-moved-1", "sam-12", "sam-12-refined"), WORLDS[:1], SMALL,
+        priors=True,
+    ),
     "full": Size(
         2400, 100, 384, SEEDS, USUAL, (*WORLDS, *PHOTOGRAPHS),
         {"enc_blk_nums": [1, 2, 4], "middle_blk_num": 4, "dec_blk_nums": [2, 1, 1], "width": 32, "steps": 50_000,
@@ -240,8 +258,10 @@ def variants(size: Size) -> list[Variant]:
 
 
 def _makes_sense(prior: str, masks: str) -> bool:
-    """True masks alone are moved on purpose, and a segmenter alone has doubts about its masks."""
-    return (masks == "true" or not prior.endswith("shifted")) and (prior != "confident" or not is_oracle(masks))
+    """True masks alone are moved on purpose, or tried with what was dropped; a segmenter alone doubts its masks."""
+    if not is_oracle(masks):
+        return prior in ("map", "map smallest", "map attention", "confident")
+    return (masks == "true" or not prior.endswith("shifted")) and prior != "confident"
 
 
 @dataclass(frozen=True)
@@ -294,7 +314,7 @@ def test_sets(size: Size, masks: str) -> list[Store]:
 def crossed_sets(size: Size) -> list[Store]:
     """What networks trained with masks that know the sharp images are tested on with other masks."""
     if size.priors:
-        others = dict.fromkeys((*BORDERS, *size.masks))
+        others = dict.fromkeys((*BORDERS, *size.masks, *(f"sam-12-of-{path.stem}" for path in size.checkpoints)))
         return [Store(size.families[0], masks) for masks in others]
     if size.axes:
         others = [masks for masks in size.masks if masks in BORDERS or not is_oracle(masks)]

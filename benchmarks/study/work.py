@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from oracle import prepare_oracle
-from plan import CONTROLS, MASKS, Cell, Size, Store, crossed_sets, test_sets
+from plan import CONTROLS, Cell, Size, Store, crossed_sets, test_sets
 from priors import tried
 
 from samdeblur.evaluation.evaluate import Evaluation, evaluate
@@ -44,7 +44,7 @@ def prepare(store: Store, size: Size, out: Path) -> None:
 
     source, split = store.source(size)
     path = out / "stores" / store.place
-    options = MASKS[store.masks]
+    options = size.options(store.masks)
     if options is None:
         prepare_oracle(source, split, store.masks, path)
         return

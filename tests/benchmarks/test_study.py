@@ -18,6 +18,7 @@ from places import ROOT
 from scipy import stats
 
 from samdeblur.models import AtomBatch, MAPUnit
+from samdeblur.models.checkpoints.loading import BUNDLED_SAM
 from samdeblur.storage import AtomMap
 
 STUDY = ROOT / "benchmarks" / "study"
@@ -71,6 +72,13 @@ def test_the_plan_is_printed_and_nothing_else_is_done(command, tmp_path):
     assert "134 trainings, up to 5 seeds of:" in done.output
     assert "map-dropout released misrotated, sam" in done.stdout
     assert not (tmp_path / "study").exists()
+
+
+def test_checkpoints_are_for_the_priors(command, tmp_path):
+    given = ["--size", "smoke", "--out", str(tmp_path), "--checkpoint", str(BUNDLED_SAM)]
+    done = CliRunner().invoke(command, given)
+    assert done.exit_code == 2
+    assert "--size priors" in done.output
 
 
 def test_a_row_that_is_not_there_is_refused_with_those_that_are(command, tmp_path):
@@ -295,7 +303,10 @@ def test_equal_confidence_is_the_mean_and_a_doubtful_mask_counts_for_nothing(stu
 
 def test_the_priors_end_with_tables_and_distilled_ones_need_no_masks(study, tmp_path):
     rows = ("map, true", "soft, true", "distilled, true", "confident, superpixels", "map shifted, true")
-    done = run("--size", "priors-smoke", "--out", tmp_path, "--seeds", 1, *(f"--row={row}" for row in rows))
+    early = tmp_path / "early.safetensors"
+    early.write_bytes(BUNDLED_SAM.read_bytes())
+    options = ("--seeds", 1, "--checkpoint", early, *(f"--row={row}" for row in rows))
+    done = run("--size", "priors-smoke", "--out", tmp_path, *options)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "priors.json").read_text())
     assert set(found["over none"]) == set(rows)
@@ -303,7 +314,9 @@ def test_the_priors_end_with_tables_and_distilled_ones_need_no_masks(study, tmp_
     gains = found["tested with others"]["distilled, true"]
     assert len({gain["mean"] for gain in gains.values()}) == 1
     assert gains["true"]["mean"] != found["over none"]["map, true"]["mean"]
-    assert len({gain["mean"] for gain in found["tested with others"]["map, true"].values()}) > 1
+    gains = {masks: gain["mean"] for masks, gain in found["tested with others"]["map, true"].items()}
+    assert len(set(gains.values())) > 1
+    assert gains["sam-12-of-early"] != gains["true"]
 
 
 @pytest.fixture(scope="module")
