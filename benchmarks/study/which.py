@@ -3,6 +3,7 @@
     python benchmarks/study/which.py                     # -> benchmarks/results/which.json; ten minutes
     python benchmarks/study/which.py true true-moved-1   # of these kinds; the others stay as they are there
     python benchmarks/study/which.py --figure            # -> docs/images/which-masks.png, of what is there
+    python benchmarks/study/which.py --law               # how well figures predict gains, of what is there
 
 The scenes are those the study tests on. Gains are of MAP over no prior on the same scenes, from
 benchmarks/results/study.json and study_axes.json.
@@ -17,11 +18,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from degrade import degraded
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from plan import AXES_MASKS
+from scipy.optimize import least_squares
+from scipy.stats import spearmanr
 
 from benchmarks.common.figures import IMAGES, RESULTS
 from samdeblur.evaluation.masks.quality import Quality, mean, quality_of
@@ -93,7 +98,39 @@ def draw(rows: dict[str, Any]) -> None:
     figure.savefig(IMAGES / "which-masks.png", dpi=100)
 
 
+def law(rows: dict[str, Any]) -> None:
+    """Print the law of `expected_share`, fitted to the gains, and how well it predicts each kind from the others."""
+    known = {name: row for name, row in rows.items() if row["gain"] is not None}
+    gain = np.array([row["gain"] for row in known.values()])
+    error, surplus = (
+        np.array([row["quality"][figure] for row in known.values()]) for figure in ("border_error", "border_surplus")
+    )
+
+    def predict(law: np.ndarray, of: Any) -> np.ndarray:
+        most, missing, misplaced = law
+        return most * np.exp(-error[of] * (missing + misplaced * surplus[of]))
+
+    def fit(of: np.ndarray) -> np.ndarray:
+        return least_squares(lambda given: predict(given, of) - gain[of], [1.0, 0.5, 0.5]).x
+
+    everything = np.ones(len(gain), bool)
+    most, missing, misplaced = fit(everything)
+    print(f"gain = {most:.2f} dB exp(-e ({missing:.2f} + {misplaced:.2f} s)), {len(gain)} kinds")
+    left_out = ~np.eye(len(gain), dtype=bool)
+    guessed = np.array([predict(fit(others), ~others)[0] for others in left_out])
+    print(f"each kind from the others: {np.abs(guessed - gain).mean():.2f} dB off on average, ", end="")
+    print(f"Spearman {spearmanr(guessed, gain).statistic:.2f}")
+    for name, one, other in zip(known, guessed, gain, strict=True):
+        print(f"{name:20} {one:+.2f} {other:+.2f}")
+    for column in SHOWN:
+        figures = [row["quality"][column] for row in known.values()]
+        print(f"Spearman of the gain with {column}: {spearmanr(figures, gain).statistic:+.2f}")
+
+
 def main(*names: str) -> None:
+    if names == ("--law",):
+        law(json.loads((RESULTS / "which.json").read_text()))
+        return
     if names == ("--figure",):
         draw(json.loads((RESULTS / "which.json").read_text()))
         return

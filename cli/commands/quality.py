@@ -38,7 +38,7 @@ def quality(stores: tuple[str, ...], reference: str | None, most: int, out: Path
     With --reference (the true masks of worlds, masks of the sharp images, those of another segmenter) also how many of
     its masks are found and how far borders are apart. docs/which-masks.md says what to make of it.
     """
-    from samdeblur.evaluation.masks.quality import mean, store_quality
+    from samdeblur.evaluation.masks.quality import expected_share, mean, store_quality
     from samdeblur.storage import open_store
     from samdeblur.storage.files import write_durably
 
@@ -64,6 +64,8 @@ def quality(stores: tuple[str, ...], reference: str | None, most: int, out: Path
             value = getattr(means[place], name)
             if value == value:
                 click.echo(f"  {form.format(value):>6}  {words}")
+        if (share := expected_share(means[place])) == share:
+            click.echo(f"  {share:>6.0%}  of what true masks bring MAP is to be expected, were the reference true")
     if out:
         content = {
             str(opened[place].path): {key: asdict(one) for key, one in images.items()}

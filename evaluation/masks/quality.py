@@ -20,6 +20,7 @@ from samdeblur.storage import AtomMap, MaskStore
 
 REACH = 5  # pixels around a border that it is compared with, and the most that a border is said to be off
 BLUR = 0.5  # sigma, pixels, of the Gaussian before the gradient
+LAW = (0.69, 0.81)  # `expected_share`: fitted by benchmarks/study/which.py to what 23 kinds of masks brought
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,17 @@ def quality_of(masks: AtomMap, image: NDArray[np.uint8] | None, reference: AtomM
             "border_surplus": border_distance(own, theirs),
         }
     return Quality(**found)
+
+
+def expected_share(masks: Quality) -> float:
+    """Of the gain that true masks bring a network with MAP, the share that these may bring; NaN without a reference.
+
+    exp(-e (a + b s)), with e the border_error, s the border_surplus: borders that are missing cost, those that are
+    misplaced are both, and those that nobody else sees cost nothing where none is missing. docs/which-masks.md says
+    how well it predicts.
+    """
+    missing, misplaced = LAW
+    return math.exp(-masks.border_error * (missing + misplaced * masks.border_surplus))
 
 
 def edge_rank(image: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -16,11 +16,20 @@ def test_stores_beside_a_reference(samdeblur, tmp_path):
     done = samdeblur("prep", "quality", worse, true, "--reference", true, "--out", tmp_path / "q.json", "--most", 2)
     assert done.code == 0, done.err
     assert done.out.count("mean of 2 images") == 2
+    shares = [int(line.split("%")[0]) for line in done.out.splitlines() if "is to be expected" in line]
+    assert 0 <= shares[0] < 30
+    assert shares[1] == 100
     figures = json.loads((tmp_path / "q.json").read_text())
     of_worse, of_true = (list(images.values()) for images in figures.values())
     assert [one["iou"] for one in of_true] == [1, 1]
     assert max(one["iou"] for one in of_worse) < 0.9
     assert min(one["on_edges"] for one in of_true) > max(one["on_edges"] for one in of_worse)
+
+
+def test_without_a_reference_nothing_is_expected(samdeblur, store):
+    done = samdeblur("prep", "quality", store)
+    assert done.code == 0, done.err
+    assert "to be expected" not in done.out
 
 
 def test_stores_of_other_images_are_refused(samdeblur, store, tmp_path):
