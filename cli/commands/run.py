@@ -102,7 +102,8 @@ def size_in_bytes(context: click.Context, parameter: click.Parameter, value: str
 @click.option("--job", metavar="FILE|NAME", help="Prepare the stores of a YAML job file; gopro, realblur-j, reds and "
               "reloblur come with the package.")  # fmt: skip
 @click.option("--layout", default="auto", show_default=True,
-              help="auto, gopro, realblur-j, reds, reds-jpeg, reloblur, pairs, sample or worlds.")  # fmt: skip
+              help="auto, gopro, realblur-j, reds, reds-jpeg, reloblur, pairs, sample, worlds, or a function of your "
+                   "own as package.module:function, see docs/datasets.md.")  # fmt: skip
 @click.option("--dataset", help="Name written into the store; by default the layout's or the folder's.")
 @click.option("--skip-unpaired", is_flag=True, help="Leave out images without a counterpart.")
 @click.option("--predeblur", default="auto", show_default=True, metavar="auto|none|bundled|NAME|PATH",

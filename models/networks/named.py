@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from samdeblur.models.networks.nafnet import NAFNet
 from samdeblur.models.networks.unet import UNet
+from samdeblur.storage.reasons import error_in_a_line
 
 OWN: dict[str, Callable[..., NAFNet | UNet]] = {"nafnet": NAFNet, "unet": UNet}
 LIBRARIES = ("spandrel", "spandrel_extra_arches")
@@ -196,7 +197,7 @@ def _sizes(name: str, network: nn.Module) -> tuple[int, bool]:
             try:
                 outputs = _dry(network, height, width)
             except Exception as error:
-                trouble = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+                trouble = error_in_a_line(error, 200)
                 continue
             shapes = [tuple(output.shape) for output in tree_leaves(outputs) if isinstance(output, Tensor)]
             if (1, 3, height, width) in shapes:

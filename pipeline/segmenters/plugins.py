@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from samdeblur.pipeline.segmenters.base import Embeds, Found, Segmenter, SettingsError
 from samdeblur.storage import AtomMap
 from samdeblur.storage.format.layout import RECORD_COLUMNS
+from samdeblur.storage.reasons import error_in_a_line
 from samdeblur.storage.writing.compare import SINCE, recipe_differences
 
 GROUP = "samdeblur.segmenters"
@@ -123,10 +124,6 @@ def checked(name: str, found: Any, shape: tuple[int, int]) -> Found:
                 f"segmenter {name}: records: {column} of shape {columns[column].shape} for {atoms.n_masks} masks"
             )
     return atoms, columns
-
-
-def error_in_a_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def _factory(name: str) -> Any:

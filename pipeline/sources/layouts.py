@@ -65,14 +65,14 @@ def has_layout(root: Path) -> bool:
     return any(layout.splits(root) for layout in LAYOUTS.values())
 
 
-def list_split(root: Path, split: str, layout: str) -> Pairs:
+def list_split(root: Path, split: str, layout: Layout) -> Pairs:
     """The pairs of a split, by key. Raises SourceError for a split that is not there."""
     split = nfc(split)
-    expected = LAYOUTS[layout].expected.format(split=split)
-    splits = LAYOUTS[layout].splits(root)
+    expected = layout.expected.format(split=split)
+    splits = layout.splits(root)
     place = splits.get(split) or splits.get(ANY)
     if place is not None:
-        return LAYOUTS[layout].list(place, split)
+        return layout.list(place, split)
     if splits:
         there = " or ".join(f"--split {shlex.quote(name)}" for name in sorted(splits)[:NAMED])
         raise SourceError(f"{root}: no split {split!r} there ({expected}); name one that is, {there}")

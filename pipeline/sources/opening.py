@@ -8,8 +8,9 @@ from pathlib import Path
 
 from samdeblur.pipeline.sources.base import Source, SourceError
 from samdeblur.pipeline.sources.folders import FolderSource
-from samdeblur.pipeline.sources.layouts import LAYOUTS, detect_layout, list_split
+from samdeblur.pipeline.sources.layouts import LAYOUTS, Layout, detect_layout, list_split
 from samdeblur.pipeline.sources.listing import complete_pairs
+from samdeblur.pipeline.sources.own_layout import own_layout
 from samdeblur.pipeline.sources.sample import SampleSource
 from samdeblur.pipeline.sources.worlds import WorldSource
 from samdeblur.storage.access.places import local_path
@@ -41,7 +42,7 @@ def open_source(
     Args:
         location: a folder, or the name of a source of this package.
         split: names the split; the native layouts have a folder or a list of this name.
-        layout: a key of LAYOUTS or EMBEDDED, or "auto".
+        layout: a key of LAYOUTS or EMBEDDED, "auto", or "package.module:function" for one's own, see `own_layout`.
         dataset: name written into the store; by default that of the layout or the folder.
         skip_unpaired: leave out images without a counterpart instead of refusing the folder.
 
@@ -64,30 +65,41 @@ def open_source(
         raise SourceError(f"{location}: that is a mask store, not a dataset; name the folder of the images")
     if is_empty(root):
         raise SourceError(f"{location}: an empty folder; mount the disk of the dataset there, or name another folder")
-    if layout == "auto":
-        layout = detect_layout(root, split)
-        try:
-            files, left_out = _files(location, root, split, layout, skip_unpaired)
-        except SourceError as error:
-            raise SourceError(f"{error} (taken for {layout}; --layout names another, see docs/datasets.md)") from error
-    elif layout in LAYOUTS:
-        files, left_out = _files(location, root, split, layout, skip_unpaired)
-    else:
-        raise SourceError(f"unknown layout {layout!r}, choose from {', '.join(['auto', *EMBEDDED, *LAYOUTS])}")
-    name = nfc(in_unicode(dataset or LAYOUTS[layout].dataset or root.resolve().name))
+    guessed = layout == "auto"
+    layout = detect_layout(root, split) if guessed else layout
+    how = _layout(layout)
+    try:
+        files, left_out = _files(location, root, split, how, layout, skip_unpaired)
+    except SourceError as error:
+        if not guessed:
+            raise
+        raise SourceError(f"{error} (taken for {layout}; --layout names another, see docs/datasets.md)") from error
+    name = nfc(in_unicode(dataset or how.dataset or root.resolve().name))
     notes = [f"{name} {split}: {line}" for line in left_out]
-    published = LAYOUTS[layout].published.get(split, len(files))
+    published = how.published.get(split, len(files))
     if len(files) != published:
         notes.append(f"{name} {split}: {len(files):,} pairs found, the published split has {published:,}")
     lossy = any(blurred.suffix.lower() in LOSSY_SUFFIXES for blurred, _ in files.values())
     return FolderSource(name, in_unicode(split), files, "file" if lossy else "pixels", root, tuple(notes))
 
 
+def _layout(name: str) -> Layout:
+    """Raises SourceError for a name that is none."""
+    if ":" in name:
+        return own_layout(name)
+    if name not in LAYOUTS:
+        known = ", ".join(["auto", *EMBEDDED, *LAYOUTS])
+        raise SourceError(
+            f"unknown layout {name!r}, choose from {known}, or name a function as package.module:function"
+        )
+    return LAYOUTS[name]
+
+
 def _files(
-    location: str, root: Path, split: str, layout: str, skip_unpaired: bool
+    location: str, root: Path, split: str, layout: Layout, name: str, skip_unpaired: bool
 ) -> tuple[dict[str, tuple[Path, Path]], list[str]]:
     """The complete pairs of a split by key, and lines on those left out. Raises SourceError."""
     pairs = list_split(root, split, layout)
     if not pairs:
-        raise SourceError(f"{location}: no images ({', '.join(sorted(SUFFIXES))}) in the {layout} layout")
+        raise SourceError(f"{location}: no images ({', '.join(sorted(SUFFIXES))}) in the {name} layout")
     return complete_pairs(pairs, root, skip_unpaired)

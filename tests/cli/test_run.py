@@ -270,3 +270,16 @@ def test_a_run_that_finds_no_masks_at_all_says_so(samdeblur, tmp_path):
     done = samdeblur("prep", "run", "worlds:1:64", tmp_path / "s.zarr", "--split", "test", *strict)
     assert done.code == 0
     assert "note: no masks were found in 1 image;" in done.out
+
+
+def test_a_dataset_of_any_shape_is_prepared_by_a_function(samdeblur, random_image, save, tmp_path, monkeypatch):
+    for number in range(4):
+        save(tmp_path / "lab" / f"{number}.png", random_image(number, 40, 50))
+    code = "def even(folder, split):\n    return {f'{split}/{n}': (f'{n}.png', f'{n + 1}.png') for n in (0, 2)}\n"
+    (tmp_path / "even_layouts.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)
+    given = ("--layout", "even_layouts:even", "--segmenter", "superpixels", "--predeblur", "none", "--workers", 1)
+    made = samdeblur("prep", "run", tmp_path / "lab", tmp_path / "lab.zarr", "--split", "train", *given)
+    assert made.code == 0, made.err
+    assert open_store(tmp_path / "lab.zarr").ready_keys == ["train/0", "train/2"]
