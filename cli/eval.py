@@ -25,6 +25,7 @@ from samdeblur.cli.support.inference import (
     weights_option,
 )
 from samdeblur.cli.support.paths import FOLDER, PLACE
+from samdeblur.cli.support.segmenting import MaskOptions, mask_options
 from samdeblur.cli.support.sets import Loose, open_sets
 from samdeblur.storage.plurals import counted
 
@@ -56,7 +57,7 @@ cli.add_command(restore)
 @images_options
 @weights_option
 @click.option("--with-step-0", is_flag=True, help="Also score the network as it was before training.")
-@click.option("--sam", metavar="bundled|NAME|PATH", help="Segment Anything weights that find the masks of a FOLDER.")
+@mask_options
 @click.option("--split", help="Split of a FOLDER in the layout of a dataset.  [default: test]")
 @click.option("--layout", help="Layout of a FOLDER, as for samdeblur-prep run.  [default: auto]")
 @click.option("--report-images", type=click.IntRange(0), default=24, show_default=True,
@@ -76,7 +77,7 @@ def run(network: str, sets: tuple[str, ...], out: Path, **options: Any) -> int:
     """Score RUN (the folder of a run, or a checkpoint) on sets of images; writes results.json, .csv and report.html.
 
     A set is a mask store, or a folder of pairs in any layout that samdeblur-prep takes, whose masks are found on the
-    spot, with --sam. Blurred images alone are for `restore`.
+    spot, with --sam or another --segmenter. Blurred images alone are for `restore`.
 
     Run the same command again to go on with an evaluation that was interrupted. Several GPUs:
     torchrun --nproc_per_node=N -m samdeblur.cli.eval run ...
@@ -104,7 +105,7 @@ def run(network: str, sets: tuple[str, ...], out: Path, **options: Any) -> int:
         loose = Loose(
             options["split"],
             options["layout"],
-            options["sam"],
+            MaskOptions.of(options),
             model.prior is not None,
             ranks.device,
             bool(options["metrics"]),

@@ -22,7 +22,7 @@ from samdeblur.cli.support.inference import (
     weights_option,
 )
 from samdeblur.cli.support.paths import FOLDER, PLACE
-from samdeblur.cli.support.sets import Loose, Segmenter
+from samdeblur.cli.support.segmenting import MaskOptions, Segmenter, mask_options
 from samdeblur.storage.listing import files_in, is_image
 from samdeblur.storage.plurals import counted
 
@@ -39,15 +39,17 @@ if TYPE_CHECKING:
 @click.option("--quality", type=click.IntRange(1, 100), default=95, show_default=True, help="Quality of jpg and webp.")
 @click.option("--compare", is_flag=True, help=f"Write OUT/{COMPARE_PAGE}, a before-and-after slider for each image.")
 @weights_option
-@click.option("--sam", default="bundled", show_default=True, metavar="bundled|NAME|PATH",
-              help="Segment Anything weights that find the masks, for a network that uses masks.")  # fmt: skip
+@mask_options
 @inference_options
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 def restore(network: str, places: tuple[str, ...], out: Path, **options: Any) -> int:
     """Restore images with MODEL: bundled, the folder of a run, or a checkpoint.
 
     OUT/photo.png for each, folders below FOLDER kept; upright, with its colour profile and EXIF. Large images are
-    restored in tiles if memory is short. Run the same command again to continue; finished results stay.
+    restored in tiles if memory is short.
+
+    A network that uses masks gets those of --sam, by default the bundled model, or of another --segmenter. Run the
+    same command again to continue; finished results stay.
     """
 
     from samdeblur.evaluation.restore import Restorer
@@ -66,14 +68,15 @@ def restore(network: str, places: tuple[str, ...], out: Path, **options: Any) ->
     inference = replace(inference, tlc=tlc_of(options, model, False))
     refuse_tiles(model, inference)
     refuse_unused(options, inference.tlc)
-    segmenter = Segmenter(Loose(None, None, options["sam"], True, device)) if model.prior is not None else None
+    segmenter = Segmenter(MaskOptions.of(options), device) if model.prior is not None else None
     folders.claim(out, folders.RESTORED)
     weights = trained(path, model.provenance)
     if weights is not None and (not weights.step or not weights.finished):
         click.echo(f"note: the weights are of {weights}", err=True)
     if segmenter is not None and weights is not None and weights.segmenter not in ("", segmenter.kind):
         click.echo(
-            f"note: the masks are of {segmenter.kind}; the network was trained with masks of {weights.segmenter}",
+            f"note: the masks are of {segmenter.kind}; the network was trained with masks of {weights.segmenter} "
+            "(--segmenter, --sam and --refine find others)",
             err=True,
         )
     recipe = segmenter.recipe if segmenter is not None else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from samdeblur.cli.support.inference import Precision
 from samdeblur.cli.support.jobfile import read_job
 from samdeblur.cli.support.paths import PLACE, READ, STORE
 from samdeblur.cli.support.progress import Progress
+from samdeblur.cli.support.segmenting import segmenter_settings
 from samdeblur.cli.support.summary import report, report_plan, report_status
 from samdeblur.pipeline.segmenters.bounds import BOUNDS, MASK_THRESHOLDS, MAX_REACH, check_settings
 from samdeblur.storage.files import decode_text
@@ -242,22 +243,6 @@ def _job(options: Mapping[str, Any]) -> Job:
     source = open_source(options["source"], split, options["layout"], options["dataset"], options["skip_unpaired"])
     layout = StoreOptions(options["with_images"], options["block_size"], options["keep_embeddings"])
     return Job(source, options["store"], settings, layout)
-
-
-def segmenter_settings(given: Sequence[str]) -> dict[str, Any]:
-    """KEY=VALUE, ... -> key -> value. Raises UsageError."""
-    found: dict[str, Any] = {}
-    for each in given:
-        key, equals, text = each.partition("=")
-        if not equals or not key.isidentifier():
-            raise click.UsageError(f"--set-segmenter {each}: write KEY=VALUE")
-        if key in found:
-            raise click.UsageError(f"--set-segmenter {key}: given twice")
-        try:
-            found[key] = json.loads(text)
-        except ValueError:
-            found[key] = text
-    return found
 
 
 def chosen_sam_settings(options: dict[str, Any], bundled: bool, family: str = "sam") -> dict[str, Any]:

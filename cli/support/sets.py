@@ -5,26 +5,22 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from numpy.typing import NDArray
 
 from samdeblur.cli.support.images import say_left_out, some, with_all_images
-from samdeblur.storage.format.layout import fingerprint, mask_kind
+from samdeblur.cli.support.segmenting import MaskOptions, Segmenter
 from samdeblur.storage.listing import image_files, is_image, is_unread
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
 
     from samdeblur.evaluation.sets import ImageSet, LooseSet, Sample, StoreSet
     from samdeblur.pipeline import Source
-    from samdeblur.pipeline.job.recipe import Stages
-    from samdeblur.storage import AtomMap, MaskStore
+    from samdeblur.storage import MaskStore
 
 
 @dataclass(frozen=True)
@@ -33,7 +29,7 @@ class Loose:
 
     split: str | None  # None: test, where there are splits
     layout: str | None  # None: whatever it looks like
-    sam: str | None
+    masks: MaskOptions
     with_masks: bool  # whether the network looks at masks
     device: torch.device  # of this process
     unscored: bool = False  # whether images without sharp ones are of use
@@ -61,11 +57,11 @@ def open_sets(
         _refuse_others(location)
     is_store = [_is_store(location) for location in locations]
     stores = [open_store(location) for location, known in zip(locations, is_store, strict=True) if known]
-    if loose.sam is not None and all(is_store):
-        raise click.UsageError("--sam is for folders of images; the masks of a store are in it")
+    if loose.masks.given and all(is_store):
+        raise click.UsageError(f"{loose.masks.given} is for folders of images; the masks of a store are in it")
     ready = iter(with_all_images(stores, images, images_layout))
     sources = [None if known else _open_source(place, loose) for place, known in zip(locations, is_store, strict=True)]
-    segmenter = Segmenter(loose) if loose.with_masks and not all(is_store) else None
+    segmenter = _segmenter(loose) if loose.with_masks and not all(is_store) else None
     opened: list[ImageSet] = [
         _of_store(next(ready)) if source is None else source.with_masks(segmenter) for source in sources
     ]
@@ -73,6 +69,15 @@ def open_sets(
         found.dataset = _dataset_name(found, location)
     _make_names_distinct(opened, locations)
     return opened
+
+
+def _segmenter(loose: Loose) -> Segmenter:
+    if not (loose.masks.sam or loose.masks.segmenter):
+        raise click.UsageError(
+            "the network uses masks, and a folder of images has none: give --sam bundled (or a checkpoint), "
+            "or prepare a store with samdeblur-prep run"
+        )
+    return Segmenter(loose.masks, loose.device)
 
 
 def _refuse_others(location: str) -> None:
@@ -150,34 +155,6 @@ def _is_store(location: str) -> bool:
     if not path.is_dir():
         return path.exists() or not embedded(location)
     return (path / "zarr.json").exists()
-
-
-class Segmenter:
-    """Segment Anything for blurred images; loaded when the first comes."""
-
-    def __init__(self, loose: Loose) -> None:
-        from samdeblur.pipeline import BUNDLED_SETTINGS, PrepSettings, Weights
-
-        if loose.sam is None:
-            raise click.UsageError(
-                "the network uses masks, and a folder of images has none: give --sam bundled (or a checkpoint), "
-                "or prepare a store with samdeblur-prep run"
-            )
-        settings = BUNDLED_SETTINGS if loose.sam == "bundled" else {}
-        self.settings = PrepSettings(sam=Weights.of_sam(loose.sam), sam_settings=settings, device=loose.device.type)
-        self.recipe = fingerprint(self.settings.recipe())
-        self.kind = mask_kind(self.settings.recipe())
-        self._device = loose.device
-
-    @cached_property
-    def _stages(self) -> Stages:
-        from samdeblur.pipeline.job.recipe import load_stages
-
-        return load_stages(self.settings, self._device)
-
-    def __call__(self, blurred: NDArray[np.uint8]) -> tuple[AtomMap, dict[str, NDArray[np.float64]]]:
-        assert self._stages.segmenter is not None
-        return self._stages.segmenter.segment(blurred)
 
 
 @dataclass(frozen=True)

@@ -59,11 +59,23 @@ def test_a_folder_of_pairs_needs_no_store_where_no_masks_are_wanted(samdeblur, c
     assert (loose["dataset"], loose["split"], loose["recipe"]) == ("pairs", "test", "")
 
 
-def test_masks_found_on_the_spot_are_those_of_a_preparation(samdeblur, trained, pairs, prep_run, random_sam, tmp_path):
-    torch.save(random_sam().state_dict(), tmp_path / "sam.pth")
+@pytest.mark.parametrize(
+    "way",
+    [
+        ("--sam", "sam.pth"),
+        ("--sam", "sam.pth", "--refine", 2),
+        ("--segmenter", "superpixels", "--refine", 3),
+        ("--segmenter", "superpixels", "--set-segmenter", "n_segments=40"),
+    ],
+)
+def test_masks_found_on_the_spot_are_those_of_a_preparation(
+    samdeblur, trained, pairs, prep_run, random_sam, tmp_path, monkeypatch, way
+):
+    monkeypatch.chdir(tmp_path)
+    torch.save(random_sam().state_dict(), "sam.pth")
     prepared = tmp_path / "sam.zarr"
-    assert prep_run(pairs, prepared, "--sam", tmp_path / "sam.pth", "--predeblur", "none").code == 0
-    for name, *places in (("folder", pairs, "--sam", tmp_path / "sam.pth"), ("store", prepared)):
+    assert prep_run(pairs, prepared, *way, "--predeblur", "none").code == 0
+    for name, *places in (("folder", pairs, *way), ("store", prepared)):
         done = samdeblur("eval", "run", trained, *places, "--out", tmp_path / name, "--report-images", 1)
         assert done.code == 0, done.err
     (loose,), (stored,) = (results_of(tmp_path / name)["sets"] for name in ("folder", "store"))
@@ -101,8 +113,26 @@ def test_without_a_segmenter_masks_cannot_be_found(samdeblur, trained, pairs, tm
 
 
 def test_a_segmenter_for_stores_alone_is_refused(samdeblur, trained, store, tmp_path):
-    refused = samdeblur("eval", "run", trained, store, "--sam", "bundled", "--out", tmp_path / "o")
-    assert (refused.code, "--sam is for folders of images" in refused.error) == (2, True)
+    for option, value in (("--sam", "bundled"), ("--segmenter", "superpixels"), ("--refine", 2)):
+        refused = samdeblur("eval", "run", trained, store, option, value, "--out", tmp_path / "o")
+        assert (refused.code, f"{option} is for folders of images" in refused.error) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--segmenter", "superpixels", "--sam", "bundled"), "--sam needs --segmenter sam"),
+        (("--sam", "bundled", "--set-segmenter", "a=1"), "--set-segmenter a: needs --segmenter"),
+        (("--segmenter", "true-masks"), "only stores of worlds have them"),
+        (("--segmenter", "superpixel"), "did you mean superpixels?"),
+        (("--segmenter", "superpixels", "--set-segmenter", "b=1"), "segmenter superpixels: "),
+    ],
+)
+def test_ways_to_find_masks_that_do_not_go_together_are_refused(samdeblur, trained, pairs, tmp_path, options, words):
+    refused = samdeblur("eval", "run", trained, pairs, *options, "--out", tmp_path / "o")
+    assert refused.code == 2
+    assert words in refused.error
+    assert not (tmp_path / "o").exists()
 
 
 @pytest.mark.parametrize("place", ["nowhere", "nowhere.zarr", "empty"])

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image, ImageCms
 
-from samdeblur.cli.support import sets as sets_of_cli
+from samdeblur.cli.support import segmenting
 from samdeblur.evaluation import restore as restoring
 from samdeblur.evaluation import restore_files
 from samdeblur.models import NAFNet, deblur, load_network
@@ -189,6 +189,22 @@ def test_what_cannot_be_restored_is_named_and_the_rest_is_restored(samdeblur, ch
     assert alone.code == 1
 
 
+def test_a_network_gets_the_masks_it_was_trained_with(samdeblur, store, tiny, pairs, tmp_path):
+    assert samdeblur("train", store, *tiny, "--method", "map", "--out", tmp_path / "run").code == 0
+    results = {}
+    for name, options in (("right", ("--segmenter", "superpixels")), ("other", ())):
+        out = tmp_path / name
+        done = samdeblur("eval", "restore", tmp_path / "run", pairs / "blur", *options, "--out", out)
+        assert done.code == 0, done.err
+        assert ("--segmenter, --sam and --refine find others" in done.err) == (name == "other")
+        results[name] = [pixels(path) for path in sorted(out.glob("*.png"))]
+    evaluated = samdeblur("eval", "run", tmp_path / "run", store, "--save-images", "--out", tmp_path / "o")
+    assert evaluated.code == 0, evaluated.err
+    stored = [pixels(path) for path in sorted((tmp_path / "o/restored").rglob("*.png"))]
+    assert len(stored) == 5
+    assert all(np.array_equal(*both) for both in zip(results["right"], stored, strict=True))
+
+
 def count(monkeypatch, target, name):
     calls, real = [], getattr(target, name)
 
@@ -208,7 +224,7 @@ def test_every_stage_runs_once_for_each_image_and_not_again(samdeblur, store, ti
         segmented.append(blurred.shape)
         return AtomMap.from_masks(blurred[None, ..., 0] > 99), {}
 
-    monkeypatch.setattr(sets_of_cli.Segmenter, "__call__", segment)
+    monkeypatch.setattr(segmenting.Segmenter, "__call__", segment)
     network = count(monkeypatch, restoring, "restore")
     read = count(monkeypatch, restore_files, "read_photo")
     command = ("eval", "restore", tmp_path / "run", holiday, "--out", tmp_path / "o")

@@ -10,7 +10,7 @@ import pretended
 import pytest
 import torch
 
-from samdeblur.cli.support.sets import Loose, Segmenter
+from samdeblur.cli.support.segmenting import MaskOptions, Segmenter
 from samdeblur.evaluation import ranks
 from samdeblur.evaluation.metrics.perceptual import TORCHMETRICS, perceptual_metrics
 from samdeblur.models import DeviceError, NAFNet, pick_device
@@ -106,7 +106,7 @@ def test_masks_are_found_on_the_gpu_of_the_process(monkeypatch):
     """Not on the first one of the machine, where the models of all processes would be."""
     asked = []
     monkeypatch.setattr("samdeblur.pipeline.job.recipe.load_stages", lambda settings, device: asked.append(device))
-    segmenter = Segmenter(Loose("test", "auto", "bundled", True, torch.device("cuda", 3)))
+    segmenter = Segmenter(MaskOptions("bundled"), torch.device("cuda", 3))
     assert segmenter._stages is None
     assert asked == [torch.device("cuda", 3)]
     with pretended.cuda(), monkeypatch.context() as patch:
