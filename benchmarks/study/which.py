@@ -6,7 +6,7 @@
     python benchmarks/study/which.py --law               # how well figures predict gains, of what is there
 
 The scenes are those the study tests on. Gains are of MAP over no prior on the same scenes, from
-benchmarks/results/study.json and study_axes.json.
+benchmarks/results/study.json, study_axes.json and study_priors.json.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from benchmarks.common.figures import IMAGES, RESULTS
 from samdeblur.evaluation.masks.quality import Quality, mean, quality_of
 from samdeblur.models import load_sam
 from samdeblur.pipeline import BUNDLED_SETTINGS, MaskGenerator
+from samdeblur.pipeline.segmenters.refine import refine
 from samdeblur.pipeline.segmenters.superpixels import SuperpixelSegmenter
 from samdeblur.pipeline.sources.base import ImagePair
 from samdeblur.pipeline.sources.worlds import WorldSource
@@ -57,6 +58,7 @@ def kinds() -> dict[str, Callable[[str, ImagePair], AtomMap]]:
     twelve = MaskGenerator(sam, **(BUNDLED_SETTINGS | {"points_per_side": 12}))
     return {
         "sam-12": lambda key, pair: twelve.generate(pair.blurred)[0],
+        "sam-12-refined": lambda key, pair: refine(twelve.generate(pair.blurred)[0], pair.blurred, 3),
         "sam-coarse": lambda key, pair: coarse.generate(pair.blurred)[0],
         "sam": lambda key, pair: fine.generate(pair.blurred)[0],
         "sam-of-sharp": lambda key, pair: fine.generate(pair.sharp)[0],
@@ -69,8 +71,9 @@ def kinds() -> dict[str, Callable[[str, ImagePair], AtomMap]]:
 def gains() -> dict[str, float]:
     """Kind of masks -> dB of `map` over `none` on `worlds`; of the study itself where both have it."""
     axes = json.loads((RESULTS / "study_axes.json").read_text())["gains"]
+    priors = json.loads((RESULTS / "study_priors.json").read_text())["over none"]
     rows = json.loads((RESULTS / "study.json").read_text())
-    found = {variant: gain["mean"] for variant, gain in axes.items()} | {
+    found = {variant: gain["mean"] for variant, gain in (priors | axes).items()} | {
         row["variant"]: row["over"]["psnr"]["mean"] for row in rows if row["images"] == "worlds" and row["over"]
     }
     return {name.removeprefix("map, "): gain for name, gain in found.items() if name.startswith("map, ")}
