@@ -6,7 +6,7 @@
     python benchmarks/study/which.py --law               # how well figures predict gains, of what is there
 
 The scenes are those the study tests on. Gains are of MAP over no prior on the same scenes, from
-benchmarks/results/study.json, study_axes.json and study_priors.json.
+benchmarks/results/study.json, study_axes.json and study_found.json.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def kinds() -> dict[str, Callable[[str, ImagePair], AtomMap]]:
 def gains() -> dict[str, float]:
     """Kind of masks -> dB of `map` over `none` on `worlds`; of the study itself where both have it."""
     axes = json.loads((RESULTS / "study_axes.json").read_text())["gains"]
-    priors = json.loads((RESULTS / "study_priors.json").read_text())["over none"]
+    priors = json.loads((RESULTS / "study_found.json").read_text())["over none"]
     rows = json.loads((RESULTS / "study.json").read_text())
     found = {variant: gain["mean"] for variant, gain in (priors | axes).items()} | {
         row["variant"]: row["over"]["psnr"]["mean"] for row in rows if row["images"] == "worlds" and row["over"]
