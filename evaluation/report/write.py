@@ -119,10 +119,12 @@ def write_comparison(
         for name, run in zip(networks, runs, strict=True)
     ]
     several = len(runs) > 1
-    beware = [
-        f"{name}: {line}" if several else line
-        for name, run in zip(networks, runs, strict=True)
-        for line in caveats(run)
+    of_networks: dict[str, list[str]] = {}
+    for name, run in zip(networks, runs, strict=True):
+        for line in caveats(run):
+            of_networks.setdefault(line, []).append(name)
+    beware = [  # what holds for every network is said of none
+        line if len(names) == len(runs) else f"{', '.join(names)}: {line}" for line, names in of_networks.items()
     ]
     names = list(dict.fromkeys(result.name for run in runs for result in run.sets))
     lead = f"{', '.join(networks)}, on {', '.join(names)}"

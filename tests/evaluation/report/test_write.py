@@ -161,3 +161,14 @@ def test_intervals_of_a_comparison_are_folded(tmp_path):
         < html.index("<h2>With intervals</h2>")
     )
     assert html.index("<summary>Training</summary>") < html.index("data:image/png")
+
+
+def test_a_comparison_says_once_what_to_beware_of_in_every_network(tmp_path):
+    runs = [results("none"), results("map", segmenter="superpixels 1"), results("cat", segmenter="superpixels 1")]
+    runs = [replace(run, trained=Trained(6, 6, 6, "sam 2")) for run in runs]
+    folders = [tmp_path / name for name in ("none", "map", "cat")]
+    html = write_comparison(tmp_path / "t", runs, folders, {}, []).read_text(encoding="utf-8")
+    assert html.count("9 images, too few for means to say much.") == 1
+    assert "none: toy test" not in html
+    assert html.count("the network was trained with masks of sam 2") == 1
+    assert "map, cat: toy test" in html
