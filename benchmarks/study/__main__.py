@@ -66,6 +66,8 @@ def main(
     size = replace(SIZES[name], checkpoints=checkpoints)
     if checkpoints and not size.priors:
         raise click.UsageError("--checkpoint goes with --size priors")
+    if len(size.of_checkpoints) < len(checkpoints):
+        raise click.UsageError("--checkpoint: two files of one name; the tables could not tell them apart, rename one")
     if only_summary:
         click.echo(report(size, out))
         return

@@ -124,13 +124,17 @@ class Size:
     priors: bool = False
     checkpoints: tuple[Path, ...] = ()
 
+    @property
+    def of_checkpoints(self) -> dict[str, Path]:
+        """Kind of masks -> the checkpoint that finds them."""
+        return {f"sam-12-of-{path.stem}": path for path in self.checkpoints}
+
     def options(self, masks: str) -> tuple[str, ...] | None:
         """Of samdeblur-prep run, as in MASKS."""
-        of_checkpoints = {f"sam-12-of-{path.stem}": path for path in self.checkpoints}
-        if masks not in of_checkpoints:
+        if masks not in self.of_checkpoints:
             return MASKS[masks]
         settings = (f"--{name.replace('_', '-')}={value}" for name, value in BUNDLED_SETTINGS.items())
-        return ("--sam", str(of_checkpoints[masks]), *settings, *POINTS)
+        return ("--sam", str(self.of_checkpoints[masks]), *settings, *POINTS)
 
 
 SMALL: dict[str, Any] = {
@@ -314,7 +318,7 @@ def test_sets(size: Size, masks: str) -> list[Store]:
 def crossed_sets(size: Size) -> list[Store]:
     """What networks trained with masks that know the sharp images are tested on with other masks."""
     if size.priors:
-        others = dict.fromkeys((*BORDERS, *size.masks, *(f"sam-12-of-{path.stem}" for path in size.checkpoints)))
+        others = dict.fromkeys((*BORDERS, *size.masks, *size.of_checkpoints))
         return [Store(size.families[0], masks) for masks in others]
     if size.axes:
         others = [masks for masks in size.masks if masks in BORDERS or not is_oracle(masks)]

@@ -121,7 +121,7 @@ def write_comparison(
     several = len(runs) > 1
     of_networks: dict[str, list[str]] = {}
     for name, run in zip(networks, runs, strict=True):
-        for line in caveats(run):
+        for line in dict.fromkeys(caveats(run)):
             of_networks.setdefault(line, []).append(name)
     beware = [  # what holds for every network is said of none
         line if len(names) == len(runs) else f"{', '.join(names)}: {line}" for line, names in of_networks.items()

@@ -81,6 +81,16 @@ def test_checkpoints_are_for_the_priors(command, tmp_path):
     assert "--size priors" in done.output
 
 
+def test_checkpoints_of_one_name_are_refused(command, tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "sam.pth").touch()
+    both = [word for folder in ("a", "b") for word in ("--checkpoint", str(tmp_path / folder / "sam.pth"))]
+    done = CliRunner().invoke(command, ["--size", "priors-smoke", "--out", str(tmp_path / "out"), *both])
+    assert done.exit_code == 2
+    assert "two files of one name" in done.output
+
+
 def test_a_row_that_is_not_there_is_refused_with_those_that_are(command, tmp_path):
     done = CliRunner().invoke(command, ["--size", "smoke", "--out", str(tmp_path), "--row", "map, samm"])
     assert done.exit_code == 2
