@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from axes import write_axes
 from figures import draw_curves, draw_differences
 from gallery import draw_gallery
-from plan import SIZES, Size, best_masks, cells, crossed_sets, is_crossed, stores, variants
+from plan import SIZES, Size, best_masks, cells, crossed_sets, is_crossed, stores, stores_of, variants
 from quality import mask_quality
 from rivals import write_priors
 from summary import BASELINE, POOLED, pooled, read_scores, summarise, write_summary
@@ -51,6 +51,11 @@ from samdeblur.evaluation.results import RESULTS
     type=click.Path(exists=True, dir_okay=False, resolve_path=True, path_type=Path),
     help="Test networks with true masks on those of this Segment Anything model too; with --size priors.",
 )
+@click.option(
+    "--pairs",
+    type=click.Path(exists=True, file_okay=False, resolve_path=True, path_type=Path),
+    help="Test networks on these real pairs too: a folder as samdeblur-prep run takes it.",
+)
 @click.option("--plan", "only_plan", is_flag=True, help="Say what there is to do and end.")
 @click.option("--summary", "only_summary", is_flag=True, help="Sum up what is there and end.")
 def main(
@@ -60,10 +65,11 @@ def main(
     names: tuple[str, ...],
     seeds: int | None,
     checkpoints: tuple[Path, ...],
+    pairs: Path | None,
     only_plan: bool,
     only_summary: bool,
 ) -> None:
-    size = replace(SIZES[name], checkpoints=checkpoints)
+    size = replace(SIZES[name], checkpoints=checkpoints, pairs=pairs)
     if checkpoints and not size.priors:
         raise click.UsageError("--checkpoint goes with --size priors")
     if len(size.of_checkpoints) < len(checkpoints):
@@ -77,9 +83,9 @@ def main(
     wanted = [cell for cell in cells(size) if not names or cell.variant.name in (BASELINE, *names)]
     wanted = [cell for cell in wanted if seeds is None or cell.seed < seeds]
     of_oracles = [cell for cell in wanted if is_crossed(cell.variant, size)]
-    needed = {cell.variant.masks or size.masks[0] for cell in wanted}
-    tested = crossed_sets(size) if of_oracles else []
-    to_prepare = [store for store in stores(size) if store.masks in needed or store in tested]
+    needed = {store for cell in wanted for store in stores_of(cell.variant, size)}
+    needed |= set(crossed_sets(size) if of_oracles else [])
+    to_prepare = [store for store in stores(size) if store in needed]
     click.echo(f"{len(to_prepare)} stores: {', '.join(store.place for store in to_prepare)}")
     click.echo(f"{len(wanted)} trainings, up to {size.seeds} seeds of:")
     for variant in dict.fromkeys(cell.variant.name for cell in wanted):

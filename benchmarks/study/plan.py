@@ -83,6 +83,9 @@ MASKS |= dict.fromkeys(AXES_MASKS)
 POINTS = ("--points-per-side", "12")
 MASKS["sam-12"] = ("--sam", "bundled", *POINTS)
 MASKS["sam-12-refined"] = ("--sam", "bundled", *POINTS, "--refine", "3")
+# The same, found in blurred images in training too: in the test nobody has anything better.
+MASKS["sam-12-alike"] = (*MASKS["sam-12"], "--predeblur", "none")
+MASKS["sam-12-refined-alike"] = (*MASKS["sam-12-refined"], "--predeblur", "none")
 MASKS["true"] = ("--segmenter", "true-masks")
 
 
@@ -94,6 +97,7 @@ def is_oracle(masks: str) -> bool:
 # Sources of samdeblur-prep run. The first is in distribution; photographs know no true masks.
 WORLDS = ("worlds", "worlds-long", "worlds-local", "worlds-noisy", "worlds-bright", "worlds-tone", "worlds-jpeg")
 PHOTOGRAPHS = ("sample", "sample-long", "sample-local", "sample-noisy")
+MORE_PHOTOGRAPHS, PAIRS = "photographs", "pairs"  # every crop of the sample; real ones, of --pairs
 
 # What a network with a prior makes of the first set when it is lied to: ends of the names of sets.
 CONTROLS = ("no-masks", "other-masks")
@@ -107,9 +111,10 @@ class Size:
         train, test: worlds to train on, and of each family to test on.
         side: of the worlds, pixels.
         masks: of MASKS.
-        families: of WORLDS and PHOTOGRAPHS, to test on.
+        families: of WORLDS, PHOTOGRAPHS and MORE_PHOTOGRAPHS, to test on.
         settings: of every training.
         axes, priors: whether the rows are those of AXES, or those of PRIORS, and not those of Table 1.
+        pairs: a folder of real pairs to test on, as samdeblur-prep run takes it.
         checkpoints: other Segment Anything models of the kind of the bundled one, whose masks networks meet in tests.
     """
 
@@ -122,7 +127,13 @@ class Size:
     settings: dict[str, Any] = field(default_factory=dict)
     axes: bool = False
     priors: bool = False
+    pairs: Path | None = None
     checkpoints: tuple[Path, ...] = ()
+
+    @property
+    def tested(self) -> tuple[str, ...]:
+        """What networks are tested on: families, and real pairs if there are any."""
+        return (*self.families, PAIRS) if self.pairs else self.families
 
     @property
     def of_checkpoints(self) -> dict[str, Path]:
@@ -148,6 +159,13 @@ SMOKE: dict[str, Any] = {
     "crop_size": 32, "log_every": 1, "val_images": 1,
 }  # fmt: skip
 
+
+def _priors(settings: dict[str, Any]) -> Size:
+    found = ("sam-12", "sam-12-refined", "sam-12-alike", "sam-12-refined-alike")
+    families = (WORLDS[0], MORE_PHOTOGRAPHS)
+    return Size(240, 24, 160, SEEDS, ("true", "true-moved-1", *found), families, settings, priors=True)
+
+
 SIZES = {
     "smoke": Size(
         4, 2, 48, 2, ("superpixels", "true"), (WORLDS[0], PHOTOGRAPHS[0]),
@@ -163,10 +181,9 @@ SIZES = {
         4, 2, 48, 2, ("true", "true-moved-1", "superpixels"), WORLDS[:1],
         SMOKE, priors=True,
     ),
-    "priors": Size(
-        240, 24, 160, FEWER, ("true", "true-moved-1", "sam-12", "sam-12-refined"), WORLDS[:1], SMALL,
-        priors=True,
-    ),
+    "priors": _priors(SMALL),
+    "priors-half": _priors(SMALL | {"width": 8, "steps": 400}),
+    "priors-double": _priors(SMALL | {"width": 18, "steps": 1600}),
     "full": Size(
         2400, 100, 384, SEEDS, USUAL, (*WORLDS, *PHOTOGRAPHS),
         {"enc_blk_nums": [1, 2, 4], "middle_blk_num": 4, "dec_blk_nums": [2, 1, 1], "width": 32, "steps": 50_000,
@@ -229,6 +246,7 @@ PRIORS: dict[str, tuple[dict[str, Any], str]] = {
     "map shifted": ({"mask_shift": 3.0}, ""),
     "map smallest shifted": ({"mask_shift": 3.0, "aggregate": "smallest"}, ""),
 }
+MAIN = ("map", "map smallest")  # of PRIORS: the paper's, and the best with true masks
 
 
 def best_masks(masks: Sequence[str]) -> str:
@@ -241,7 +259,7 @@ def variants(size: Size) -> list[Variant]:
     masks, found = size.masks, [Variant("none", "", {"method": "none"}, SEEDS)]
     if size.priors:
         return found + [
-            Variant(f"{what}, {name}", name, {"method": "map"} | settings, FEWER, candidate)
+            Variant(f"{what}, {name}", name, {"method": "map"} | settings, SEEDS if what in MAIN else FEWER, candidate)
             for name in masks
             for what, (settings, candidate) in PRIORS.items()
             if _makes_sense(what, name)
@@ -304,21 +322,32 @@ class Store:
         """Source and split for samdeblur-prep run."""
         if self.images == "train":
             return f"worlds:{size.train}:{size.side}", "train"
+        if self.images == MORE_PHOTOGRAPHS:
+            return "sample", "all"
+        if self.images == PAIRS:
+            return str(size.pairs), "test"
         if self.images in PHOTOGRAPHS:
             return self.images, "test"
         return f"{self.images}:{size.test}:{size.side}", "test"
 
 
+ALIKE = "-alike"  # kinds of masks that differ in training alone
+
+
 def test_sets(size: Size, masks: str) -> list[Store]:
-    """The sets that a network is tested on; without masks those of the first kind, which it does not look at."""
-    masks = masks or size.masks[0]
-    return [Store(name, masks) for name in size.families if not masks.startswith("true") or name in WORLDS]
+    """The sets that a network is tested on; one without masks, which looks at none, with some that are there."""
+    found = [name for name in size.masks if not name.startswith("true")]
+    sets = [
+        Store(name, (masks or (size.masks[0] if name in WORLDS else found[0])).removesuffix(ALIKE))
+        for name in size.tested
+    ]
+    return [store for store in sets if store.images in WORLDS or not store.masks.startswith("true")]
 
 
 def crossed_sets(size: Size) -> list[Store]:
     """What networks trained with masks that know the sharp images are tested on with other masks."""
     if size.priors:
-        others = dict.fromkeys((*BORDERS, *size.masks, *size.of_checkpoints))
+        others = dict.fromkeys((*BORDERS, *(name.removesuffix(ALIKE) for name in size.masks), *size.of_checkpoints))
         return [Store(size.families[0], masks) for masks in others]
     if size.axes:
         others = [masks for masks in size.masks if masks in BORDERS or not is_oracle(masks)]
@@ -333,7 +362,12 @@ def is_crossed(variant: Variant, size: Size) -> bool:
     return is_oracle(variant.masks) and (not size.axes or variant.masks in (*BORDERS, "true-moved-any"))
 
 
+def stores_of(variant: Variant, size: Size) -> list[Store]:
+    """Those that a row is trained and tested with."""
+    return [Store("train", variant.masks or size.masks[0]), *test_sets(size, variant.masks)]
+
+
 def stores(size: Size) -> list[Store]:
     """Every store there has to be."""
-    found = [store for masks in size.masks for store in (Store("train", masks), *test_sets(size, masks))]
+    found = [store for variant in variants(size) for store in stores_of(variant, size)]
     return list(dict.fromkeys([*found, *crossed_sets(size)]))

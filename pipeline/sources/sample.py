@@ -1,7 +1,7 @@
 """The embedded sample: photographs of scikit-image's wheel, cropped and blurred. Nothing is downloaded.
 
-The splits share no photograph. `test-ood` is the test split under a blur no training image shows: longer paths, clipped
-highlights, JPEG.
+`train` and `test` share no photograph. `test-ood` is the test split under a blur no training image shows: longer paths,
+clipped highlights, JPEG. `all` has the crops of both, blurred anew: to test what was trained on neither.
 """
 
 from __future__ import annotations
@@ -83,6 +83,7 @@ SPLITS: dict[str, tuple[tuple[Crop, ...], BlurModel]] = {
     "train": (_TRAIN, MODEL),
     "test": (_TEST, MODEL),
     "test-ood": (tuple(crop._replace(seed=crop.seed + 100) for crop in _TEST), OOD_MODEL),
+    "all": (tuple(crop._replace(seed=crop.seed + 300) for crop in (*_TRAIN, *_TEST)), MODEL),
 }
 
 

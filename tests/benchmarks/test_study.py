@@ -7,6 +7,7 @@ import json
 import runpy
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import cv2
@@ -64,6 +65,29 @@ def test_the_plan_has_every_row_and_every_family(study, size):
     tested = {store.images for store in plan.test_sets(size, "true")}
     assert tested == set(plan.WORLDS)  # photographs have no true masks
     assert {store.masks for store in plan.stores(size)} == set(size.masks)
+
+
+def test_networks_without_true_masks_are_tested_on_photographs_and_real_pairs(study, tmp_path):
+    plan = study.plan
+    size = replace(plan.SIZES["priors"], pairs=tmp_path)
+    found = {masks: plan.test_sets(size, masks) for masks in ("", "true", "sam-12", "sam-12-alike")}
+    assert [store.place for store in found["true"]] == ["worlds-true.zarr"]
+    expected = ["worlds-sam-12.zarr", "photographs-sam-12.zarr", "pairs-sam-12.zarr"]
+    assert [store.place for store in found["sam-12"]] == expected
+    assert found["sam-12-alike"] == found["sam-12"]  # only the training differs
+    assert [store.place for store in found[""]] == ["worlds-true.zarr", *expected[1:]]
+    assert plan.Store("photographs", "sam-12").source(size) == ("sample", "all")
+    assert plan.Store("pairs", "sam-12").source(size) == (str(tmp_path), "test")
+    assert plan.MASKS["sam-12-alike"][-2:] == ("--predeblur", "none")
+
+
+def test_other_sizes_of_network_have_the_same_rows_and_stores(study):
+    plan = study.plan
+    half, one, double = (plan.SIZES[name] for name in ("priors-half", "priors", "priors-double"))
+    assert plan.variants(half) == plan.variants(one) == plan.variants(double)
+    assert plan.stores(half) == plan.stores(one) == plan.stores(double)
+    for name in ("width", "steps"):
+        assert half.settings[name] < one.settings[name] < double.settings[name]
 
 
 def test_the_plan_is_printed_and_nothing_else_is_done(command, tmp_path):

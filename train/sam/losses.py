@@ -25,6 +25,7 @@ class Prompts(NamedTuple):
     Attributes:
         points: (N, 2) and boxes: (N, 4), in pixels of the prompt encoder's field. is_box: (N,) which of them counts.
         targets: (N, T) rows of `masks` that each may mean, small ones first; -1 for none.
+        weights: (N, T) what each of them counts.
         masks: (U, h w, 16) bool, pixels of the masks that are meant.
     """
 
@@ -32,6 +33,7 @@ class Prompts(NamedTuple):
     boxes: Tensor
     is_box: Tensor
     targets: Tensor
+    weights: Tensor
     masks: Tensor
 
     @classmethod
@@ -56,6 +58,7 @@ class Prompts(NamedTuple):
             boxes=join([image.boxes + np.tile(shift, 2) for image in images]),
             is_box=join([image.is_box for image in images]),
             targets=join(targets),
+            weights=join([image.weights for image in images]),
             masks=in_tokens(torch.cat(masks)),
         )
 
@@ -110,9 +113,9 @@ def mask_loss(
 ) -> tuple[Tensor, dict[str, float]]:
     """Loss of all prompts of a batch, and what they reached.
 
-    Every target trains the output that meets it best, as in Segment Anything; with the weight `ranked`, the first
-    output of a point is also trained towards the smallest mask around it, the last towards the largest. `scored` is the
-    weight of the error of the predicted IoU.
+    Every target trains the output that meets it best, as in Segment Anything, as much as it counts; with the weight
+    `ranked`, the first output of a point is also trained towards the smallest mask around it, the last towards the
+    largest. `scored` is the weight of the error of the predicted IoU.
 
     Args:
         embedding: (B, C, h, w).
@@ -138,14 +141,17 @@ def mask_loss(
     answering = torch.cat([prompts.is_box[:, None], ~prompts.is_box[:, None].expand(-1, 3)], dim=1)
     best = cost.masked_fill(~answering[..., None], math.inf).amin(dim=1)
     reached = overlap.masked_fill(~valid[:, None], 0).amax(dim=2)
-    loss = best[valid].mean() + scored * F.mse_loss(answers.ious[answering], reached[answering])
+    counts = prompts.weights[valid]
+    loss = (best[valid] * counts).sum() / counts.sum()
+    loss = loss + scored * F.mse_loss(answers.ious[answering], reached[answering])
     if ranked:
         meant = cost.masked_fill(~_of_rank(valid), math.inf).amin(dim=2)
         loss = loss + ranked * meant[answering].mean()
     if second_round and not prompts.is_box.all():
         loss = loss + _again(sam, image, position, prompts, offset, sparse)
     with torch.no_grad():
-        found = overlap.masked_fill(~answering[..., None], 0).amax(dim=1)[valid].mean()
+        found = overlap.masked_fill(~answering[..., None], 0).amax(dim=1)[valid]
+        found = (found * counts).sum() / counts.sum()
         chosen = answers.ious.masked_fill(~answering, -math.inf).argmax(dim=1)
         error = (answers.ious - reached)[answering].abs().mean()
         believed = reached.gather(1, chosen[:, None]).mean()

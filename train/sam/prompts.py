@@ -19,6 +19,8 @@ PIXEL = TOKEN // 4  # pixels per pixel of a low-resolution mask
 TARGETS = 4  # masks around a point that are trained at most
 BLURRED_SHARE = 0.25
 BOX_SHARE = 0.1
+MASK_SHARE = 0.85  # of the prompts are of a mask, each mask as often; the others of a place, each place as often
+BESIDE = 0.35  # what a mask around a point counts beside the one that the prompt is of
 SMALLEST = 0.001  # share of the image a target covers at least
 
 
@@ -31,6 +33,7 @@ class PromptedImage(NamedTuple):
         table: (K, M) which masks an atom lies in.
         points: (N, 2) x y in pixels. boxes: (N, 4) x0 y0 x1 y1. is_box: (N,) which of the two the prompt is.
         targets: (N, T) masks a prompt may mean, small ones first; -1 for none. At least one.
+        weights: (N, T) what each of them counts; small masks lie in large ones, so they would count too little.
     """
 
     image: NDArray[np.uint8]
@@ -40,6 +43,7 @@ class PromptedImage(NamedTuple):
     boxes: NDArray[np.float32]
     is_box: NDArray[np.bool_]
     targets: NDArray[np.int64]
+    weights: NDArray[np.float32]
 
 
 def draw(store: MaskStore, tokens: int, prompts: int, seed: tuple[int, ...]) -> PromptedImage:
@@ -49,7 +53,7 @@ def draw(store: MaskStore, tokens: int, prompts: int, seed: tuple[int, ...]) -> 
     while True:
         key = ready[rng.integers(len(ready))]
         shape = store.shape(key)
-        low, high = min(size, 2 * min(shape) // 3), min(2 * size, *shape)
+        low, high = 2 * min(size, *shape) // 3, min(3 * size // 2, *shape)
         side = int(rng.integers(low, high + 1))
         window = (int(rng.integers(shape[0] - side + 1)), int(rng.integers(shape[1] - side + 1)), side, side)
         found = store.atoms(key, window)
@@ -66,25 +70,24 @@ def draw(store: MaskStore, tokens: int, prompts: int, seed: tuple[int, ...]) -> 
     rows, columns = np.indices((size // PIXEL, size // PIXEL)) * PIXEL + rng.integers(
         0, PIXEL, (2, size // PIXEL, size // PIXEL)
     )
-    points, boxes, is_box, targets = _prompts(rng, atoms, table, np.where(usable, areas, 0), prompts)
-    return PromptedImage(
-        _photograph(rng, image), atoms[rows, columns].astype(np.int64), table, points, boxes, is_box, targets
-    )
+    drawn = _prompts(rng, atoms, table, np.where(usable, areas, 0), prompts)
+    return PromptedImage(_photograph(rng, image), atoms[rows, columns].astype(np.int64), table, *drawn)
 
 
 def _prompts(
     rng: np.random.Generator, atoms: NDArray[np.uint16], table: NDArray[np.bool_], areas: NDArray[np.int64], count: int
-) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_], NDArray[np.int64]]:
-    """Points and boxes, which is meant, and (N, T) masks they may mean; masks of area 0 are none."""
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_], NDArray[np.int64], NDArray[np.float32]]:
+    """Points and boxes, which is meant, (N, T) masks they may mean and what these count; masks of area 0 are none."""
     size = len(atoms)
     points, boxes = np.zeros((count, 2), np.float32), np.zeros((count, 4), np.float32)
     is_box, targets = rng.random(count) < BOX_SHARE, np.full((count, TARGETS), -1)
+    asked = np.full(count, -1)
     usable = np.flatnonzero(areas)
     for prompt in range(count):
         row, column = (int(place) for place in rng.integers(0, size, 2))
         around = np.flatnonzero(table[atoms[row, column]] & (areas > 0))
-        if is_box[prompt] or rng.random() < 0.5 or not len(around):  # of a mask, not of the image
-            mask = int(rng.choice(usable))
+        if is_box[prompt] or rng.random() < MASK_SHARE or not len(around):
+            mask = asked[prompt] = int(rng.choice(usable))
             inside = np.flatnonzero(table[:, mask][atoms])
             row, column = divmod(int(rng.choice(inside)), size)
             around = np.flatnonzero(table[atoms[row, column]] & (areas > 0))
@@ -96,11 +99,13 @@ def _prompts(
             boxes[prompt] = np.clip(corners + np.clip(rng.normal(0, 0.1, 4) * sides, -20, 20), 0, size - 1)
             targets[prompt, 0] = mask
         else:
-            if len(around) > TARGETS:  # the smallest and the largest stay
+            if len(around) > TARGETS:  # the one that is asked for, the smallest and the largest stay
                 chain = around[np.argsort(areas[around], kind="stable")]
-                around = np.concatenate([chain[[0, -1]], rng.permutation(chain[1:-1])[: TARGETS - 2]])
+                first = (chain == asked[prompt]) | np.isin(chain, chain[[0, -1]])
+                around = np.concatenate([chain[first], rng.permutation(chain[~first])])[:TARGETS]
             targets[prompt, : len(around)] = around[np.argsort(areas[around], kind="stable")]
-    return points, boxes, is_box, targets
+    weights = np.where(targets == asked[:, None], 1, BESIDE).astype(np.float32)
+    return points, boxes, is_box, targets, weights
 
 
 def _photograph(rng: np.random.Generator, image: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -37,6 +37,7 @@ def photographs(split):
 def test_splits_for_training_and_testing_share_no_photograph():
     assert not photographs("train") & photographs("test")
     assert photographs("test") == photographs("test-ood")
+    assert photographs("all") == photographs("train") | photographs("test")
     assert len(photographs("train") | photographs("test")) >= 6
 
 

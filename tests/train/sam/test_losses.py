@@ -71,6 +71,27 @@ def test_the_first_output_may_mean_the_smallest_mask_and_the_last_the_largest():
     assert [row[3] for row in allowed] == [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
 
 
+def test_a_target_that_counts_for_nothing_is_not_learnt(worlds, tiny):
+    torch.manual_seed(0)
+    sam = build_small_sam(tiny)
+    embedding = torch.randn(1, 8, 8, 8)
+    prompts = Prompts.of([draw(worlds, 8, 20, (8, 1))], (0, 0))
+    asked = prompts.weights == 1
+    assert ((prompts.targets >= 0) & ~asked).any()
+
+    def loss(weights):
+        torch.manual_seed(1)  # of the sample
+        return float(mask_loss(sam, embedding, prompts._replace(weights=weights), scored=0)[0].detach())
+
+    as_it_is, double = loss(prompts.weights), loss(2 * prompts.weights)
+    assert as_it_is == pytest.approx(double, rel=1e-6)
+    alone, beside = loss(asked.float()), loss((~asked).float())
+    share = float(prompts.weights[prompts.targets >= 0].sum())
+    mine = float((asked & (prompts.targets >= 0)).sum()) / share
+    assert as_it_is == pytest.approx(mine * alone + (1 - mine) * beside, rel=1e-5)
+    assert alone != pytest.approx(beside, rel=1e-3)
+
+
 def test_points_mean_the_same_place_wherever_the_image_lies(worlds, tiny, monkeypatch):
     """The prompt encoder's field is larger than a small training image: point and positions shift together."""
     torch.manual_seed(0)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from samdeblur.train.sam.prompts import TARGETS, draw
+from samdeblur.train.sam.prompts import TARGETS, _prompts, draw
 
 
 @pytest.mark.parametrize("tokens", [4, 8, 12])
@@ -40,6 +40,33 @@ def test_the_points_of_an_image_mean_all_masks_around_them(worlds):
         around = np.flatnonzero(image.table[image.atoms[row, column]])
         exact += not is_box and set(targets[targets >= 0]) == set(around)
     assert exact > 20  # not all: tiny masks are no targets, and the map is a sample of the pixels
+
+
+def test_masks_are_asked_for_equally_often_however_small_they_are(worlds):
+    asked: dict[int, int] = {}
+    image = draw(worlds, 12, 600, (8, 1))
+    for is_box, targets, weights in zip(image.is_box, image.targets, image.weights, strict=True):
+        meant = targets[(targets >= 0) & (weights == 1)]
+        assert len(meant) <= 1
+        assert len(meant) == 1 or not is_box
+        for mask in meant:
+            asked[mask] = asked.get(mask, 0) + 1
+    drawn = sum(asked.values())
+    assert 480 < drawn < 590  # the others are of places
+    assert max(asked.values()) < 2 * drawn / len(asked)
+    assert min(asked.values()) > drawn / len(asked) / 3
+
+
+def test_the_mask_that_is_asked_for_is_a_target_in_the_deepest_pile():
+    size, depth = 32, 9  # squares in squares
+    atoms = np.minimum(np.indices((size, size)).min(axis=0), depth).astype(np.uint16)
+    table = np.tri(depth + 1, depth, -1, dtype=bool)
+    areas = np.bincount(atoms.ravel()) @ table
+    _, _, is_box, targets, weights = _prompts(np.random.default_rng(0), atoms, table, areas, 200)
+    there = ((weights == 1) & (targets >= 0)).sum(axis=1)
+    assert (targets[~is_box] >= 0).all(axis=1).any()  # as many as are trained at most
+    assert 150 < there.sum() < 200
+    assert there.max() == 1
 
 
 def test_prompts_follow_from_the_seed(worlds):
