@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from samdeblur.models.networks.nafnet import NAFNet
 from samdeblur.models.networks.unet import UNet
+from samdeblur.storage.own_code import CodeError, load_code
 from samdeblur.storage.reasons import error_in_a_line
 
 OWN: dict[str, Callable[..., NAFNet | UNet]] = {"nafnet": NAFNet, "unet": UNet}
@@ -108,7 +109,7 @@ def build_network(name: str, options: Mapping[str, Any], asked: bool = True) -> 
                 f"asks for the network {name}, which is code outside this package; code that a file names is not "
                 f"run unless you trust it and set {ALLOWED}={name}"
             )
-        network = _made(name, _factory(name, home, thing), options)
+        network = _made(name, _factory(name), options)
     return Foreign(network, name, options, *_sizes(name, network))
 
 
@@ -146,22 +147,15 @@ def spandrel_class(name: str) -> Callable[..., nn.Module]:
     raise NetworkError(f"spandrel:{name}: no such network; {hint}{more}")
 
 
-def _factory(name: str, home: str, thing: str) -> Callable[..., Any]:
+def _factory(name: str) -> Callable[..., Any]:
     try:
-        found = importlib.import_module(home)
-        for part in thing.split("."):
-            found = getattr(found, part)
-    except ModuleNotFoundError as error:
-        raise NetworkError(f"{name}: no module {error.name!r}; is it installed, or on PYTHONPATH?") from error
-    except AttributeError as error:
-        public = [part for part in vars(found) if not part.startswith("_")]
-        near = difflib.get_close_matches(thing, public, n=1)
-        raise NetworkError(f"{name}: no {thing} in it{f'; did you mean {near[0]}?' if near else ''}") from error
-    except Exception as error:
-        raise NetworkError(f"{name}: cannot be imported ({type(error).__name__}: {error})") from error
+        found = load_code(name)
+    except CodeError as error:
+        raise NetworkError(f"{name}: {error}") from error
     if not callable(found):
         raise NetworkError(f"{name}: is not a class or function that returns a network")
-    return found
+    made: Callable[..., Any] = found
+    return made
 
 
 def _made(name: str, make: Callable[..., Any], options: Mapping[str, Any]) -> nn.Module:

@@ -13,7 +13,7 @@ import json
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from samdeblur.pipeline.segmenters.base import Embeds, Found, Segmenter, SettingsError
 from samdeblur.storage import AtomMap
 from samdeblur.storage.format.layout import RECORD_COLUMNS
+from samdeblur.storage.own_code import CodeError, load_code
 from samdeblur.storage.reasons import error_in_a_line
 from samdeblur.storage.writing.compare import SINCE, recipe_differences
 
@@ -128,31 +129,19 @@ def checked(name: str, found: Any, shape: tuple[int, int]) -> Found:
 
 def _factory(name: str) -> Any:
     """Raises SegmenterMissing."""
-    points = {point.name: point for point in entry_points(group=GROUP)}
-    if name in OURS:
-        point = EntryPoint(name, OURS[name], GROUP)
-    elif name in points:
-        point = points[name]
-    elif ":" in name:
-        point = EntryPoint(name, name, GROUP)
-    else:
-        known = [*OURS, *sorted(points)]
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}."
+    offered = {point.name: f"{point.module}:{point.attr}" for point in entry_points(group=GROUP)}
+    known = offered | OURS
+    if name not in known and ":" not in name:
+        near = difflib.get_close_matches(name, [*OURS, *sorted(offered)], n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join([*OURS, *sorted(offered)])}."
         raise SegmenterMissing(
             f"no segmenter {name!r} in the packages on {platform.node()}; {hint} Or name a function as "
             "package.module:factory"
         )
     try:
-        return point.load()
-    except ImportError as error:
-        of_itself = isinstance(error, ModuleNotFoundError) and f"{point.module}.".startswith(f"{error.name}.")
-        advice = f"install the package, or put its folder on PYTHONPATH, on {platform.node()}" if of_itself else ""
-        raise SegmenterMissing(
-            f"segmenter {name}: {error_in_a_line(error)}{f'; {advice}' if advice else ''}"
-        ) from error
-    except (AttributeError, ValueError) as error:
-        raise SegmenterMissing(f"segmenter {name}: {error_in_a_line(error)}") from error
+        return load_code(known.get(name, name))
+    except CodeError as error:
+        raise SegmenterMissing(f"segmenter {name}: on {platform.node()}: {error}") from error
 
 
 def _check_arguments(name: str, factory: Any, settings: Mapping[str, Any]) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +15,16 @@ from samdeblur.pipeline.sources.base import SourceError
 from samdeblur.pipeline.sources.layouts import ANY, Layout
 from samdeblur.pipeline.sources.listing import Pairs
 from samdeblur.storage.names import nfc
+from samdeblur.storage.own_code import CodeError, load_code
 from samdeblur.storage.reasons import error_in_a_line
-
-GROUP = "samdeblur.layouts"  # no package offers some there; an entry point needs a group
 
 
 def own_layout(name: str) -> Layout:
     """The layout that a function makes, by its name. Raises SourceError where there is none."""
     try:
-        function = EntryPoint(name, name, GROUP).load()
-    except ModuleNotFoundError as error:
-        module = name.partition(":")[0]
-        advice = "; put its folder on PYTHONPATH" if f"{module}.".startswith(f"{error.name}.") else ""
-        raise SourceError(f"layout {name}: {error_in_a_line(error)}{advice}") from error
-    except Exception as error:  # what a module of the user does
-        raise SourceError(f"layout {name}: {error_in_a_line(error)}") from error
+        function = load_code(name)
+    except CodeError as error:
+        raise SourceError(f"layout {name}: {error}") from error
     if not callable(function):
         raise SourceError(f"layout {name}: a {type(function).__name__}, no function of a folder and a split")
     return Layout(f"pairs that {name} gives", lambda root: {ANY: root}, partial(_list, name, function))
