@@ -31,7 +31,7 @@ def of_means(values: Values) -> Interval:
     mean = float(values.mean())
     variance, freedom = _variance(values)
     if variance == 0:
-        return Interval(mean, mean, mean, float(mean == 0))
+        return Interval(mean, mean, mean, float(mean == 0 or values.size == 1))  # of one value nothing is known
     error = variance**0.5
     half = stats.t.ppf((1 + LEVEL) / 2, freedom) * error
     return Interval(mean, mean - half, mean + half, float(2 * stats.t.sf(abs(mean) / error, freedom)))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from axes import cell_of, crossed_gains, crossed_table
 from intervals import holm
-from plan import PRIORS, Size
+from plan import MORE_PHOTOGRAPHS, PAIRS, PRIORS, Size
 from summary import BASELINE, Found, Row, markdown, summarise
 
 PAPER = "map"
@@ -21,6 +21,7 @@ def write_priors(size: Size, out: Path, found: Found, crossed: Found) -> str:
     name = size.families[0]
     over_none = {row.variant: row for row in summarise(found) if row.images == name and row.over}
     over_paper = {row.variant: row for row in _over_paper(size, found, name)}
+    elsewhere = [row for row in summarise(found) if row.images in (MORE_PHOTOGRAPHS, PAIRS) and row.over]
     gains = crossed_gains(found[BASELINE][name], crossed)
     parts = [
         f"{len(found[BASELINE][name].seeds)} seeds of `{BASELINE}`",
@@ -28,6 +29,8 @@ def write_priors(size: Size, out: Path, found: Found, crossed: Found) -> str:
         _table(size, over_none),
         f"**The same over `{PAPER}` with these masks**",
         _table(size, over_paper),
+        "**On photographs, and real pairs: dB over no prior**",
+        _elsewhere(elsewhere),
         "**Trained with one kind of masks (rows), tested with another: dB over no prior**",
         crossed_table(gains),
     ]
@@ -35,6 +38,10 @@ def write_priors(size: Size, out: Path, found: Found, crossed: Found) -> str:
         "seeds": {variant: sets[name].psnr.shape[0] for variant, sets in found.items()},
         "over none": {variant: _plain(row) for variant, row in over_none.items()},
         f"over {PAPER}": {variant: _plain(row) for variant, row in over_paper.items()},
+        "elsewhere": {
+            name: {row.variant: _plain(row) for row in elsewhere if row.images == name}
+            for name in dict.fromkeys(row.images for row in elsewhere)
+        },
         "tested with others": {
             variant: {masks: gain._asdict() for masks, gain in of.items()} for variant, of in gains.items()
         },
@@ -62,6 +69,14 @@ def _table(size: Size, rows: Mapping[str, Row]) -> str:
         if any(row):
             body.append([prior, *(cell_of(one) for one in row)])
     return markdown(["", *size.masks], body)
+
+
+def _elsewhere(rows: Sequence[Row]) -> str:
+    names = list(dict.fromkeys(row.images for row in rows))
+    by_place = {(row.variant, row.images): row for row in rows}
+    variants = dict.fromkeys(row.variant for row in rows)
+    body = [[variant, *(cell_of(by_place.get((variant, name))) for name in names)] for variant in variants]
+    return markdown(["", *names], body)
 
 
 def _plain(row: Row) -> dict[str, float]:

@@ -394,3 +394,22 @@ def test_a_finished_study_is_not_done_again_and_one_that_lost_a_piece_does_that_
     again = json.loads(lost.read_text())
     assert [of_set["summary"] for of_set in again["sets"]] == [of_set["summary"] for of_set in text["sets"]]
     assert (out / "summary.md").read_text().strip() in said
+
+
+def test_ranks_are_compared_over_sizes(tmp_path):
+    for name, gains in {"half": (0.5, 0.1, -0.2), "one": (1.0, 0.2, -0.1), "double": (1.0, 1.2, -0.4)}.items():
+        rows = {f"map, {n}": {"mean": g, "low": g, "high": g, "corrected p": 0.5} for n, g in enumerate(gains)}
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "priors.json").write_text(json.dumps({"over none": rows | {name: rows["map, 0"]}}))
+    files = [str(tmp_path / name / "priors.json") for name in ("half", "one", "double")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(STUDY))
+        compare = runpy.run_path(str(STUDY / "sizes.py"))["main"]
+    done = CliRunner().invoke(compare, files)
+    assert done.exit_code == 0, done.output
+    assert "| map, 2 | -0.20 [-0.20, -0.20] | -0.10 " in done.output
+    assert "half, " in done.output
+    assert "rank correlation 1.00 of 3 rows" in done.output
+    assert "rank correlation 0.50 of 3 rows" in done.output
+    assert "double |" in done.output
+    assert CliRunner().invoke(compare, files[:1]).exit_code == 2
