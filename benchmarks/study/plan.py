@@ -83,9 +83,11 @@ MASKS |= dict.fromkeys(AXES_MASKS)
 POINTS = ("--points-per-side", "12")
 MASKS["sam-12"] = ("--sam", "bundled", *POINTS)
 MASKS["sam-12-refined"] = ("--sam", "bundled", *POINTS, "--refine", "3")
-# The same, found in blurred images in training too: in the test nobody has anything better.
-MASKS["sam-12-alike"] = (*MASKS["sam-12"], "--predeblur", "none")
-MASKS["sam-12-refined-alike"] = (*MASKS["sam-12-refined"], "--predeblur", "none")
+# Of these, as in the paper, training images are pre-deblurred and test images not. The same where neither are, and both:
+ALIKE, PREDEBLURRED = "-alike", "-predeblurred"  # the first differs in training alone, the second in the test alone
+for kind in ("sam-12", "sam-12-refined"):
+    MASKS[kind + ALIKE] = (*(MASKS[kind] or ()), "--predeblur", "none")
+    MASKS[kind + PREDEBLURRED] = (*(MASKS[kind] or ()), "--predeblur", "bundled")
 MASKS["true"] = ("--segmenter", "true-masks")
 
 
@@ -161,7 +163,7 @@ SMOKE: dict[str, Any] = {
 
 
 def _priors(settings: dict[str, Any]) -> Size:
-    found = ("sam-12", "sam-12-refined", "sam-12-alike", "sam-12-refined-alike")
+    found = tuple(kind + how for how in ("", ALIKE, PREDEBLURRED) for kind in ("sam-12", "sam-12-refined"))
     families = (WORLDS[0], MORE_PHOTOGRAPHS)
     return Size(240, 24, 160, SEEDS, ("true", "true-moved-1", *found), families, settings, priors=True)
 
@@ -331,9 +333,6 @@ class Store:
         return f"{self.images}:{size.test}:{size.side}", "test"
 
 
-ALIKE = "-alike"  # kinds of masks that differ in training alone
-
-
 def test_sets(size: Size, masks: str) -> list[Store]:
     """The sets that a network is tested on; one without masks, which looks at none, with some that are there."""
     found = [name for name in size.masks if not name.startswith("true")]
@@ -362,9 +361,13 @@ def is_crossed(variant: Variant, size: Size) -> bool:
     return is_oracle(variant.masks) and (not size.axes or variant.masks in (*BORDERS, "true-moved-any"))
 
 
+def train_store(variant: Variant, size: Size) -> Store:
+    return Store("train", (variant.masks or size.masks[0]).removesuffix(PREDEBLURRED))
+
+
 def stores_of(variant: Variant, size: Size) -> list[Store]:
     """Those that a row is trained and tested with."""
-    return [Store("train", variant.masks or size.masks[0]), *test_sets(size, variant.masks)]
+    return [train_store(variant, size), *test_sets(size, variant.masks)]
 
 
 def stores(size: Size) -> list[Store]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from axes import cell_of, crossed_gains, crossed_table
 from intervals import holm
-from plan import MORE_PHOTOGRAPHS, PAIRS, PRIORS, Size
+from plan import ALIKE, MORE_PHOTOGRAPHS, PAIRS, PREDEBLURRED, PRIORS, Size
 from summary import BASELINE, Found, Row, markdown, summarise
 
 PAPER = "map"
@@ -22,6 +22,7 @@ def write_priors(size: Size, out: Path, found: Found, crossed: Found) -> str:
     over_none = {row.variant: row for row in summarise(found) if row.images == name and row.over}
     over_paper = {row.variant: row for row in _over_paper(size, found, name)}
     elsewhere = [row for row in summarise(found) if row.images in (MORE_PHOTOGRAPHS, PAIRS) and row.over]
+    alike = {row.variant: row for row in _alike(found, name)}
     gains = crossed_gains(found[BASELINE][name], crossed)
     parts = [
         f"{len(found[BASELINE][name].seeds)} seeds of `{BASELINE}`",
@@ -29,6 +30,8 @@ def write_priors(size: Size, out: Path, found: Found, crossed: Found) -> str:
         _table(size, over_none),
         f"**The same over `{PAPER}` with these masks**",
         _table(size, over_paper),
+        "**Training and test images treated alike: neither pre-deblurred, or both, over those of training alone**",
+        markdown(["", "dB"], [[variant, cell_of(row)] for variant, row in alike.items()]),
         "**On photographs, and real pairs: dB over no prior**",
         _elsewhere(elsewhere),
         "**Trained with one kind of masks (rows), tested with another: dB over no prior**",
@@ -38,6 +41,7 @@ def write_priors(size: Size, out: Path, found: Found, crossed: Found) -> str:
         "seeds": {variant: sets[name].psnr.shape[0] for variant, sets in found.items()},
         "over none": {variant: _plain(row) for variant, row in over_none.items()},
         f"over {PAPER}": {variant: _plain(row) for variant, row in over_paper.items()},
+        "treated alike over not": {variant: _plain(row) for variant, row in alike.items()},
         "elsewhere": {
             name: {row.variant: _plain(row) for row in elsewhere if row.images == name}
             for name in dict.fromkeys(row.images for row in elsewhere)
@@ -56,8 +60,23 @@ def _over_paper(size: Size, found: Found, name: str) -> list[Row]:
     """Every row over the paper's with the same masks, corrected for all of them together."""
     rows = []
     for masks in size.masks:
-        alike = {variant: sets for variant, sets in found.items() if variant.endswith(f", {masks}")}
-        rows += [row for row in summarise(alike, f"{PAPER}, {masks}") if row.images == name and row.over]
+        same = {variant: sets for variant, sets in found.items() if variant.endswith(f", {masks}")}
+        rows += [row for row in summarise(same, f"{PAPER}, {masks}") if row.images == name and row.over]
+    return _corrected(rows)
+
+
+def _alike(found: Found, name: str) -> list[Row]:
+    """Every row whose training masks were made as those of the test, over the same where they were not."""
+    rows = []
+    for variant, sets in found.items():
+        other = variant.removesuffix(ALIKE).removesuffix(PREDEBLURRED)
+        if other != variant and other in found:
+            pair = {variant: sets, other: found[other]}
+            rows += [row for row in summarise(pair, other) if row.images == name and row.over]
+    return _corrected(rows)
+
+
+def _corrected(rows: Sequence[Row]) -> list[Row]:
     corrected = holm(np.array([row.over["psnr"].p for row in rows])) if rows else []
     return [replace(row, p=float(p)) for row, p in zip(rows, corrected, strict=True)]
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from oracle import prepare_oracle
-from plan import CONTROLS, Cell, Size, Store, crossed_sets, test_sets
+from plan import CONTROLS, Cell, Size, Store, crossed_sets, test_sets, train_store
 from priors import tried
 
 from samdeblur.evaluation.evaluate import Evaluation, evaluate
@@ -78,9 +78,9 @@ def train_and_evaluate(cell: Cell, size: Size, out: Path) -> None:
     """One network, trained and scored on every set, and with masks that lie to it."""
     torch.set_num_threads(1)
     config = TrainConfig.of(size.settings | cell.variant.settings | {"seed": cell.seed})
-    masks = cell.variant.masks or size.masks[0]
+    images_with_masks = open_store(out / "stores" / train_store(cell.variant, size).place)
     with tried(cell.variant.candidate):
-        train(config, open_store(out / "stores" / Store("train", masks).place), out / "runs" / cell.place)
+        train(config, images_with_masks, out / "runs" / cell.place)
     stores = [(out / "stores" / store.place, store.images) for store in test_sets(size, cell.variant.masks)]
     images = [Named(path, name) for path, name in stores]
     if cell.variant.masks:

@@ -79,6 +79,11 @@ def test_networks_without_true_masks_are_tested_on_photographs_and_real_pairs(st
     assert plan.Store("photographs", "sam-12").source(size) == ("sample", "all")
     assert plan.Store("pairs", "sam-12").source(size) == (str(tmp_path), "test")
     assert plan.MASKS["sam-12-alike"][-2:] == ("--predeblur", "none")
+    both = next(row for row in plan.variants(size) if row.name == "map, sam-12-predeblurred")
+    assert [store.place for store in plan.stores_of(both, size)] == [
+        "train-sam-12.zarr",  # training images are pre-deblurred there already
+        *(f"{images}-sam-12-predeblurred.zarr" for images in ("worlds", "photographs", "pairs")),
+    ]
 
 
 def test_other_sizes_of_network_have_the_same_rows_and_stores(study):
