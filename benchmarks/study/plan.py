@@ -83,7 +83,7 @@ MASKS |= dict.fromkeys(AXES_MASKS)
 POINTS = ("--points-per-side", "12")
 MASKS["sam-12"] = ("--sam", "bundled", *POINTS)
 MASKS["sam-12-refined"] = ("--sam", "bundled", *POINTS, "--refine", "3")
-# Of these, as in the paper, training images are pre-deblurred and test images not. The same where neither are, and both:
+# Of these, as in the paper, training images are pre-deblurred, test images not. Where neither are, and where both are:
 ALIKE, PREDEBLURRED = "-alike", "-predeblurred"  # the first differs in training alone, the second in the test alone
 for kind in ("sam-12", "sam-12-refined"):
     MASKS[kind + ALIKE] = (*(MASKS[kind] or ()), "--predeblur", "none")
