@@ -49,6 +49,27 @@ def one_point(predictor: SamPredictor, image: np.ndarray, truth: AtomMap, rng: n
     return np.array(rows).reshape(-1, 2)
 
 
+def by_area(sam: Sam, count: int) -> list[list[object]]:
+    """What one point finds of small and of large masks of sharp scenes.
+
+    Rows: bounds of the area, share of the image; how many masks lie between them, mean IoU of the best of three.
+    """
+    source, predictor = WorldSource.of(f"worlds:{count}", "test"), SamPredictor(sam)
+    ious, areas = [], []
+    for key in source.keys:
+        pair = source.read(key)
+        assert pair.masks is not None
+        ious.append(one_point(predictor, pair.sharp, pair.masks, np.random.default_rng(int(key)))[:, 0])
+        areas.append(pair.masks.to_masks().mean(axis=(1, 2)))
+    found, area = np.concatenate(ious), np.concatenate(areas)
+    table: list[list[object]] = []
+    for low, high in pairwise((0, 0.003, 0.01, 0.05, 1)):
+        some = (area > low) & (area <= high)
+        if some.any():
+            table.append([f"{low:.1%}-{high:.1%}", int(some.sum()), round(float(found[some].mean()), 3)])
+    return table
+
+
 def scenes(sam, generator: MaskGenerator, count: int) -> dict[str, dict[str, float]]:
     """Figures on held-out scenes, sharp and blurred."""
     source = WorldSource.of(f"worlds:{count}", "test")
@@ -159,6 +180,7 @@ def main(weights: str, count: int, assignments: tuple[str, ...], out: Path) -> N
         "scenes": count,
         **scenes(sam, generator, count),
         "predicted IoU": reliability(sam, max(1, count // 2)),
+        "area of the mask, masks, one point: mean IoU": by_area(sam, count),
         "photographs": photographs(generator, out),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
     }

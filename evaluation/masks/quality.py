@@ -20,7 +20,7 @@ from samdeblur.storage import AtomMap, MaskStore
 
 REACH = 5  # pixels around a border that it is compared with, and the most that a border is said to be off
 BLUR = 0.5  # sigma, pixels, of the Gaussian before the gradient
-LAW = (0.70, 0.97)  # `expected_share`: fitted by benchmarks/study/which.py to what 25 kinds of masks brought
+LAW = (0.70, 0.99)  # `expected_share`: fitted by benchmarks/study/which.py to what 25 kinds of masks brought
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from samdeblur.storage import AtomMap
 BUNDLED_SETTINGS: dict[str, Any] = {
     "points_per_side": 24,
     "pred_iou_thresh": 0.5,
-    "stability_score_thresh": 0.85,
+    "stability_score_thresh": 0.9,
     "box_nms_thresh": 0.5,
 }
 
