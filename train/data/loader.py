@@ -193,7 +193,8 @@ def _fetch_ahead(loader: DataLoader[Any], waiting: Callable[[], None]) -> Iterat
                     return
             line.put(None)
         except Exception as error:
-            line.put(error)
+            # Asked here and nowhere else: where two threads ask how a worker ended, one of them hears 255.
+            line.put(_how_a_worker_died(workers) or error)
 
     fetching = threading.Thread(target=fetch, name="batches", daemon=True)
     fetching.start()
@@ -201,7 +202,7 @@ def _fetch_ahead(loader: DataLoader[Any], waiting: Callable[[], None]) -> Iterat
         noted, number = False, 0
         while (found := _next_batch(line, workers, number, waiting)) is not None:
             if isinstance(found, Exception):
-                yield found if isinstance(found, LoaderFailed) else _how_a_worker_died(workers) or found
+                yield found
                 return
             if found.trouble and not noted:
                 noted = True

@@ -6,6 +6,7 @@ import torch
 
 from samdeblur.models import AtomBatch
 from samdeblur.storage import AtomMap, StoreDamaged, StoreError
+from samdeblur.train.data import loader
 from samdeblur.train.data.crops import (
     CropDataset,
     Cutting,
@@ -290,6 +291,17 @@ def test_a_loader_gives_consecutive_samples_from_any_start_with_any_workers(data
         assert torch.equal(batch.blurred, expected.blurred)
         assert torch.equal(batch.sharp, expected.sharp)
         assert all(map(torch.equal, batch.atoms, expected.atoms))
+
+
+def test_an_image_that_cannot_be_read_is_no_worker_that_died(tmp_path, make_store, monkeypatch):
+    """Its worker ends in good order just then; whoever asks how at that moment may hear anything."""
+    image = np.random.default_rng(0).integers(0, 256, (30, 30, 3), np.uint8)
+    damaged = make_store(tmp_path / "damaged.zarr", {"x": (image, image, np.zeros((0, 30, 30), bool))})
+    dataset = CropDataset(damaged, ["x"], Cutting(SIZE), 0, with_atoms=False)
+    (tmp_path / "damaged.zarr/images/sharp/c/0/0/0/0").unlink()
+    monkeypatch.setattr(loader, "_how_a_worker_died", lambda workers: loader.LoaderFailed("it ended with 255"))
+    with pytest.raises(StoreDamaged, match="this shard is missing"):
+        list(crop_loader(dataset, Share(2, 1, 2), 1))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
