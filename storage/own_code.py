@@ -25,11 +25,10 @@ def load_code(name: str) -> Any:
     except Exception as error:  # whatever a module does
         raise CodeError(f"cannot be imported ({error_in_a_line(error)})") from error
     for part in path.split("."):
-        public = [known for known in dir(found) if not known.startswith("_")]
         try:
             found = getattr(found, part)
         except AttributeError as error:
-            near = difflib.get_close_matches(part, public, n=1)
+            near = difflib.get_close_matches(part, [known for known in dir(found) if known[:1] != "_"], n=1)
             raise CodeError(f"no {part!r} in it{f'; did you mean {near[0]}?' if near else ''}") from error
         except Exception as error:
             raise CodeError(f"{part!r} cannot be had of it ({error_in_a_line(error)})") from error

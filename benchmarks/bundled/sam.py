@@ -49,19 +49,11 @@ def one_point(predictor: SamPredictor, image: np.ndarray, truth: AtomMap, rng: n
     return np.array(rows).reshape(-1, 2)
 
 
-def by_area(sam: Sam, count: int) -> list[list[object]]:
-    """What one point finds of small and of large masks of sharp scenes.
+def by_area(found: np.ndarray, area: np.ndarray) -> list[list[object]]:
+    """What one point finds of small and of large masks.
 
-    Rows: bounds of the area, share of the image; how many masks lie between them, mean IoU of the best of three.
+    Rows: bounds of the area, share of the image; how many masks lie between them, mean IoU.
     """
-    source, predictor = WorldSource.of(f"worlds:{count}", "test"), SamPredictor(sam)
-    ious, areas = [], []
-    for key in source.keys:
-        pair = source.read(key)
-        assert pair.masks is not None
-        ious.append(one_point(predictor, pair.sharp, pair.masks, np.random.default_rng(int(key)))[:, 0])
-        areas.append(pair.masks.to_masks().mean(axis=(1, 2)))
-    found, area = np.concatenate(ious), np.concatenate(areas)
     table: list[list[object]] = []
     for low, high in pairwise((0, 0.003, 0.01, 0.05, 1)):
         some = (area > low) & (area <= high)
@@ -70,17 +62,18 @@ def by_area(sam: Sam, count: int) -> list[list[object]]:
     return table
 
 
-def scenes(sam, generator: MaskGenerator, count: int) -> dict[str, dict[str, float]]:
-    """Figures on held-out scenes, sharp and blurred."""
+def scenes(sam, generator: MaskGenerator, count: int) -> dict[str, object]:
+    """Figures on held-out scenes, sharp and blurred, and by the area of masks of the sharp ones."""
     source = WorldSource.of(f"worlds:{count}", "test")
     predictor = SamPredictor(sam)
     figures = {}
     for kind in ("sharp", "blurred"):
-        points, matches, recalls = [], [], []
+        points, areas, matches, recalls = [], [], [], []
         for key in source.keys:
             pair = source.read(key)
             image, truth = getattr(pair, kind), pair.masks
             points.append(one_point(predictor, image, truth, np.random.default_rng(int(key))))
+            areas.append(truth.to_masks().mean(axis=(1, 2)))
             found, _ = generator.generate(image)
             matches.append(match(mask_iou(found, truth)))
             true_borders, count_ = borders(truth.atoms), max(2, found.n_masks)
@@ -91,6 +84,8 @@ def scenes(sam, generator: MaskGenerator, count: int) -> dict[str, dict[str, flo
                 + [boundary_recall(true_borders, side) for side in sides]
             )
         points_, borders_ = np.concatenate(points), np.nanmean(recalls, axis=0)
+        if kind == "sharp":
+            areas_of_masks = by_area(points_[:, 0], np.concatenate(areas))
         true, found_, at_50, at_75 = (sum(values) for values in zip(*map(_counts, matches), strict=True))
         figures[kind] = {
             "true masks": true,
@@ -106,7 +101,8 @@ def scenes(sam, generator: MaskGenerator, count: int) -> dict[str, dict[str, flo
             "boundary precision": borders_[2],
             "boundary precision of as many superpixels": borders_[3],
         }
-    return {kind: {name: round(float(value), 4) for name, value in row.items()} for kind, row in figures.items()}
+    rounded = {kind: {name: round(float(value), 4) for name, value in row.items()} for kind, row in figures.items()}
+    return {**rounded, "area of the mask, masks, one point, sharp: mean IoU": areas_of_masks}
 
 
 def _counts(found):
@@ -180,7 +176,6 @@ def main(weights: str, count: int, assignments: tuple[str, ...], out: Path) -> N
         "scenes": count,
         **scenes(sam, generator, count),
         "predicted IoU": reliability(sam, max(1, count // 2)),
-        "area of the mask, masks, one point: mean IoU": by_area(sam, count),
         "photographs": photographs(generator, out),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
     }

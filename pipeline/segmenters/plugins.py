@@ -132,8 +132,9 @@ def _factory(name: str) -> Any:
     offered = {point.name: f"{point.module}:{point.attr}" for point in entry_points(group=GROUP)}
     known = offered | OURS
     if name not in known and ":" not in name:
-        near = difflib.get_close_matches(name, [*OURS, *sorted(offered)], n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join([*OURS, *sorted(offered)])}."
+        names = [*OURS, *sorted(offered)]
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}."
         raise SegmenterMissing(
             f"no segmenter {name!r} in the packages on {platform.node()}; {hint} Or name a function as "
             "package.module:factory"

@@ -150,6 +150,11 @@ def test_of_one_seed_intervals_are_students_over_images(study):
     assert interval.p == pytest.approx(expected.pvalue)
 
 
+def test_of_one_value_nothing_is_certain(study):
+    assert study.intervals.of_means(np.array([[0.3]])).p == 1
+    assert study.intervals.of_means(np.full((2, 2), 0.3)).p == 0
+
+
 def test_rates_of_0_leave_doubt_as_their_images_do(study):
     few, many = (study.intervals.of_rates(np.zeros((5, images))) for images in (7, 70))
     assert few.mean == few.low == many.mean == 0
